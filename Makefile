@@ -1,0 +1,57 @@
+# Bare `make` lists the targets; each target's comment is its description.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format sweep bench tiny-model clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/run.stamp
+	$(PIP) --editable '.[bench]'
+	@touch $@
+
+run: $(VENV)/run.stamp  ## Trace the embedded model on the embedded facts (ARGS="mediator=mlp" for more)
+	$(BIN)/python -m ktrace $(ARGS)
+
+test: $(VENV)/dev.stamp  ## Run the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+lint: $(VENV)/dev.stamp  ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict ktrace
+
+format: $(VENV)/dev.stamp  ## Format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+sweep: $(VENV)/run.stamp  ## Trace the five mediators as a sweep (MODELS=tiny,gpt2 for more models)
+	$(BIN)/python -m ktrace --multirun model=$(or $(MODELS),tiny) \
+	    mediator=hidden,hidden_attn_severed,hidden_mlp_severed,mlp,attn $(ARGS)
+
+bench: $(VENV)/bench.stamp  ## Measure speed against the arithmetic and the peers (about 10 minutes)
+	$(BIN)/python -m benchmarks.gpt2_small --write docs/benchmarks.md $(ARGS)
+
+tiny-model: $(VENV)/run.stamp  ## Train the embedded model anew (about 10 minutes on 2 cores)
+	$(BIN)/python data/train_tiny.py $(ARGS)
+
+clean:  ## Remove environment, caches and build files (never outputs/)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
