@@ -1,0 +1,302 @@
+"""The schema of every config group: types, defaults, meaning, and the checks across fields.
+
+YAML under `conf/` fills these classes; Hydra refuses a key or a type that is not here. The rest of
+ktrace receives a `RunConfig` and never sees an OmegaConf object. The classes are not frozen only
+because OmegaConf would then refuse every override; nothing changes one after `to_run_config`.
+No torch here: this module is on the road to `--help`.
+"""
+
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from ktrace.errors import KtraceError
+
+
+class Stage(Enum):
+    """Where a run stops. Each stage first runs what it needs and does not find."""
+
+    filter = "filter"
+    clean = "clean"
+    corrupted = "corrupted"
+    restore = "restore"
+    analyze = "analyze"
+    all = "all"
+
+
+class Dtype(Enum):
+    """Number format that the model computes in; `auto` takes the checkpoint's own."""
+
+    auto = "auto"
+    float32 = "float32"
+    float64 = "float64"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Quantization(Enum):
+    """Bits that weights are rounded to when they are loaded."""
+
+    int8 = "int8"
+    int4 = "int4"
+
+
+class NoiseKind(Enum):
+    """How the subject's embeddings are corrupted."""
+
+    gaussian = "gaussian"
+    uniform = "uniform"
+    student_t = "student_t"
+    multivariate = "multivariate"
+    zero = "zero"
+    mean = "mean"
+    token_replacement = "token_replacement"
+
+
+# Kinds with a level (multiple or std, replace), and kinds with samples and a seed.
+LEVELLED_NOISE = (
+    NoiseKind.gaussian,
+    NoiseKind.uniform,
+    NoiseKind.student_t,
+    NoiseKind.multivariate,
+)
+RANDOM_NOISE = (*LEVELLED_NOISE, NoiseKind.token_replacement)
+
+
+class Metric(Enum):
+    """What is scored of the answer; every run stores all, the figures show one."""
+
+    probability = "probability"
+    log_probability = "log_probability"
+    logit = "logit"
+    logit_difference = "logit_difference"
+    kl = "kl"
+
+
+class RoleScheme(Enum):
+    """Rows of the heatmaps: six (`rome`) or four (`seed`)."""
+
+    rome = "rome"
+    seed = "seed"
+
+
+class EngineName(Enum):
+    """What computes the scores; every engine gives the same numbers."""
+
+    suffix = "suffix"
+    reference = "reference"
+
+
+@dataclass
+class ModulesConfig:
+    """Module paths of an unknown architecture: all four or none; `[LAYER_NUM]` is the layer.
+
+    Example: `block: model.layers.[LAYER_NUM]`, `attn: model.layers.[LAYER_NUM].self_attn`.
+    """
+
+    embedding: str | None = None
+    block: str | None = None
+    attn: str | None = None
+    mlp: str | None = None
+
+
+@dataclass
+class ModelConfig:
+    """Which model, from where, and how it is loaded."""
+
+    name: str = MISSING  # folder of the store, and the name in tables and titles
+    path: str = MISSING  # local folder or hub id
+    revision: str | None = None  # hub branch, tag or commit
+    dtype: Dtype = Dtype.float32
+    device: str = "auto"  # auto: CUDA, else MPS, else CPU; or cpu, cuda:1, ...
+    device_map: Any = None  # passed to transformers (needs accelerate); excludes `device`
+    quantization: Quantization | None = None  # by bitsandbytes; needs it and accelerate
+    trust_remote_code: bool = False  # whether Python code beside the weights may run
+    allow_pickle: bool = False  # whether weights may be other than safetensors; these can run code
+    window: int = 10  # layers restored together, unless mediator.window says otherwise
+    # Not None by default: Hydra could then not override one of its keys. `to_run_config` makes it
+    # None where no path is given.
+    modules: ModulesConfig | None = field(default_factory=ModulesConfig)
+
+
+@dataclass
+class MediatorConfig:
+    """What is restored."""
+
+    names: list[str] = MISSING
+    window: int = "${model.window}"  # type: ignore[assignment]  # OmegaConf interpolates an int
+
+
+@dataclass
+class NoiseConfig:
+    """How the subject's embeddings are corrupted."""
+
+    kind: NoiseKind = NoiseKind.gaussian
+    multiple: float | None = None  # of sigma, the spread of the dataset's subject embeddings
+    std: float | None = None  # or an absolute standard deviation
+    samples: int = 10  # draws for each fact; 1 for zero and mean, which are not random
+    seed: int = 1
+    replace: bool = False  # the draw stands in place of the embedding instead of being added
+    degrees: float = 5.0  # of freedom, for student_t
+
+
+@dataclass
+class DatasetConfig:
+    """Which facts."""
+
+    name: str = MISSING  # folder of the store
+    path: str = MISSING
+    limit: int | None = None  # the first n facts; never changes a fact's numbers
+    url: str | None = None  # where a missing file is downloaded from
+    sha256: str | None = None  # of the canonical JSON, checked after reading
+
+
+@dataclass
+class RolesConfig:
+    """How positions are grouped into the rows of a heatmap."""
+
+    scheme: RoleScheme = RoleScheme.rome
+
+
+@dataclass
+class EngineConfig:
+    """What computes the scores."""
+
+    name: EngineName = EngineName.suffix
+    row_budget: int | None = None  # most rows in one block call; null measures free memory
+
+
+@dataclass
+class RunConfig:
+    """One run: everything that determines its numbers and where they go."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mediator: MediatorConfig = field(default_factory=MediatorConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    roles: RolesConfig = field(default_factory=RolesConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    metric: Metric = Metric.probability  # of figures and closing table; aie.csv holds all
+    stage: Stage = Stage.all
+    output_dir: str = "outputs"
+
+
+def register(bundled: "Any") -> None:
+    """Make the schema and the resolvers known to Hydra.
+
+    Args:
+        bundled: function from the name of a shipped data file to its path.
+    """
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    OmegaConf.register_new_resolver("bundled", lambda name: str(bundled(name)), replace=True)
+    OmegaConf.register_new_resolver(
+        "basename", lambda path: PurePosixPath(str(path)).name, replace=True
+    )
+    OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
+
+
+def to_run_config(config: DictConfig) -> RunConfig:
+    """The door: from Hydra's composition to a checked `RunConfig`.
+
+    Raises:
+        KtraceError: a value out of range or two keys that exclude each other.
+        omegaconf.errors.OmegaConfBaseException: a missing or mistyped value.
+    """
+    run = OmegaConf.to_object(config)
+    assert isinstance(run, RunConfig)
+    _refuse_unknown(run)
+    if run.model.modules == ModulesConfig():
+        run.model.modules = None
+    check(run)
+    return run
+
+
+def _refuse_unknown(part: Any, prefix: str = "") -> None:
+    """Refuse keys that `+key=value` added: Hydra lets them through, and nothing would read them."""
+    known = [entry.name for entry in fields(part)]
+    for name, value in vars(part).items():
+        if name not in known:
+            raise KtraceError(f"unknown key {prefix}{name}; keys here: {', '.join(known)}")
+        if is_dataclass(value):
+            _refuse_unknown(value, f"{prefix}{name}.")
+
+
+# One folder level, portable, and never "." or "..": a name from a config must not leave output_dir.
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def check(config: RunConfig) -> None:
+    """Refuse values that no type can refuse.
+
+    Raises:
+        KtraceError: naming the key, the value and what is allowed.
+    """
+    for key, name in (("model.name", config.model.name), ("dataset.name", config.dataset.name)):
+        if not _FOLDER_NAME.fullmatch(name):
+            raise KtraceError(
+                f"{key}={name!r} cannot name a folder: use letters, digits and . _ + - "
+                f"(first a letter or digit); {key}=... chooses another"
+            )
+    if not config.output_dir:
+        raise KtraceError("output_dir is empty: name a folder, or . for this one")
+    for key, value, least in (
+        ("dataset.limit", config.dataset.limit, 1),
+        ("mediator.window", config.mediator.window, 1),
+        ("noise.samples", config.noise.samples, 1),
+        ("noise.seed", config.noise.seed, 0),
+        ("engine.row_budget", config.engine.row_budget, 1),
+        ("noise.multiple", config.noise.multiple, 0),
+        ("noise.std", config.noise.std, 0),
+    ):
+        if value is not None and not least <= value < float("inf"):
+            finite = ", and finite" if isinstance(value, float) else ""
+            raise KtraceError(f"{key}={value} is out of range: at least {least}{finite}")
+    if config.noise.seed >= 2**32:
+        raise KtraceError(f"noise.seed={config.noise.seed} is out of range: less than 2**32")
+    _check_noise(config.noise)
+    if not config.mediator.names:
+        raise KtraceError("mediator.names is empty: name at least one mediator")
+    if config.model.modules is not None:
+        lacking = [key for key, path in vars(config.model.modules).items() if not path]
+        if lacking:
+            raise KtraceError(
+                f"model.modules lacks {', '.join(lacking)}: give all four module paths, or none"
+            )
+    if config.model.device_map is not None and config.model.device != "auto":
+        raise KtraceError(
+            f"model.device={config.model.device!r} and model.device_map exclude each other"
+        )
+
+
+def _check_noise(noise: NoiseConfig) -> None:
+    if noise.multiple is not None and noise.std is not None:
+        raise KtraceError(
+            f"noise.multiple={noise.multiple} and noise.std={noise.std} exclude each other: give "
+            "the level relative to sigma or as an absolute number"
+        )
+    kind = noise.kind.value
+    if noise.kind not in LEVELLED_NOISE:
+        for key, given in (
+            ("multiple", noise.multiple is not None),
+            ("std", noise.std is not None),
+            ("replace", noise.replace),
+        ):
+            if given:
+                raise KtraceError(f"noise.{key} has no meaning for noise.kind={kind}")
+    if noise.kind not in RANDOM_NOISE and noise.samples != 1:
+        raise KtraceError(
+            f"noise.samples={noise.samples} has no meaning for noise.kind={kind}, which is not "
+            "random: it is 1"
+        )
+    if noise.kind is NoiseKind.multivariate and noise.std is not None:
+        raise KtraceError(
+            f"noise.std={noise.std} has no meaning for noise.kind={kind}, whose covariance is "
+            "fitted: scale it with noise.multiple"
+        )
+    if not 0 < noise.degrees < float("inf"):
+        raise KtraceError(f"noise.degrees={noise.degrees} is out of range: above 0, and finite")

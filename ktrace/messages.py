@@ -1,0 +1,60 @@
+"""Hydra's and OmegaConf's complaints in one line that names the key and the choices."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+
+def explain(error: BaseException) -> str:
+    """One line for a person.
+
+    The innermost OmegaConf error knows the key and its class; Hydra's own errors list the choices
+    of a group over several lines.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OmegaConfBaseException):
+            return _explain_omegaconf(cause)
+        if isinstance(cause, OverrideParseException):
+            return (
+                f"{cause.override!r} cannot be read as key=value; a value with special characters "
+                "is quoted, and again for the shell: key='\"value\"'"
+            )
+        if isinstance(cause, MissingConfigException) and cause.options:
+            return _explain_choice(cause.missing_cfg_file or "", cause.options)
+        cause = cause.__cause__
+    return _one_line(str(error))
+
+
+def _explain_choice(missing: str, options: Sequence[str]) -> str:
+    group, _, choice = missing.rpartition("/")
+    close = get_close_matches(choice, options, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"{group}={choice} is unknown{hint}: choose from {', '.join(options)}"
+
+
+def _explain_omegaconf(error: OmegaConfBaseException) -> str:
+    key = error.full_key or str(error.key or "")
+    message = _one_line((error.msg or str(error)).split("full_key:")[0])
+    # The key that was asked for may be another one, whose value comes from the missing one.
+    if unset := re.search(r"Missing mandatory value: (\S+)", message):
+        return f"{unset[1]} is not set: give {unset[1]}=..."
+    owner = error.object_type
+    if (
+        isinstance(error, ConfigKeyError | ConfigAttributeError)
+        and owner is not None
+        and is_dataclass(owner)
+    ):
+        names = [field.name for field in fields(owner)]
+        close = get_close_matches(str(error.key), names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"unknown key {key}{hint}; keys here: {', '.join(names)}"
+    return f"{key}: {message}" if key and key not in message else message
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

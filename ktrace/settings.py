@@ -1,0 +1,54 @@
+"""What a config's settings are called on disk: folder names and fingerprints."""
+
+from dataclasses import asdict
+from typing import Any
+
+from ktrace.config import LEVELLED_NOISE, RANDOM_NOISE, ModelConfig, NoiseConfig, NoiseKind
+
+DEFAULT_MULTIPLE = 3.0  # of sigma; the published level
+
+
+def noise_multiple(noise: NoiseConfig) -> float:
+    """The level relative to sigma."""
+    return DEFAULT_MULTIPLE if noise.multiple is None else noise.multiple
+
+
+def noise_fingerprint(noise: NoiseConfig) -> dict[str, Any]:
+    """What determines a noise's draws: the settings that its kind reads, no others."""
+    settings: dict[str, Any] = {"kind": noise.kind.value}
+    if noise.kind in LEVELLED_NOISE:
+        settings["replace"] = noise.replace
+        settings["multiple"] = None if noise.std is not None else noise_multiple(noise)
+        settings["std"] = noise.std
+    if noise.kind is NoiseKind.student_t:
+        settings["degrees"] = noise.degrees
+    if noise.kind in RANDOM_NOISE:
+        settings |= {"samples": noise.samples, "seed": noise.seed}
+    return settings
+
+
+def noise_key(noise: NoiseConfig) -> str:
+    """Folder of a noise: its fingerprint, readable, e.g. `gaussian-x3-n10-seed1`."""
+    settings = noise_fingerprint(noise)
+    parts = [settings["kind"]]
+    if settings.get("replace"):
+        parts.append("replace")
+    if "degrees" in settings:
+        parts.append(f"df{settings['degrees']:.12g}")
+    if settings.get("multiple") is not None:
+        parts.append(f"x{settings['multiple']:.12g}")
+    if settings.get("std") is not None:
+        parts.append(f"std{settings['std']:.12g}")
+    if "samples" in settings:
+        parts += [f"n{settings['samples']}", f"seed{settings['seed']}"]
+    return "-".join(parts)
+
+
+def model_fingerprint(model: ModelConfig, identity: str) -> dict[str, Any]:
+    """What determines a model's numbers, apart from the device."""
+    return {
+        "identity": identity,
+        "dtype": model.dtype.value,
+        "quantization": model.quantization.value if model.quantization else None,
+        "modules": asdict(model.modules) if model.modules else None,
+    }
