@@ -1,0 +1,51 @@
+"""Logits from last-layer states: the model's own forward pass with its blocks left out."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def logits_from(
+    model: PreTrainedModel, blocks: Sequence[nn.Module], states: torch.Tensor, *, in_tuples: bool
+) -> torch.Tensor:
+    """What the model makes of last-layer states.
+
+    So the final norm, the head, and what a family does to logits afterwards (Gemma-2 caps them,
+    Cohere scales them) are the model's.
+
+    Args:
+        model: the model.
+        blocks: all of its blocks.
+        states: outputs of the last block, `(rows, d_model)`.
+        in_tuples: whether blocks wrap their states in a tuple.
+
+    Returns:
+        `(rows, vocabulary)`.
+    """
+    returned = (states[:, None], None) if in_tuples else states[:, None]
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(_replaced_forward(block, returned))
+        output = model(
+            input_ids=torch.zeros(len(states), 1, dtype=torch.long, device=model.device),
+            use_cache=False,
+        )
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits
+
+
+@contextmanager
+def _replaced_forward(block: nn.Module, returned: Any) -> Iterator[None]:
+    previous = block.__dict__.get("forward")  # an instance has its own when accelerate placed it
+    block.__dict__["forward"] = lambda *args, **kwargs: returned
+    try:
+        yield
+    finally:
+        if previous is None:
+            del block.__dict__["forward"]
+        else:
+            block.__dict__["forward"] = previous

@@ -1,0 +1,210 @@
+"""Load a causal language model with its tokenizer, and prove its module paths."""
+
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from ktrace.errors import KtraceError
+from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
+from ktrace.lm.probe import prove
+from ktrace.lm.source import ModelSource
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model whose sites have been proven.
+
+    Attributes:
+        model: in evaluation mode, without gradients.
+        tokenizer: None where the caller works with token ids only.
+        paths: where its sites are.
+        n_layers: number of blocks.
+        d_embedding: width of the embedding's output, which receives the noise.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    paths: ModulePaths
+    n_layers: int
+    d_embedding: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be."""
+        return self.embedding_weight.device
+
+    @property
+    def embedding_weight(self) -> torch.Tensor:
+        """The token embedding matrix, `(vocabulary, d_embedding)`."""
+        weight = self.model.get_submodule(self.paths.embedding).weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+
+def load_language_model(
+    source: ModelSource,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: Any = None,
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    paths: ModulePaths | None = None,
+) -> LanguageModel:
+    """Load weights and tokenizer from a folder or the hub.
+
+    Args:
+        source: what `find_model` found.
+        dtype: `float32`, `bfloat16`, ..., or `auto` for the checkpoint's own.
+        device: a torch device, or `auto` for CUDA, else MPS, else CPU.
+        device_map: passed on to transformers; then `device` must be `auto`.
+        quantization: `int8` or `int4`: weights are rounded to so many bits by bitsandbytes.
+        trust_remote_code: whether Python code that lies beside the weights may run.
+        allow_pickle: whether weights may be other than safetensors; loading those can run code.
+        paths: for an architecture that `FAMILIES` does not hold.
+
+    Raises:
+        KtraceError: unknown architecture, unreadable or incomplete weights, a device that is not
+            there, a tokenizer without offsets, or a module path that the probe refutes.
+    """
+    where = f"model.path={source.location}"
+    if not sys.stderr.isatty():
+        cast(Any, transformers_logging).disable_progress_bar()
+    origin = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source.location, **origin)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        hint = ""
+        if "trust_remote_code" in str(error):
+            hint = " (model.trust_remote_code=true runs it; read it first)"
+        message = f"{where}: config.json cannot be used: {_first_line(error)}{hint}"
+        raise KtraceError(message) from error
+    paths = paths or _known_paths(config, where)
+    tokenizer = _load_tokenizer(source, origin, where)
+    if quantization is not None:
+        _require_packages(quantization)
+        # Quantized weights cannot be moved afterwards.
+        device_map = device_map or {"": str(_device(device))}
+    try:
+        # Typed as if it returned the model alone.
+        model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
+            source.location,
+            dtype=dtype,
+            device_map=device_map,
+            quantization_config=_bits(quantization, dtype),
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            **origin,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise KtraceError(f"{where}: the model cannot be loaded: {_first_line(error)}") from error
+    # transformers fills what a checkpoint lacks with random numbers, and only warns.
+    if report["missing_keys"]:
+        first = ", ".join(sorted(report["missing_keys"])[:3])
+        raise KtraceError(f"{where}: the checkpoint lacks weights: {first}")
+    if device_map is None:
+        model = model.to(_device(device))
+    return language_model(model, tokenizer, paths)
+
+
+def language_model(
+    model: PreTrainedModel, tokenizer: Any = None, paths: ModulePaths | None = None
+) -> LanguageModel:
+    """Take a model that is already in memory, and prove its sites.
+
+    Raises:
+        KtraceError: unknown architecture, or a module path that the probe refutes.
+    """
+    config: Any = model.config
+    paths = paths or _known_paths(config, type(model).__name__)
+    n_layers = int(config.get_text_config().num_hidden_layers)
+    model.train(False).requires_grad_(False)
+    if model.dtype == torch.float64 and getattr(config, "_experts_implementation", None):
+        # Mixtures of experts take products of many small matrices that torch has up to float32.
+        model.set_experts_implementation("eager")
+    return LanguageModel(model, tokenizer, paths, n_layers, prove(model, paths, n_layers))
+
+
+def _known_paths(config: Any, where: str) -> ModulePaths:
+    named = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)]
+    paths = FAMILIES.get(named[0])
+    if paths is None:
+        raise KtraceError(
+            f"{where}: architecture {named[0]} is not known. Known: {', '.join(sorted(FAMILIES))}. "
+            "For another, give its module paths, in quotes: "
+            f"'model.modules.block=\"model.layers.{LAYER}\"', and embedding, attn, mlp likewise"
+        )
+    return paths
+
+
+def _require_packages(quantization: str) -> None:
+    lacking = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
+    if lacking:
+        raise KtraceError(
+            f"model.quantization={quantization} needs {' and '.join(lacking)}: "
+            f"pip install {' '.join(lacking)}"
+        )
+
+
+def _bits(quantization: str | None, dtype: str) -> Any:
+    """What transformers takes for a quantization."""
+    if quantization is None:
+        return None
+    make = cast(Any, BitsAndBytesConfig)
+    if quantization == "int8":
+        return make(load_in_8bit=True)
+    if quantization != "int4":
+        raise KtraceError(f"model.quantization={quantization!r} is unknown: int8 or int4")
+    # Products are taken in this dtype; bitsandbytes alone would take float32.
+    computes_in = None if dtype == "auto" else getattr(torch, dtype)
+    return make(load_in_4bit=True, bnb_4bit_compute_dtype=computes_in)
+
+
+def _load_tokenizer(source: ModelSource, origin: dict[str, Any], where: str) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **origin)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise KtraceError(
+            f"{where}: no tokenizer can be loaded, it needs a tokenizer.json ({_first_line(error)})"
+        ) from error
+    if not tokenizer.is_fast:
+        raise KtraceError(
+            f"{where}: {type(tokenizer).__name__} gives no character offsets (it has no "
+            "tokenizer.json); subjects cannot be found with it"
+        )
+    return tokenizer
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise KtraceError(
+            f"model.device={name!r} is not here ({_first_line(error)}); auto, cpu, cuda, cuda:1, "
+            "mps are what torch takes"
+        ) from error
+    return device
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,56 @@
+"""Text to token ids: what the tokenizer does, with characters kept in sight."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as its model reads it.
+
+    Attributes:
+        input_ids: token ids, special tokens at the start included.
+        offsets: `(first character, one past the last)` of each; empty for special tokens.
+        tokens: the text of each, for people.
+    """
+
+    input_ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+    tokens: tuple[str, ...]
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> EncodedPrompt:
+    """Token ids and character offsets of a prompt.
+
+    Special tokens that the tokenizer adds at the start (BOS) stay; those it adds at the end are
+    dropped, because the answer is read where the prompt ends.
+    """
+    encoding = tokenizer(prompt, return_offsets_mapping=True)
+    ids = list(encoding["input_ids"])
+    offsets = [(int(first), int(last)) for first, last in encoding["offset_mapping"]]
+    n = len(ids)
+    while n and offsets[n - 1][0] == offsets[n - 1][1] and ids[n - 1] in tokenizer.all_special_ids:
+        n -= 1
+    tokens = tuple(
+        prompt[first:last].strip() or tokenizer.convert_ids_to_tokens(token)
+        for token, (first, last) in zip(ids[:n], offsets[:n], strict=True)
+    )
+    return EncodedPrompt(tuple(ids[:n]), tuple(offsets[:n]), tokens)
+
+
+def first_answer_token(tokenizer: Any, prompt: str, answer: str) -> int | None:
+    """Id of the token that follows the prompt when the answer is written after it.
+
+    None where the answer changes how the prompt itself is tokenised (its first letters merge with
+    the prompt's last ones): there is then no token to predict.
+    """
+    ids = encode_prompt(tokenizer, prompt).input_ids
+    longer = encode_prompt(tokenizer, f"{prompt.rstrip()} {answer.strip()}").input_ids
+    if len(longer) <= len(ids) or longer[: len(ids)] != ids:
+        return None
+    return longer[len(ids)]
+
+
+def subject_token_ids(tokenizer: Any, subject: str) -> tuple[int, ...]:
+    """Token ids of a subject on its own, special tokens left out: what sigma is measured on."""
+    return tuple(tokenizer(subject, add_special_tokens=False)["input_ids"])
