@@ -1,0 +1,290 @@
+"""Noise is data: drawn once for each (fact, sample), the same in every pass over the fact.
+
+A noise says what stands in place of the embeddings of a subject's tokens. Every kind is a pure
+function of the case and of the clean embeddings: any pass, engine or order meets the same tensor.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ktrace.errors import KtraceError
+from ktrace.lm.load import LanguageModel
+from ktrace.tracing.engine import Case
+
+Array = npt.NDArray[np.float64]
+
+
+class Noise(Protocol):
+    """What corrupts the embeddings of a subject's tokens."""
+
+    @property
+    def samples(self) -> int:
+        """Number of corrupted rows for each fact."""
+        ...
+
+    def corrupt(self, case: Case, embeddings: torch.Tensor) -> torch.Tensor:
+        """The corrupted embeddings of a subject.
+
+        Args:
+            case: the fact.
+            embeddings: the clean ones, `(n_subject, d)`, as the embedding module gives them.
+
+        Returns:
+            `(n_samples, n_subject, d)`, in the same dtype; the same at every call.
+        """
+        ...
+
+
+# From a generator and a shape to independent draws of scale one.
+Draw = Callable[[np.random.RandomState, tuple[int, ...]], Array]
+
+
+def normal(generator: np.random.RandomState, shape: tuple[int, ...]) -> Array:
+    """Standard normal: `RandomState.randn`, as published."""
+    return generator.randn(*shape)
+
+
+def uniform(generator: np.random.RandomState, shape: tuple[int, ...]) -> Array:
+    """Uniform on [-1, 1], as published: its standard deviation is 1/√3."""
+    return generator.uniform(-1, 1, shape)
+
+
+def student_t(degrees: float) -> Draw:
+    """Student's t with so many degrees of freedom: as normal, with heavier tails."""
+    return lambda generator, shape: generator.standard_t(degrees, shape)
+
+
+@dataclass(frozen=True)
+class RandomNoise:
+    """Random draws, added to the embeddings or in their place.
+
+    The generator is made afresh for each fact from the seed, as published: a fact's noise depends
+    on its subject's length alone, never on which facts came before it.
+
+    Attributes:
+        scale: what a draw is multiplied with: a number, or the root of a covariance `(rank, d)`,
+            for which `rank` numbers are drawn for each token.
+        samples: draws for each fact.
+        seed: of the generator.
+        draw: distribution of scale one.
+        replace: whether the draw stands in place of the embedding.
+        mean: added to a draw that replaces, `(d,)`.
+    """
+
+    scale: float | Array
+    samples: int = 10
+    seed: int = 1
+    draw: Draw = normal
+    replace: bool = False
+    mean: Array | None = None
+
+    def corrupt(self, case: Case, embeddings: torch.Tensor) -> torch.Tensor:
+        """See `Noise.corrupt`. Rounds once, to the embeddings' dtype."""
+        drawn = self.draws(*embeddings.shape)
+        if self.replace:
+            if self.mean is not None:
+                drawn = drawn + self.mean
+            return _like(drawn, embeddings, embeddings.dtype)
+        wide = torch.promote_types(embeddings.dtype, torch.float32)
+        return (embeddings.to(wide) + _like(drawn, embeddings, wide)).to(embeddings.dtype)
+
+    def draws(self, n_subject: int, width: int) -> Array:
+        """The numbers of one fact, `(n_samples, n_subject, width)`."""
+        generator = np.random.RandomState(self.seed)
+        if isinstance(self.scale, np.ndarray):
+            unit = self.draw(generator, (self.samples, n_subject, len(self.scale)))
+            return np.asarray(unit @ self.scale)
+        return self.scale * self.draw(generator, (self.samples, n_subject, width))
+
+
+@dataclass(frozen=True)
+class ConstantNoise:
+    """One vector in place of every subject embedding: zero, or the mean over subjects."""
+
+    value: Array  # (d,)
+
+    @property
+    def samples(self) -> int:
+        """Nothing is random."""
+        return 1
+
+    def corrupt(self, case: Case, embeddings: torch.Tensor) -> torch.Tensor:
+        """See `Noise.corrupt`."""
+        value = _like(self.value, embeddings, embeddings.dtype)
+        return value.expand(1, *embeddings.shape)
+
+
+@dataclass(frozen=True)
+class TokenReplacement:
+    """Another fact's subject of the same length in place of the subject (Zhang & Nanda 2023).
+
+    Attributes:
+        embeddings: of every token that may stand in, `(d,)` by token id.
+        partners: for each case index, token ids of the subjects that may stand in.
+        samples: subjects for each fact; drawn without repetition where there are enough.
+        seed: of the choice, which differs from fact to fact.
+    """
+
+    embeddings: Mapping[int, torch.Tensor]
+    partners: Mapping[int, Sequence[tuple[int, ...]]]
+    samples: int = 1
+    seed: int = 1
+
+    def corrupt(self, case: Case, embeddings: torch.Tensor) -> torch.Tensor:
+        """See `Noise.corrupt`."""
+        rows = [torch.stack([self.embeddings[t] for t in ids]) for ids in self.chosen(case)]
+        return torch.stack(rows).to(embeddings)
+
+    def chosen(self, case: Case) -> list[tuple[int, ...]]:
+        """Token ids of the subjects that stand in, one for each sample."""
+        pool = self.partners[case.index]
+        generator = np.random.RandomState([self.seed, case.index])
+        picks = generator.choice(len(pool), self.samples, replace=len(pool) < self.samples)
+        return [pool[pick] for pick in picks]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject as the noise needs it.
+
+    Attributes:
+        alone: token ids of the subject on its own, without special tokens.
+        in_prompt: token ids that it has in its prompt.
+        text: the subject.
+        relation: of its fact.
+        answer: of its fact.
+    """
+
+    alone: tuple[int, ...]
+    in_prompt: tuple[int, ...]
+    text: str
+    relation: str
+    answer: str
+
+
+@torch.inference_mode()
+def embed(lm: LanguageModel, token_ids: Sequence[int]) -> torch.Tensor:
+    """Embeddings where the noise is injected: what the module gives, scaled if it scales.
+
+    Returns:
+        `(n_tokens, d)`.
+    """
+    embedding = lm.model.get_submodule(lm.paths.embedding)
+    embeddings: torch.Tensor = embedding(torch.tensor(token_ids, device=lm.device))
+    return embeddings
+
+
+def spread(embeddings: Array) -> float:
+    """Sigma: their standard deviation over all elements (ROME, section 2.1; unbiased)."""
+    return float(embeddings.std(ddof=1))
+
+
+def covariance_root(embeddings: Array) -> Array:
+    """A matrix `(rank, d)` that turns standard normal rows into rows with their covariance."""
+    centred = embeddings - embeddings.mean(axis=0)
+    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    return np.asarray(singular[:, None] * directions / np.sqrt(len(embeddings) - 1))
+
+
+def partners_of(subjects: Sequence[Subject]) -> dict[int, list[tuple[int, ...]]]:
+    """For each fact, the subjects of its relation and length that have another answer."""
+    pools: dict[tuple[str, int], list[Subject]] = {}
+    for subject in subjects:
+        pools.setdefault((subject.relation, len(subject.in_prompt)), []).append(subject)
+    return {
+        index: [
+            other.in_prompt
+            for other in pools[subject.relation, len(subject.in_prompt)]
+            if other.text != subject.text and other.answer != subject.answer
+        ]
+        for index, subject in enumerate(subjects)
+    }
+
+
+@dataclass(frozen=True)
+class NoiseChoice:
+    """What a user asked for; see the keys `noise.*` of the config."""
+
+    kind: str = "gaussian"
+    replace: bool = False
+    multiple: float = 3.0
+    std: float | None = None
+    samples: int = 10
+    seed: int = 1
+    degrees: float = 5.0
+
+
+@dataclass(frozen=True)
+class MeasuredNoise:
+    """A noise with the numbers that it rests on.
+
+    Attributes:
+        noise: what corrupts.
+        sigma: standard deviation of the subjects' embeddings.
+        level: what draws were multiplied with; NaN for kinds without a level.
+        unusable: cases that this noise cannot corrupt, and why.
+    """
+
+    noise: Noise
+    sigma: float
+    level: float
+    unusable: Mapping[int, str]
+
+
+NO_PARTNER = "no other subject of its relation and length has another answer"
+
+
+def make_noise(
+    choice: NoiseChoice, lm: LanguageModel, subjects: Sequence[Subject]
+) -> MeasuredNoise:
+    """Make a noise, measured on every subject of a dataset.
+
+    Args:
+        choice: the config.
+        lm: the model.
+        subjects: one for each row of the dataset, also of those that are no candidates: a fact's
+            noise must not depend on `dataset.limit`.
+
+    Raises:
+        KtraceError: unknown kind.
+    """
+    tokens = [token for subject in subjects for token in subject.alone]
+    embeddings = np.asarray(embed(lm, tokens).double().cpu().numpy())
+    sigma = spread(embeddings)
+    level = choice.multiple * sigma if choice.std is None else choice.std
+    draws: dict[str, Draw] = {
+        "gaussian": normal,
+        "uniform": uniform,
+        "student_t": student_t(choice.degrees),
+    }
+    if choice.kind in draws:
+        noise: Noise = RandomNoise(
+            level, choice.samples, choice.seed, draws[choice.kind], choice.replace
+        )
+        return MeasuredNoise(noise, sigma, level, {})
+    if choice.kind == "multivariate":
+        root = choice.multiple * covariance_root(embeddings)
+        mean = embeddings.mean(axis=0)
+        noise = RandomNoise(root, choice.samples, choice.seed, normal, choice.replace, mean)
+        return MeasuredNoise(noise, sigma, choice.multiple * sigma, {})
+    constants = {"zero": np.zeros(lm.d_embedding), "mean": embeddings.mean(axis=0)}
+    if choice.kind in constants:
+        return MeasuredNoise(ConstantNoise(constants[choice.kind]), sigma, float("nan"), {})
+    if choice.kind == "token_replacement":
+        partners = partners_of(subjects)
+        used = sorted({t for pool in partners.values() for ids in pool for t in ids})
+        table = dict(zip(used, embed(lm, used), strict=True)) if used else {}
+        noise = TokenReplacement(table, partners, choice.samples, choice.seed)
+        alone = {index: NO_PARTNER for index, pool in partners.items() if not pool}
+        return MeasuredNoise(noise, sigma, float("nan"), alone)
+    raise KtraceError(f"noise.kind={choice.kind!r} is unknown")
+
+
+def _like(values: Array, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # Narrowed before it moves: not every device has float64.
+    return torch.from_numpy(values).to(dtype).to(tensor.device)

@@ -1,0 +1,111 @@
+"""Which restorations run together, layer by layer. Pure: no model, no tensors.
+
+Restoring at layer l changes nothing before l, so a restoration joins the walk over the layers where
+it first differs from the corrupted run. Restorations that have been alike so far share a row: the
+windows of `mlp` and `attn` that are clipped to the same first layer part only where the first of
+them ends.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+from ktrace.tracing.mediators import Mediator
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a heatmap's column: a mediator at a layer, for whatever position is at hand."""
+
+    mediator: Mediator
+    layer: int
+
+    def joins(self, n_layers: int) -> int:
+        """First layer whose input or inner outputs differ from the corrupted run."""
+        if self.mediator.site == "hidden":
+            return self.layer + 1
+        return self.mediator.restored_layers(self.layer, n_layers)[0]
+
+    def path_until(self, layer: int, n_layers: int) -> Hashable:
+        """Equal for cells whose runs have been the same up to and including `layer`."""
+        if self.mediator.site == "hidden":
+            return self.mediator, self.layer
+        restored = self.mediator.restored_layers(self.layer, n_layers)
+        return self.mediator, restored[0], min(restored[-1], layer)
+
+
+@dataclass
+class Step:
+    """What happens at one layer. Rows are numbered from 0 among those that run at this layer.
+
+    Attributes:
+        sources: for each row that ran at the layer before, which one it continues; a row that
+            splits is named twice.
+
+        joining_restored: whether position t of a joining row's input is the clean state.
+        restored: by site, rows whose output at position t is put back to its clean value.
+        severed: by site, rows whose output at position t is held at its corrupted value.
+    """
+
+    sources: list[int] = field(default_factory=list)
+    joining_restored: list[bool] = field(default_factory=list)
+    restored: dict[str, list[int]] = field(default_factory=dict)
+    severed: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that run at this layer."""
+        return len(self.sources) + len(self.joining_restored)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A walk over all layers.
+
+    Attributes:
+        steps: one for each layer.
+        row_of: for each cell that ran, its row at the end of the walk. Cells that restore the
+            output of the last block are missing: they need no layer.
+    """
+
+    steps: tuple[Step, ...]
+    row_of: dict[Cell, int]
+
+
+def make_plan(cells: Sequence[Cell], n_layers: int) -> Plan:
+    """Schedule cells so that each layer runs once, with every row that needs it."""
+    steps = []
+    before: dict[Hashable, int] = {}
+    for layer in range(n_layers):
+        step, rows = Step(), dict[Hashable, int]()
+        running = [cell for cell in cells if cell.joins(n_layers) <= layer]
+        # Those that continue stand before those that join: the former are already in one tensor.
+        running.sort(key=lambda cell: cell.joins(n_layers) == layer)
+        for cell in running:
+            path = cell.path_until(layer, n_layers)
+            if path in rows:
+                continue
+            rows[path] = len(rows)
+            if cell.joins(n_layers) == layer:
+                step.joining_restored.append(cell.mediator.site == "hidden")
+            else:
+                step.sources.append(before[cell.path_until(layer - 1, n_layers)])
+            mediator = cell.mediator
+            if mediator.site != "hidden" and layer in mediator.restored_layers(
+                cell.layer, n_layers
+            ):
+                step.restored.setdefault(mediator.site, []).append(rows[path])
+            if mediator.severs and layer in mediator.severed_layers(cell.layer, n_layers):
+                step.severed.setdefault(mediator.severs, []).append(rows[path])
+        steps.append(step)
+        before = rows
+    row_of = {
+        cell: before[cell.path_until(n_layers - 1, n_layers)]
+        for cell in cells
+        if cell.joins(n_layers) < n_layers
+    }
+    return Plan(tuple(steps), row_of)
+
+
+def split(cells: Sequence[Cell], n_rows: int) -> list[list[Cell]]:
+    """Cut cells into walks of at most `n_rows` rows; neighbours stay together, they share most."""
+    return [list(cells[first : first + n_rows]) for first in range(0, len(cells), n_rows)]

@@ -1,0 +1,155 @@
+"""The reference engine: plain hooks, one full forward pass for each cell.
+
+It is slow and short on purpose. It is the definition of truth for every other engine.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from ktrace.lm.hooks import Edit, hooked
+from ktrace.lm.load import LanguageModel
+from ktrace.tracing.engine import Baseline, Case, Scores, Targets, make_targets, score
+from ktrace.tracing.mediators import Mediator
+from ktrace.tracing.noise import Noise
+
+_CLEAN, _NOISED = 0, 1  # the first row is the clean run; the noised rows follow it
+
+
+class ReferenceEngine:
+    """Meng et al. (2022), section 2.1, one cell at a time.
+
+    The batch of every pass holds a clean row and then one row for each noise sample. Restoring is
+    copying the clean row's state into the others, in the same pass.
+    """
+
+    def __init__(self, lm: LanguageModel, noise: Noise) -> None:
+        self.lm = lm
+        self.noise = noise
+
+    def groups(self, cases: Iterable[Case]) -> list[list[Case]]:
+        """See `Engine.groups`: each case on its own."""
+        return [[case] for case in cases]
+
+    def baseline(self, group: Sequence[Case]) -> Iterator[tuple[Case, Baseline]]:
+        """See `Engine.baseline`."""
+        for case in group:
+            logits = self._logits(case, {})
+            targets = self._targets(case, logits)
+            clean = self._score(logits[:_NOISED], targets)
+            yield (
+                case,
+                Baseline(
+                    clean={metric: float(values[0]) for metric, values in clean.items()},
+                    corrupted=self._score(logits[_NOISED:], targets),
+                    foil_id=int(targets.foils[0]),
+                ),
+            )
+
+    def restored(
+        self, group: Sequence[Case], mediators: Sequence[Mediator]
+    ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
+        """See `Engine.restored`."""
+        self.lm.paths.require(*(s for m in mediators for s in (m.site, m.severs) if s))
+        for case in group:
+            yield case, {mediator.key: self._restored(case, mediator) for mediator in mediators}
+
+    def _restored(self, case: Case, mediator: Mediator) -> Scores:
+        logits = self._logits(case, {})
+        targets = self._targets(case, logits)
+        n_layers, n_positions = self.lm.n_layers, len(case.input_ids)
+        shape = (self.noise.samples, n_layers, n_positions)
+        scores = {
+            metric: np.broadcast_to(values[:, None, None], shape).copy()
+            for metric, values in self._score(logits[_NOISED:], targets).items()
+        }
+        held = self._held(case, mediator)
+        for position in range(case.span.start, n_positions):
+            for layer in range(n_layers):
+                edits = self._edits(mediator, layer, position, held)
+                cell = self._score(self._logits(case, edits)[_NOISED:], targets)
+                for metric, values in cell.items():
+                    scores[metric][:, layer, position] = values
+        return scores
+
+    def cell(self, case: Case, mediator: Mediator, layer: int, position: int) -> Scores:
+        """Scores of one restoration, `(n_samples,)` for each metric."""
+        targets = self._targets(case, self._logits(case, {}))
+        edits = self._edits(mediator, layer, position, self._held(case, mediator))
+        return self._score(self._logits(case, edits)[_NOISED:], targets)
+
+    def _edits(
+        self, mediator: Mediator, layer: int, position: int, held: Mapping[str, torch.Tensor]
+    ) -> dict[str, Edit]:
+        paths, n_layers = self.lm.paths, self.lm.n_layers
+        edits: dict[str, Edit] = {
+            paths.sites(restored)[mediator.site]: _restore(position)
+            for restored in mediator.restored_layers(layer, n_layers)
+        }
+        for severed in mediator.severed_layers(layer, n_layers):
+            path = paths.sites(severed)[str(mediator.severs)]
+            edits[path] = _hold(position, held[path])
+        return edits
+
+    def _held(self, case: Case, mediator: Mediator) -> dict[str, torch.Tensor]:
+        return self._corrupted_outputs(case, mediator.severs) if mediator.severs else {}
+
+    def _corrupted_outputs(self, case: Case, site: str) -> dict[str, torch.Tensor]:
+        """The site's output in the corrupted run, by path: `(1 + S, n_positions, d_model)`."""
+        kept: dict[str, torch.Tensor] = {}
+        paths = [self.lm.paths.sites(layer)[site] for layer in range(self.lm.n_layers)]
+        self._logits(case, {path: _keep(kept, path) for path in paths})
+        return kept
+
+    @torch.inference_mode()
+    def _logits(self, case: Case, edits: Mapping[str, Edit]) -> torch.Tensor:
+        """Logits at the last position of the clean row and the noised rows, `(1 + S, V)`."""
+        row = torch.tensor(case.input_ids, device=self.lm.device)
+        start, stop = case.span
+
+        def add_noise(embeddings: torch.Tensor) -> torch.Tensor:
+            noised = embeddings.clone()
+            subject = embeddings[_CLEAN, start:stop]
+            noised[_NOISED:, start:stop] = self.noise.corrupt(case, subject)
+            return noised
+
+        with hooked(self.lm.model, {self.lm.paths.embedding: add_noise, **edits}):
+            output = self.lm.model(
+                input_ids=row.expand(1 + self.noise.samples, -1), use_cache=False
+            )
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def _targets(self, case: Case, logits: torch.Tensor) -> Targets:
+        answers = torch.tensor([case.answer_id], device=logits.device)
+        return make_targets(answers, logits[:_NOISED], logits[None, _NOISED:])
+
+    def _score(self, logits: torch.Tensor, targets: Targets) -> Scores:
+        scores = score(logits[None, None], targets)
+        return {metric: values[0, 0].double().cpu().numpy() for metric, values in scores.items()}
+
+
+def _restore(position: int) -> Edit:
+    def edit(output: torch.Tensor) -> torch.Tensor:
+        restored = output.clone()
+        restored[_NOISED:, position] = output[_CLEAN, position]
+        return restored
+
+    return edit
+
+
+def _hold(position: int, corrupted: torch.Tensor) -> Edit:
+    def edit(output: torch.Tensor) -> torch.Tensor:
+        held = output.clone()
+        held[_NOISED:, position] = corrupted[_NOISED:, position]
+        return held
+
+    return edit
+
+
+def _keep(kept: dict[str, torch.Tensor], path: str) -> Edit:
+    def watch(output: torch.Tensor) -> None:
+        kept[path] = output.clone()
+
+    return watch

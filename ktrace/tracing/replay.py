@@ -1,0 +1,376 @@
+"""Call single blocks again, on some positions and against kept keys and values.
+
+A model's forward pass is recorded once: what each block was called with, and its keys and values.
+Afterwards a block can be called on the positions from t on, as if the model had run up to there.
+Nothing here knows an architecture; what a family does with its arguments is proven when an engine
+is made (ktrace/tracing/select.py).
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache
+
+from ktrace.errors import KtraceError
+from ktrace.lm.head import logits_from
+from ktrace.lm.hooks import Edit, hooked, module_at
+from ktrace.lm.load import LanguageModel
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a block was called with.
+
+    Attributes:
+        block: the block.
+        states: its input, `(rows, n_positions, d_model)`.
+        arguments: everything else, by name.
+        axes: what the axes of the tensors among them are, by name.
+    """
+
+    block: nn.Module
+    states: torch.Tensor
+    arguments: dict[str, Any]
+    axes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One forward pass.
+
+    Attributes:
+        calls: one for each layer.
+        keys: for each layer, `(rows, heads, n_positions, d_head)`.
+        values: likewise.
+        logits: at the last position, `(rows, vocabulary)`.
+        blocks_return_tuples: some families' blocks wrap their states in a tuple.
+    """
+
+    calls: list[Call]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    logits: torch.Tensor
+    blocks_return_tuples: bool
+
+
+def record(lm: LanguageModel, input_ids: torch.Tensor, edits: Mapping[str, Edit]) -> Recording:
+    """Run the model on `(rows, n_positions)` ids under edits, and keep what a replay needs.
+
+    Raises:
+        KtraceError: the model has no keys and values to keep.
+    """
+    blocks = _blocks(lm)
+    other = _arguments_of_another_shape(lm, len(input_ids), input_ids.shape[1])
+    calls: list[Call] = []
+    outputs: list[Any] = []
+    cache: Any = DynamicCache()
+    with ExitStack() as stack:
+        for layer, block in enumerate(blocks):
+            stack.enter_context(_kept_calls(block, calls, other[layer]))
+        handle = blocks[-1].register_forward_hook(lambda block, args, out: outputs.append(out))
+        stack.callback(handle.remove)
+        head = cast(Any, lm.model).get_output_embeddings()
+        if head is not None:
+            stack.callback(head.register_forward_pre_hook(_contiguous).remove)
+        stack.enter_context(hooked(lm.model, edits))
+        output = lm.model(
+            input_ids=input_ids, past_key_values=cache, use_cache=True, **_last_logits_only(lm)
+        )
+    kept = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    if len(kept) != lm.n_layers:
+        raise KtraceError("its layers do not all keep keys and values of each position")
+    return Recording(
+        calls=calls,
+        keys=[layer.keys for layer in cache.layers],
+        values=[layer.values for layer in cache.layers],
+        logits=output.logits[:, -1],
+        blocks_return_tuples=isinstance(outputs[0], tuple),
+    )
+
+
+def _contiguous(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The last position is a strided view, which a CPU would multiply row by row."""
+    return tuple(arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args)
+
+
+def _last_logits_only(lm: LanguageModel) -> dict[str, int]:
+    accepted = inspect.signature(type(lm.model).forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+
+
+def _blocks(lm: LanguageModel) -> list[nn.Module]:
+    return [lm.model.get_submodule(lm.paths.sites(layer)["hidden"]) for layer in range(lm.n_layers)]
+
+
+@contextmanager
+def _kept_calls(block: nn.Module, calls: list[Call], other: dict[str, Any]) -> Iterator[None]:
+    """Append what a block is called with, beside its arguments in a pass of another shape."""
+
+    def pre_hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states, arguments = _named(block, args, kwargs)
+        rows, n_positions = states.shape[:2]
+        axes = {
+            name: _axes_of(value, other.get(name), rows, n_positions)
+            for name, value in arguments.items()
+        }
+        calls.append(Call(block, states, arguments, axes))
+
+    handle = block.register_forward_pre_hook(pre_hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _named(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The states that a block is called with, and its other arguments by name."""
+    signature = inspect.signature(block.forward)
+    arguments = signature.bind(*args, **kwargs).arguments
+    states = arguments.pop(next(iter(signature.parameters)))
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return states, arguments
+
+
+# By model and number of positions.
+_OTHERS: WeakKeyDictionary[nn.Module, dict[int, list[dict[str, Any]]]] = WeakKeyDictionary()
+
+
+def _arguments_of_another_shape(
+    lm: LanguageModel, rows: int, n_positions: int
+) -> list[dict[str, Any]]:
+    """Each block's arguments in a pass over one row that is one position longer, by their shapes.
+
+    An axis is known by how its size changes between two passes: sizes of one pass alone may agree
+    by chance. The longer one has at least the masks of the shorter; only where a model takes no
+    longer one is it one position shorter.
+    """
+    assert rows > 1
+    known = _OTHERS.setdefault(lm.model, {})
+    if n_positions not in known:
+        found: list[dict[str, Any]] = []
+        config = lm.model.config.get_text_config()
+        longest = getattr(config, "max_position_embeddings", None) or getattr(
+            config, "max_seq_len", None
+        )
+        change = -1 if n_positions == longest else 1
+
+        def pre_hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(_shapes(_named(block, args, kwargs)[1]))
+
+        with ExitStack() as stack:
+            for block in _blocks(lm):
+                handle = block.register_forward_pre_hook(pre_hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            lm.model(
+                input_ids=torch.zeros(1, n_positions + change, dtype=torch.long, device=lm.device),
+                past_key_values=DynamicCache(),
+                use_cache=True,
+                **_last_logits_only(lm),
+            )
+        known[n_positions] = found
+    return known[n_positions]
+
+
+def _shapes(value: Any) -> Any:
+    """Tensors by their shapes; whatever holds them stays."""
+    if isinstance(value, torch.Tensor):
+        return value.shape
+    if isinstance(value, dict):
+        return {name: _shapes(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_shapes(item) for item in value)
+    return None
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """What the axes of an argument are.
+
+    Attributes:
+        positions: axis of the positions that a block is called on; None where there is none, as in
+            a bias for keys.
+        per_row: entries of the first axis for each row of the batch (ALiBi has one a head); 0 where
+            all rows share the argument.
+    """
+
+    positions: int | None
+    per_row: int
+
+
+def _axes_of(value: Any, other: Any, rows: int, n_positions: int) -> Any:
+    """Axes of an argument, `other` being its shape in the pass of another shape."""
+    if isinstance(value, list | tuple):
+        known = isinstance(other, tuple) and len(other) == len(value)
+        others = other if known else [None] * len(value)
+        return [_axes_of(item, o, rows, n_positions) for item, o in zip(value, others, strict=True)]
+    if not isinstance(value, torch.Tensor):
+        return None
+    sizes = tuple(value.shape)
+    if not isinstance(other, torch.Size) or len(other) != len(sizes):
+        # It is no tensor at the other length, and only its own shape tells.
+        other = torch.Size(
+            1 if axis == 0 < len(sizes) - 1 and size == rows else size + (size == n_positions)
+            for axis, size in enumerate(sizes)
+        )
+    per_row = other[0] if sizes and sizes[0] == rows * other[0] else 0
+    # The last axis of a mask (rows, heads, queries, keys) or a bias (rows, 1, keys) is the keys.
+    candidates = range(1 if per_row else 0, len(sizes) if len(sizes) <= 2 else len(sizes) - 1)
+    grown = [n for n in candidates if sizes[n] == n_positions != other[n]]
+    return _Axes(grown[0] if grown else None, per_row)
+
+
+class _Prefix:
+    """Stands where a block expects its cache: gives prefix ‖ new, and keeps nothing."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys = keys
+        self.values = values
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.keys.shape[-2]:
+            return keys, values
+        return self._joined(self.keys, keys), self._joined(self.values, values)
+
+    def _joined(self, prefix: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        # The prefix of each base row serves every restoration of that row; writing both into
+        # place copies each once.
+        length = prefix.shape[-2]
+        joined = new.new_empty(*new.shape[:-2], length + new.shape[-2], new.shape[-1])
+        joined[..., length:, :] = new
+        joined.view(-1, *prefix.shape[:-2], *joined.shape[-2:])[..., :length, :] = prefix
+        return joined
+
+    def get_seq_length(self, *args: Any) -> int:
+        return int(self.keys.shape[-2])
+
+
+def call_block(
+    recording: Recording,
+    layer: int,
+    states: torch.Tensor,
+    position: int,
+    rows: slice,
+) -> torch.Tensor:
+    """The output of a block on the positions from `position` on.
+
+    Args:
+        recording: of the run whose keys and values come before `position`.
+        layer: the block.
+        states: its input, `(n x base rows, n_positions - position, d_model)`, base rows fastest.
+        position: the first one.
+        rows: the base rows among the recording's rows.
+    """
+    call = recording.calls[layer]
+    keys = recording.keys[layer][rows, :, :position]
+    values = recording.values[layer][rows, :, :position]
+    n_positions = call.states.shape[1]
+    arguments = {
+        name: _Prefix(keys, values)
+        if isinstance(value, Cache)
+        else _from(value, call.axes[name], position, len(states))
+        for name, value in call.arguments.items()
+    }
+    if "attention_mask" in arguments and arguments["attention_mask"] is None:
+        mask = _causal_mask(call.block, position, n_positions, states.device)
+        arguments["attention_mask"] = mask
+    output = call.block(states, **arguments)
+    states_out: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return states_out
+
+
+def _from(value: Any, axes: Any, position: int, n_rows: int) -> Any:
+    """An argument for the positions from `position` on, and for so many rows.
+
+    Without padding all rows have the same masks and positions: the first row's serve every row.
+    """
+    if isinstance(value, list | tuple):
+        return tuple(_from(item, a, position, n_rows) for item, a in zip(value, axes, strict=True))
+    if not isinstance(value, torch.Tensor):
+        return value
+    if axes.positions is not None:
+        value = value.narrow(axes.positions, position, value.shape[axes.positions] - position)
+    if not axes.per_row:
+        return value
+    first = value[: axes.per_row]
+    if axes.per_row == 1:
+        return first.expand(n_rows, *first.shape[1:])
+    return first.repeat(n_rows, *[1] * (first.ndim - 1))
+
+
+def _causal_mask(
+    block: nn.Module, position: int, n_positions: int, device: torch.device
+) -> torch.Tensor | None:
+    """What a block that was called without a mask, because it is causal by itself, now needs."""
+    if position == 0 or position == n_positions - 1:
+        return None  # still causal by itself, or one query that sees everything
+    attention = next((m for m in block.modules() if hasattr(m, "config")), block)
+    if "flash" in str(getattr(getattr(attention, "config", None), "_attn_implementation", "")):
+        return None  # aligns its causal mask with the last key
+    queries = torch.arange(position, n_positions, device=device)[:, None]
+    return (torch.arange(n_positions, device=device) <= queries)[None, None]
+
+
+@contextmanager
+def mlp_on_last_position(lm: LanguageModel, layer: int) -> Iterator[None]:
+    """Let a layer's MLP see the last position alone.
+
+    Its output is zero at the other positions: right at the last one, meaningless elsewhere.
+    """
+    paths = lm.paths
+    block, last = (module_at(lm.model, paths.sites(layer)[site]) for site in ("hidden", "mlp"))
+    first = module_at(lm.model, paths.at(paths.mlp_input, layer)) if paths.mlp_input else last
+    batch: list[int] = []
+
+    def note_shape(block: nn.Module, args: tuple[Any, ...]) -> None:
+        batch[:] = args[0].shape[:2]
+
+    def narrow(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = "" if args else next(iter(kwargs))
+        states = args[0] if args else kwargs[name]
+        # Some blocks flatten (rows, positions) before their MLP.
+        narrowed = states.unflatten(0, batch)[:, -1] if states.ndim == 2 else states[:, -1:]
+        return ((narrowed, *args[1:]), kwargs) if args else (args, kwargs | {name: narrowed})
+
+    def widen(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        n_rows, n_positions = batch
+        wide = states.new_zeros(n_rows, n_positions, states.shape[-1])
+        wide[:, -1] = states.view(n_rows, -1)
+        if states.ndim == 2:
+            wide = wide.flatten(0, 1)
+        return (wide, *output[1:]) if isinstance(output, tuple) else wide
+
+    with ExitStack() as stack:
+        for handle in (
+            block.register_forward_pre_hook(note_shape),
+            first.register_forward_pre_hook(narrow, with_kwargs=True),
+            last.register_forward_hook(widen),
+        ):
+            stack.callback(handle.remove)
+        yield
+
+
+def logits_of(lm: LanguageModel, recording: Recording, states: torch.Tensor) -> torch.Tensor:
+    """Logits from last-layer states.
+
+    Args:
+        lm: the model.
+        recording: any of this model.
+        states: outputs of the last block, `(rows, d_model)`.
+
+    Returns:
+        `(rows, vocabulary)`.
+    """
+    return logits_from(lm.model, _blocks(lm), states, in_tuples=recording.blocks_return_tuples)
