@@ -1,0 +1,75 @@
+"""What a part of each kind of store holds. Change it together with `VERSION`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+VERSION = 1
+
+# One fact's values by field name; `index`, the fact's row in its dataset, is always among them.
+Record = Mapping[str, Any]
+
+TEXT = "text"
+ACTIVATION = "activation"  # the model's own dtype; uint16 stands for the bits of bfloat16
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of a part.
+
+    Attributes:
+        dtype: numpy name, `TEXT` or `ACTIVATION`.
+        axes: names of the axes of one fact's value; none for a single value.
+    """
+
+    dtype: str
+    axes: tuple[str, ...] = ()
+
+
+Schema = Mapping[str, Field]
+
+# Scores of every restoration; ktrace/tracing/engine.py defines them.
+METRICS = ("probability", "log_probability", "logit", "logit_difference", "kl")
+
+CLEAN: Schema = {
+    "index": Field("int64"),
+    "known_id": Field("int64"),
+    "prompt": Field(TEXT),
+    "subject": Field(TEXT),
+    "attribute": Field(TEXT),
+    "relation_id": Field(TEXT),
+    "left_out": Field(TEXT),  # why it is no candidate; empty for candidates
+    "is_candidate": Field("bool"),
+    "input_ids": Field("int64", ("position",)),
+    "tokens": Field(TEXT, ("position",)),
+    "offsets": Field("int64", ("position", "bound")),
+    "roles": Field(TEXT, ("position",)),  # empty before the subject
+    "span": Field("int64", ("bound",)),
+    "answer_id": Field("int64"),  # -1 where the answer has no first token
+    "predicted_id": Field("int64"),
+    "predicted": Field(TEXT),
+    "predicted_probability": Field("float32"),
+    "probability": Field("float32"),
+    # Of candidates only; empty for the others, which nothing ever restores.
+    "hidden": Field(ACTIVATION, ("layer", "position", "feature")),
+    "attn": Field(ACTIVATION, ("layer", "position", "feature")),
+    "mlp": Field(ACTIVATION, ("layer", "position", "feature")),
+}
+
+CORRUPTED: Schema = {
+    "index": Field("int64"),
+    "known_id": Field("int64"),
+    "left_out": Field(TEXT),  # why this noise cannot corrupt the fact; empty where it can
+    "sigma": Field("float64"),  # standard deviation of the subjects' embeddings
+    "noise_level": Field("float64"),  # what draws were multiplied with; NaN without a level
+    "foil_id": Field("int64"),  # the token of logit_difference
+    "foil": Field(TEXT),
+    **{f"clean_{metric}": Field("float32") for metric in METRICS},
+    **{metric: Field("float32", ("sample",)) for metric in METRICS},
+}
+
+RESTORED: Schema = {
+    "index": Field("int64"),
+    "known_id": Field("int64"),
+    **{metric: Field("float32", ("sample", "layer", "position")) for metric in METRICS},
+}
