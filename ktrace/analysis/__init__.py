@@ -1,0 +1,1 @@
+"""From stores to numbers and figures. Never imports torch, a model or a tokenizer."""
