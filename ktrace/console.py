@@ -1,0 +1,133 @@
+"""What a person at the terminal sees: progress bars, and the closing tables.
+
+Progress goes to stderr, and only to a terminal; results go to stdout.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+_PIPE_WIDTH = 110  # a pipe or a log file has no width of its own
+
+
+def _stdout() -> Console:
+    return Console(width=None if Console().is_terminal else _PIPE_WIDTH)
+
+
+class Advance(Protocol):
+    """Called with the number of facts that were finished since the last call."""
+
+    def __call__(self, n_facts: int) -> None: ...
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:.1f} facts/s")
+
+
+@contextmanager
+def progress(stage: str, total: int) -> Iterator[Advance]:
+    """A bar with rate and time left; silent when stderr is not a terminal."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(stage, total=total)
+        yield lambda n_facts: bar.advance(task, n_facts)
+
+
+def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """The closing table of an analysed run, and where its files are."""
+    console = _stdout()
+    console.print(
+        f"{summary['model']} on {summary['dataset']}, {summary['noise']}: "
+        f"{summary['n_candidates']} of {summary['n_facts']} facts are candidates, "
+        f"p_clean {summary['p_clean']:.3f}, p_corrupted {summary['p_corrupted']:.3f}, "
+        f"ATE {_with_interval(summary['ate'], summary['ate_ci'])}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for reason, count in summary["left_out"].items():
+        console.print(f"  left out: {count} × {reason}", highlight=False, soft_wrap=True)
+    table = Table(title="Peak AIE (layer)", title_justify="left")
+    table.add_column("mediator", no_wrap=True)
+    roles = dict.fromkeys(role for peaks in summary["peaks"].values() for role in peaks)
+    for role in roles:
+        table.add_column(role, justify="right")
+    for key, peaks in summary["peaks"].items():
+        table.add_row(key, *(_peak(peaks.get(role)) for role in roles))
+    console.print(table)
+    for folder in dict.fromkeys(path.parent for path in files):
+        names = ", ".join(path.name for path in files if path.parent == folder)
+        console.print(f"wrote {folder}/: {names}", highlight=False, soft_wrap=True)
+
+
+def print_counts(counts: Mapping[str, int], folder: Path) -> None:
+    """The closing lines of a run that stopped before the analysis."""
+    console = _stdout()
+    for name, count in counts.items():
+        console.print(f"{name}: {count}", highlight=False, soft_wrap=True)
+    console.print(f"stores in {folder.parent}", highlight=False, soft_wrap=True)
+
+
+def print_comparison(jobs: Sequence[Mapping[str, Any]]) -> None:
+    """One row for each job of a sweep and mediator."""
+    table = Table(title="Sweep", title_justify="left")
+    for name in ("job", "model", "mediator", "facts", "candidates", "ATE"):
+        table.add_column(
+            name, justify="right" if name in ("facts", "candidates", "ATE") else "left"
+        )
+    for name in ("last subject", "last"):
+        table.add_column(f"peak at {name}", justify="right")
+    for job in jobs:
+        summary = job.get("summary")
+        if summary is None:
+            table.add_row(job["job"], job["model"], job["message"])
+            continue
+        for key in job["mediators"]:
+            peaks = summary["peaks"].get(key, {})
+            table.add_row(
+                job["job"],
+                summary["model"],
+                key,
+                str(summary["n_facts"]),
+                str(summary["n_candidates"]),
+                _with_interval(summary["ate"], summary["ate_ci"]),
+                _peak(peaks.get("last subject")),
+                _peak(peaks.get("last")),
+            )
+    _stdout().print(table)
+
+
+def _with_interval(value: float, interval: Sequence[float | None]) -> str:
+    low, high = interval
+    return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if None not in (low, high) else "")
+
+
+def _peak(peak: Mapping[str, Any] | None) -> str:
+    return "" if peak is None else f"{peak['aie']:.3f} ({peak['layer']})"
