@@ -1,0 +1,159 @@
+"""Made-up stores with known numbers, so that the analysis is checked without any model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ktrace.store import METRICS, RunFolders
+
+CLEAN_PRINT: dict[str, Any] = {"model": {"identity": "made up"}, "dataset": {"n_facts": 4}}
+NOISE_PRINT: dict[str, Any] = CLEAN_PRINT | {"noise": {"multiple": 3.0, "seed": 1}}
+
+N_SAMPLES, N_LAYERS, WIDTH = 2, 3, 5
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """One fact: its tokens and roles say how long it is; no roles means that it is no candidate."""
+
+    tokens: tuple[str, ...]
+    roles: tuple[str, ...]
+    is_candidate: bool = True
+
+
+ROLES = ("first subject", "middle subject", "last subject", "first subsequent", "further", "last")
+FACTS = (
+    MadeUp(
+        ("<s>", "The", " Space", " Need", "le", " is", " in", " the"),
+        ("", "", *ROLES),
+    ),
+    MadeUp(("<s>", " Paris", " in"), ("", "last subject", "last")),
+    MadeUp(("<s>", "Nobody", " is"), ("", "last subject", "last"), is_candidate=False),
+    MadeUp(
+        ("Zü", "rich", " liegt", " in", " 東", " der", " ¿"),
+        ("first subject", "last subject", "first subsequent", *["further"] * 3, "last"),
+    ),
+)
+
+
+def known_id(index: int) -> int:
+    """Not the index, so that a mix-up of the two is seen."""
+    return 1000 + 7 * index
+
+
+def p_clean(index: int) -> float:
+    """Exact in float32."""
+    return 0.5 + index / 16
+
+
+def p_corrupted(index: int) -> npt.NDArray[np.float32]:
+    """`(sample,)`; exact in float32."""
+    return np.array([0.125 + index / 64, 0.25], dtype=np.float32)
+
+
+def p_restored(index: int, key: str) -> npt.NDArray[np.float32]:
+    """`(sample, layer, position)`: every number differs from every other."""
+    shape = (N_SAMPLES, N_LAYERS, len(FACTS[index].tokens))
+    generator = np.random.RandomState(index + 100 * len(key))
+    return generator.rand(*shape).astype(np.float32)
+
+
+def activations(index: int, site: str, dtype: Any = np.float32) -> npt.NDArray[Any]:
+    """`(layer, position, feature)`; nothing for facts that are no candidates."""
+    if not FACTS[index].is_candidate:
+        return np.zeros((0, 0, 0), dtype=dtype)
+    generator = np.random.RandomState(index + 100 * len(site) + ord(site[0]))
+    states = generator.randn(N_LAYERS, len(FACTS[index].tokens), WIDTH).astype(np.float32)
+    if dtype == np.uint16:
+        return (states.view(np.uint32) >> 16).astype(np.uint16)
+    return states.astype(dtype)
+
+
+def write_clean(
+    folders: RunFolders,
+    indices: Sequence[int] = range(len(FACTS)),
+    fingerprint: Mapping[str, Any] = CLEAN_PRINT,
+    dtype: Any = np.float32,
+    as_index: int | None = None,
+) -> None:
+    """One part a fact, in the order given; `as_index` is another row of the dataset for it."""
+    for index in indices:
+        fact = FACTS[index]
+        record: dict[str, Any] = {
+            "index": index if as_index is None else as_index,
+            "known_id": known_id(index),
+            "prompt": "".join(fact.tokens),
+            "subject": "?",
+            "attribute": "!",
+            "relation_id": "",
+            "left_out": "" if fact.is_candidate else "another answer is predicted",
+            "is_candidate": fact.is_candidate,
+            "input_ids": list(range(len(fact.tokens))),
+            "tokens": list(fact.tokens),
+            "offsets": [(i, i + 1) for i in range(len(fact.tokens))],
+            "roles": list(fact.roles),
+            "span": (1, 2),
+            "answer_id": 3,
+            "predicted_id": 3,
+            "predicted": "!",
+            "predicted_probability": 0.5,
+            "probability": p_clean(index) if fact.is_candidate else float("nan"),
+            **{site: activations(index, site, dtype) for site in ("hidden", "attn", "mlp")},
+        }
+        with folders.clean.writer(fingerprint) as writer:
+            writer.add(record)
+
+
+def write_corrupted(
+    folders: RunFolders, indices: Sequence[int], fingerprint: Mapping[str, Any] = NOISE_PRINT
+) -> None:
+    """All facts in one part."""
+    with folders.corrupted.writer(fingerprint) as writer:
+        for index in indices:
+            record: dict[str, Any] = {
+                "index": index,
+                "known_id": known_id(index),
+                "left_out": "",
+                "sigma": 0.25,
+                "noise_level": 0.75,
+                "foil_id": 4,
+                "foil": "?",
+            }
+            for offset, metric in enumerate(METRICS):
+                record[f"clean_{metric}"] = p_clean(index) + offset
+                record[metric] = p_corrupted(index) + offset
+            writer.add(record)
+
+
+def write_restored(
+    folders: RunFolders,
+    key: str,
+    indices: Sequence[int],
+    fingerprint: Mapping[str, Any] = NOISE_PRINT,
+    scores: Mapping[int, npt.NDArray[np.float32]] | None = None,
+) -> None:
+    """All facts in one part."""
+    with folders.restored(key).writer({**fingerprint, "mediator": key}) as writer:
+        for index in indices:
+            values = p_restored(index, key) if scores is None else scores[index]
+            # As in the corrupted runs: metrics differ by whole numbers.
+            metrics = {metric: values + offset for offset, metric in enumerate(METRICS)}
+            writer.add({"index": index, "known_id": known_id(index), **metrics})
+
+
+CANDIDATES = tuple(index for index, fact in enumerate(FACTS) if fact.is_candidate)
+
+
+def write_run(root: Path, keys: Sequence[str] = ("hidden", "mlp-w3")) -> RunFolders:
+    """A complete run, written out of order as shards would."""
+    folders = RunFolders(root / "outputs" / "toy" / "made-up" / "gaussian-x3-n2-seed1")
+    write_clean(folders, (3, 0, 2, 1))
+    write_corrupted(folders, CANDIDATES[::-1])
+    for key in keys:
+        write_restored(folders, key, CANDIDATES[1:])
+        write_restored(folders, key, CANDIDATES[:1])
+    return folders

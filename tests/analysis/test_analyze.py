@@ -1,0 +1,304 @@
+"""The analysis stage on made-up stores: tables, summary, figures, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+from stores import (
+    CANDIDATES,
+    CLEAN_PRINT,
+    NOISE_PRINT,
+    ROLES,
+    known_id,
+    p_clean,
+    p_corrupted,
+    write_clean,
+    write_corrupted,
+    write_restored,
+    write_run,
+)
+
+from ktrace.analysis import analyze as analyze_module
+from ktrace.analysis.analyze import Analysis, analyze
+from ktrace.errors import KtraceError
+from ktrace.store import METRICS, RunFolders
+
+COLUMNS = (
+    "model,dataset,noise,mediator,metric,role,layer,aie,ci_low,ci_high,n_facts"  # the contract
+)
+KEYS = ["hidden", "mlp-w3"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> RunFolders:
+    """A complete run, analysed in `analysis`."""
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def analysis(folders: RunFolders) -> Analysis:
+    """The default analysis of the run."""
+    return analyze(folders.run)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take most of the time; tests of numbers do without."""
+    monkeypatch.setattr(analyze_module, "draw_heatmaps", lambda *_, **__: [])
+
+
+def cells(group: h5py.Group) -> list[Any]:
+    """One array for each fact of a part."""
+    values, offsets = group["values"][:], group["offsets"][:]
+    shapes = group["shapes"][:]
+    return [values[offsets[i] : offsets[i + 1]].reshape(shape) for i, shape in enumerate(shapes)]
+
+
+def derived_again(run: Path, groups: dict[str, str], metric: str) -> pd.DataFrame:
+    """AIE straight from the parts, with h5py and pandas alone."""
+    roles: dict[int, list[str]] = {}
+    corrupted: dict[int, Any] = {}
+    rows = []
+    for path in (run.parent / "clean").glob("part-*.h5"):
+        with h5py.File(path) as file:
+            texts = [[text.decode() for text in cell] for cell in cells(file["roles"])]
+            roles |= dict(zip(file["index"][:].tolist(), texts, strict=True))
+    for path in (run / "corrupted").glob("part-*.h5"):
+        with h5py.File(path) as file:
+            pairs = zip(file["index"][:].tolist(), cells(file[metric]), strict=True)
+            corrupted |= dict(pairs)
+    for path in (run / "restored").glob("*/part-*.h5"):
+        with h5py.File(path) as file:
+            for index, restored in zip(file["index"][:], cells(file[metric]), strict=True):
+                for (sample, layer, position), value in np.ndenumerate(restored):
+                    role = groups.get(roles[index][position])
+                    if role is not None:
+                        effect = float(value) - float(corrupted[index][sample])
+                        rows.append((path.parent.name, role, layer, index, position, effect))
+    names = ["mediator", "role", "layer", "fact", "position", "effect"]
+    by_cell = pd.DataFrame(rows, columns=names).groupby(names[:-1])["effect"].mean()
+    by_fact = by_cell.groupby(names[:-2]).mean()
+    found = by_fact.groupby(names[:-3]).agg(["mean", "count"])
+    return found.sort_index()
+
+
+SEED = {
+    "first subject": "first subject",
+    "last subject": "last subject",
+    "first subsequent": "further",
+    "further": "further",
+    "last": "last",
+}
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("scheme", "groups"), [("rome", {role: role for role in ROLES}), ("seed", SEED)]
+)
+def test_aie_equals_what_the_parts_give_by_hand(
+    tmp_path: Path, scheme: str, groups: dict[str, str]
+) -> None:
+    run = write_run(tmp_path).run
+    analyze(run, scheme=scheme)
+    text = (run / "analysis" / "aie.csv").read_text()
+    assert text.splitlines()[0] == COLUMNS
+    table = pd.read_csv(run / "analysis" / "aie.csv")
+    assert {name: set(table[name]) for name in ("model", "dataset", "noise", "metric")} == {
+        "model": {"toy"},
+        "dataset": {"made-up"},
+        "noise": {"gaussian-x3-n2-seed1"},
+        "metric": set(METRICS),
+    }
+    for metric in METRICS:
+        chosen = table[table["metric"] == metric]
+        found = chosen.set_index(["mediator", "role", "layer"]).sort_index()
+        compare_with_parts(found, derived_again(run, groups, metric), groups)
+
+
+def compare_with_parts(found: pd.DataFrame, expected: pd.DataFrame, groups: dict[str, str]) -> None:
+    assert set(expected.index.get_level_values("role")) == set(groups.values())
+    assert list(found.index) == list(expected.index)
+    np.testing.assert_allclose(found["aie"], expected["mean"], rtol=0, atol=1e-12)
+    assert found["n_facts"].tolist() == expected["count"].tolist()
+    several = found["n_facts"] > 1
+    inside = (found["ci_low"] <= found["aie"]) & (found["aie"] <= found["ci_high"])
+    assert inside[several].all()
+    assert several.any()
+    assert found.loc[~several, ["ci_low", "ci_high"]].isna().all(axis=None)
+
+
+def test_the_summary_has_the_keys_of_the_contract(folders: RunFolders, analysis: Analysis) -> None:
+    summary = json.loads((folders.analysis / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(analysis.summary))
+    wanted = {"n_facts", "n_candidates", "p_clean", "p_corrupted", "ate", "ate_ci", "peaks"}
+    assert wanted <= summary.keys()
+    clean = np.array([p_clean(index) for index in CANDIDATES])
+    corrupted = np.array([p_corrupted(index).mean(dtype=float) for index in CANDIDATES])
+    assert summary["n_facts"] == 4
+    assert summary["n_candidates"] == 3
+    assert summary["left_out"] == {"another answer is predicted": 1}
+    assert summary["p_clean"] == pytest.approx(clean.mean(), abs=1e-12)
+    assert summary["p_corrupted"] == pytest.approx(corrupted.mean(), abs=1e-12)
+    assert summary["ate"] == pytest.approx((clean - corrupted).mean(), abs=1e-12)
+    low, high = summary["ate_ci"]
+    assert low < summary["ate"] < high
+    assert list(summary["peaks"]) == KEYS
+
+
+def test_peaks_are_the_largest_cells(folders: RunFolders, analysis: Analysis) -> None:
+    table = pd.read_csv(folders.analysis / "aie.csv")
+    for key, peaks in analysis.summary["peaks"].items():
+        chosen = table[(table["mediator"] == key) & (table["metric"] == "probability")]
+        assert set(peaks) == set(ROLES)
+        for role, peak in peaks.items():
+            rows = chosen[chosen["role"] == role].sort_values("aie")
+            assert peak["layer"] == rows["layer"].iloc[-1]
+            assert peak["aie"] == pytest.approx(rows["aie"].iloc[-1])
+
+
+def test_every_mediator_has_its_figures(folders: RunFolders, analysis: Analysis) -> None:
+    stems = ["aie-hidden", "aie-mlp-w3", "aie"]
+    expected = {folders.analysis / f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    tables = {folders.analysis / n for n in ("aie.csv", "summary.json", "effects.parquet")}
+    assert set(analysis.files) == expected | tables
+    assert set(folders.analysis.iterdir()) == expected | tables, "nothing else is left there"
+    for path in expected:
+        if path.suffix == ".pdf":
+            assert path.read_bytes().startswith(b"%PDF")
+            continue
+        image = imread(path)[..., :3]
+        assert min(image.shape[:2]) > 300
+        assert image.std() > 0.02, "an empty page"
+    both, one = imread(folders.analysis / "aie.png"), imread(folders.analysis / "aie-hidden.png")
+    assert both.shape[1] > 1.5 * one.shape[1], "panels stand side by side"
+
+
+def test_the_parquet_file_holds_the_effects(folders: RunFolders, analysis: Analysis) -> None:
+    from ktrace.analysis.effects import load_effects
+
+    assert analysis.notes == []
+    stored = pd.read_parquet(folders.analysis / "effects.parquet")
+    effects = load_effects(folders.run)
+    assert list(stored.columns) == list(effects.columns)
+    pd.testing.assert_frame_equal(stored, effects, check_categorical=False, check_dtype=False)
+
+
+def test_the_same_stores_give_the_same_files(folders: RunFolders, analysis: Analysis) -> None:
+    before = {path: path.read_bytes() for path in analysis.files}
+    analyze(folders.run)
+    assert {path for path, content in before.items() if path.read_bytes() != content} == set()
+
+
+def test_an_incomplete_mediator_is_left_out_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = write_run(tmp_path, keys=["hidden"])
+    write_restored(folders, "attn-w3", CANDIDATES[:2])
+    analysis = analyze(folders.run)
+    assert analysis.notes == ["attn-w3 is left out: 2 of 3 candidates are restored"]
+    assert list(analysis.summary["peaks"]) == ["hidden"]
+    assert set(analysis.aie["mediator"]) == {"hidden"}
+    assert not (folders.analysis / "aie-attn-w3.png").exists()
+    # It is complete for the first facts.
+    monkeypatch.setattr(analyze_module, "draw_heatmaps", lambda *_, **__: [])
+    limited = analyze(folders.run, limit=2)
+    assert limited.notes == []
+    assert list(limited.summary["peaks"]) == ["hidden", "attn-w3"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_limit_below_the_stored_facts(tmp_path: Path) -> None:
+    folders = write_run(tmp_path)
+    analysis = analyze(folders.run, limit=3)
+    assert analysis.summary["n_facts"] == 3
+    assert analysis.summary["n_candidates"] == 2
+    assert analysis.summary["p_clean"] == pytest.approx((p_clean(0) + p_clean(1)) / 2)
+    assert analysis.aie["n_facts"].max() == 2
+    stored = pd.read_parquet(folders.analysis / "effects.parquet")
+    assert set(stored["known_id"]) == {known_id(0), known_id(1)}
+    one = analyze(folders.run, limit=1)
+    assert one.summary["ate_ci"] == [None, None]
+    assert "NaN" not in (folders.analysis / "summary.json").read_text()
+    assert analyze(folders.run, limit=99).summary["n_facts"] == 4
+
+
+def refused(folders: RunFolders, message: str, **options: Any) -> None:
+    """The analysis says why not, and writes nothing."""
+    with pytest.raises(KtraceError, match=message):
+        analyze(folders.run, **options)
+    assert not folders.analysis.exists()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_incomplete_stores_are_refused(tmp_path: Path) -> None:
+    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    refused(folders, "holds no clean runs: run stage=all first")
+    write_clean(folders, [0, 2, 3])
+    refused(folders, r"clean holds 3 of 4 facts: finish the run .*dataset\.limit")
+    refused(folders, "1 of 2 facts", limit=2)
+    write_clean(folders, [1])
+    write_corrupted(folders, [0, 1])
+    refused(folders, "corrupted holds 2 of 3 candidates: finish the run")
+    write_corrupted(folders, [3])
+    refused(folders, "holds no complete mediator: finish the run")
+    write_restored(folders, "hidden", [0])
+    refused(folders, r"holds no complete mediator \(hidden is left out: 1 of 3 candidates")
+    write_restored(folders, "hidden", [1, 3])
+    assert list(analyze(folders.run).summary["peaks"]) == ["hidden"]
+
+
+def test_no_candidate_at_all_is_refused(tmp_path: Path) -> None:
+    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    for index in range(3):
+        write_clean(folders, [2], {**CLEAN_PRINT, "dataset": {"n_facts": 3}}, as_index=index)
+    refused(folders, "none of the 3 facts is a candidate; nothing was traced")
+
+
+def test_stores_of_different_settings_are_refused_with_both_values(tmp_path: Path) -> None:
+    changed = {**NOISE_PRINT, "noise": {"multiple": 3.0, "seed": 2}}
+    folders = write_run(tmp_path, keys=["hidden"])
+    write_restored(folders, "mlp-w3", CANDIDATES, changed)
+    refused(folders, r'mlp-w3 and .*corrupted .*different settings .*"seed": 2.* "seed": 1')
+
+
+def test_effects_that_are_all_nothing_can_be_drawn(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, keys=[])
+    scores = {
+        index: np.ones((2, 3, 8), np.float32) * p_corrupted(index)[:, None, None]
+        for index in CANDIDATES
+    }
+    lengths = {0: 8, 1: 3, 3: 7}
+    cut = {index: values[..., : lengths[index]] for index, values in scores.items()}
+    write_restored(folders, "hidden", CANDIDATES, scores=cut)
+    analysis = analyze(folders.run)
+    assert (analysis.aie["aie"] == 0).all()
+    assert (folders.analysis / "aie-hidden.pdf").is_file()
+
+
+def test_the_stage_imports_no_torch(folders: RunFolders, tmp_path: Path) -> None:
+    """The whole command line, from the stores alone: the model's folder is not even there."""
+    write_run(tmp_path)
+    program = """
+import sys
+from ktrace.__main__ import main
+sys.argv[1:] = [
+    "stage=analyze", "model=auto", "model.path=nowhere/toy", "model.name=toy",
+    "dataset.name=made-up", "noise.samples=2", "output_dir=outputs",
+]
+main()
+heavy = {"torch", "transformers", "tokenizers"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / folders.run.relative_to(folders.run.parents[3]) / "analysis"
+    assert (folder / "aie.csv").is_file()
+    assert "3 of 4 facts are candidates" in result.stdout

@@ -1,0 +1,192 @@
+"""From stores to the tidy frame and back to activations."""
+
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from stores import (
+    CANDIDATES,
+    CLEAN_PRINT,
+    FACTS,
+    N_LAYERS,
+    N_SAMPLES,
+    NOISE_PRINT,
+    WIDTH,
+    activations,
+    known_id,
+    p_clean,
+    p_corrupted,
+    p_restored,
+    write_clean,
+    write_corrupted,
+    write_restored,
+    write_run,
+)
+
+import ktrace
+from ktrace.analysis.activations import load_activations
+from ktrace.analysis.effects import load_effects
+from ktrace.errors import KtraceError
+from ktrace.store import METRICS, RunFolders
+
+COLUMNS = [
+    *("model", "known_id", "mediator", "metric", "sample", "layer", "position", "token", "role"),
+    *("clean", "corrupted", "restored"),
+]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> RunFolders:
+    """A complete run of two mediators."""
+    return write_run(tmp_path)
+
+
+def test_the_columns_are_those_of_the_contract(folders: RunFolders) -> None:
+    effects = load_effects(folders.run)
+    assert list(effects.columns) == COLUMNS
+    n_cells = sum(len(FACTS[index].tokens) for index in CANDIDATES) * N_SAMPLES * N_LAYERS
+    assert len(effects) == 2 * n_cells * len(METRICS)
+    assert set(effects["model"]) == {"toy"}
+    assert set(effects["mediator"]) == {"hidden", "mlp-w3"}
+    assert list(effects["metric"].unique()) == list(METRICS)
+    assert [effects[name].dtype for name in COLUMNS[-3:]] == [np.float32] * 3
+
+
+def test_every_cell_has_its_own_values(folders: RunFolders) -> None:
+    for metric, key, index in product(METRICS, ("hidden", "mlp-w3"), CANDIDATES):
+        effects = load_effects(str(folders.run), metrics=[metric])
+        offset = METRICS.index(metric)
+        chosen = effects[(effects["mediator"] == key) & (effects["known_id"] == known_id(index))]
+        restored = p_restored(index, key)
+        assert len(chosen) == restored.size
+        for row in chosen.itertuples():
+            cell = (row.sample, row.layer, row.position)
+            assert row.restored == restored[cell] + np.float32(offset)
+            assert row.corrupted == p_corrupted(index)[row.sample] + offset
+            assert row.clean == p_clean(index) + offset
+            assert row.token == FACTS[index].tokens[row.position]
+            role = FACTS[index].roles[row.position]
+            assert (row.role == role) if role else pd.isna(row.role)
+
+
+def test_an_unknown_metric_is_refused(folders: RunFolders) -> None:
+    with pytest.raises(KtraceError, match=r"'loss' is unknown: choose from probability, "):
+        load_effects(folders.run, metrics=["loss"])
+
+
+def test_positions_before_the_subject_have_no_role(folders: RunFolders) -> None:
+    effects = load_effects(folders.run)
+    first = effects[effects["known_id"] == known_id(0)]
+    assert first.loc[first["position"] < 2, "role"].isna().all()
+    assert first.loc[first["position"] >= 2, "role"].notna().all()
+    assert "" not in effects["role"].cat.categories
+
+
+def test_limit_keeps_the_first_facts_of_the_dataset(folders: RunFolders) -> None:
+    kept = set(load_effects(folders.run, limit=2)["known_id"])
+    assert kept == {known_id(0), known_id(1)}
+    assert len(load_effects(folders.run, limit=99)) == len(load_effects(folders.run))
+
+
+def test_a_run_folder_is_found_from_inside(
+    folders: RunFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_effects(folders.run)
+    monkeypatch.chdir(folders.run)
+    pd.testing.assert_frame_equal(load_effects("."), expected)
+    states = load_activations(".", known_id(0), "hidden", 0)
+    monkeypatch.chdir(folders.run.parent)
+    pd.testing.assert_frame_equal(load_effects(folders.run.name), expected)
+    np.testing.assert_array_equal(load_activations(folders.run.name, 1000, "hidden", 0), states)
+
+
+def test_the_public_name_reads_stores_without_torch(folders: RunFolders) -> None:
+    program = (
+        "import sys, ktrace\n"
+        "effects = ktrace.load_effects(sys.argv[1])\n"
+        "ktrace.load_activations(sys.argv[1], 1000, 'mlp', 0)\n"
+        "assert len(effects) > 10\n"
+        "assert not {'torch', 'transformers', 'tokenizers'} & sys.modules.keys()\n"
+    )
+    command = [sys.executable, "-c", program, str(folders.run)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert ktrace.load_effects is load_effects
+
+
+def test_a_folder_without_restorations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KtraceError, match=r"nowhere holds no restorations: run stage="):
+        load_effects(tmp_path / "nowhere")
+    folders = write_run(tmp_path, keys=["hidden"])
+    with pytest.raises(KtraceError, match="holds no restorations of these facts"):
+        load_effects(folders.run, limit=0)
+
+
+@pytest.mark.parametrize("kind", ["clean", "corrupted"])
+def test_restorations_without_their_runs_are_refused(folders: RunFolders, kind: str) -> None:
+    store = getattr(folders, kind)
+    for path in store.parts():
+        path.unlink()
+    with pytest.raises(KtraceError, match=r"lacks the clean or corrupted run of .*known_id="):
+        load_effects(folders.run)
+
+
+def test_stores_of_different_settings_are_never_mixed(tmp_path: Path) -> None:
+    other = {**CLEAN_PRINT, "model": {"identity": "other"}}
+    changed = {**NOISE_PRINT, "noise": {"multiple": 3.0, "seed": 2}}
+    for name, prints in {
+        "clean": (other, NOISE_PRINT, NOISE_PRINT),
+        "corrupted": (CLEAN_PRINT, changed, NOISE_PRINT),
+        "restored": (CLEAN_PRINT, NOISE_PRINT, changed),
+    }.items():
+        folders = RunFolders(tmp_path / name / "toy" / "made-up" / "noise")
+        write_clean(folders, fingerprint=prints[0])
+        write_corrupted(folders, CANDIDATES, prints[1])
+        write_restored(folders, "hidden", CANDIDATES, prints[2])
+        with pytest.raises(KtraceError, match="different settings") as caught:
+            load_effects(folders.run)
+        shown = ('"made up"', '"other"') if name == "clean" else ('"seed": 1', '"seed": 2')
+        assert all(value in str(caught.value) for value in shown)
+
+
+@pytest.mark.parametrize("site", ["hidden", "attn", "mlp"])
+def test_activations_come_back(folders: RunFolders, site: str) -> None:
+    for index in CANDIDATES:
+        for layer in range(N_LAYERS):
+            states = load_activations(folders.run, known_id(index), site, layer)
+            assert states.shape == (len(FACTS[index].tokens), WIDTH)
+            np.testing.assert_array_equal(states, activations(index, site)[layer])
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"), [(np.uint16, np.float32), (np.float16, np.float16)]
+)
+def test_activations_of_half_precision(tmp_path: Path, stored: type, expected: type) -> None:
+    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    write_clean(folders, dtype=stored)
+    states = load_activations(folders.run, known_id(0), "mlp", 1)
+    assert states.dtype == expected
+    exact = activations(0, "mlp")[1]
+    np.testing.assert_allclose(states, exact, rtol=2**-7, atol=1e-3)
+    assert not np.array_equal(states, exact)
+
+
+@pytest.mark.parametrize(
+    ("fact", "site", "layer", "message"),
+    [
+        (0, "embedding", 0, r"site='embedding' is unknown: choose from hidden, attn, mlp"),
+        (0, "mlp", 3, r"layer=3 is out of range: 0 to 2"),
+        (0, "mlp", -1, r"layer=-1 is out of range: 0 to 2"),
+        (2, "mlp", 0, r"known_id=1014 were kept: it is no candidate"),
+        (9, "mlp", 0, r"known_id=1063 is not in the clean store"),
+    ],
+)
+def test_activations_that_are_not_there(
+    folders: RunFolders, fact: int, site: str, layer: int, message: str
+) -> None:
+    with pytest.raises(KtraceError, match=message):
+        load_activations(folders.run, known_id(fact), site, layer)

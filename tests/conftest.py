@@ -1,0 +1,180 @@
+"""Small models with their tokenizers, made on the spot: nothing here needs the network."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Micro models gain nothing from threads, and several test processes share the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+
+from ktrace.facts import Span
+from ktrace.lm.load import LanguageModel, language_model
+from ktrace.tracing.clean import clean_run
+from ktrace.tracing.engine import Case
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs the published data beside the checkout (../shared)"
+)
+
+VOCABULARY = 96
+
+torch.set_num_threads(1)
+
+
+def sharpened(model: Any, seed: int = 0, scale: float = 2.0) -> Any:
+    """Draw larger weights, so that effects are large enough to tell a right cell from a wrong one.
+
+    Freshly initialised models predict every token alike: any bug would pass on them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim < 2:
+                continue
+            fan_in = weight.shape[-1]
+            drawn = torch.randn(weight.shape, generator=generator)
+            # Embeddings often serve as the head too: not so large that rounding of logits shows.
+            gain = scale if "embed" not in name and "wte" not in name else 0.5 * fan_in**0.5
+            weight.copy_(drawn * gain / fan_in**0.5)
+    return model
+
+
+def micro_llama(n_layers: int = 4, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
+    """A sharpened random Llama."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    torch.manual_seed(seed)
+    return sharpened(AutoModelForCausalLM.from_config(config), seed)
+
+
+def known_case(
+    lm: LanguageModel, seed: int, n_positions: int = 7, start: int = 1, stop: int = 4
+) -> Case:
+    """A prompt of random token ids, with the model's own prediction as the answer."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, VOCABULARY, (n_positions,), generator=generator).tolist()
+    answer = clean_run(lm, tuple(ids), 0).predicted_id
+    return Case(seed, tuple(ids), Span(start, stop), answer)
+
+
+@pytest.fixture(scope="session")
+def llama() -> LanguageModel:
+    """A sharpened random Llama in float32."""
+    return language_model(micro_llama())
+
+
+def train_tokenizer(texts: list[str], vocabulary: int = 420) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that puts a BOS token first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+PROMPTS = [
+    ("The old lighthouse at {} stands in", "Cape Morrow"),
+    ("{} is a town in the land of", "Upper Tallow"),
+    ("In the story, {} plays the game of", "Captain Ferris Vane"),
+    ("The river {} ends its way in", "Lissom"),
+    ("People in {} speak", "the Hollow Isles"),
+    ("The author of {} was born in", "A Quiet Harvest"),
+]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with its tokenizer, saved as transformers does."""
+    return save_random_model(tmp_path_factory.mktemp("models") / "random", seed=0)
+
+
+def save_random_model(folder: Path, seed: int) -> Path:
+    """Save a sharpened random Llama and a tokenizer."""
+    tokenizer = train_tokenizer([template.format(subject) for template, subject in PROMPTS])
+    model = micro_llama(3, seed=seed, vocabulary=len(tokenizer))
+    # Only whole words are ever predicted, so that every prediction can be written as an answer.
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    with torch.no_grad():
+        for token, piece in enumerate(pieces):
+            if not (piece.startswith("Ġ") and piece[1:].isalpha() and len(piece) > 3):
+                model.lm_head.weight[token] = 0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def facts_file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Facts that the random model "knows": each answer is what it predicts; one is wrong."""
+    path = tmp_path_factory.mktemp("facts") / "known.jsonl"
+    return write_known_facts(path, [model_folder])
+
+
+def write_known_facts(path: Path, folders: list[Path]) -> Path:
+    """Write facts whose answers the models predict, and a last one that none predicts."""
+    from transformers import AutoTokenizer
+
+    from ktrace.lm.prompt import encode_prompt, first_answer_token
+
+    records = []
+    for folder in folders:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        for template, subject in PROMPTS:
+            prompt = template.format(subject)
+            ids = encode_prompt(tokenizer, prompt).input_ids
+            predicted = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            answer = tokenizer.decode([predicted]).strip()
+            assert first_answer_token(tokenizer, prompt, answer) == predicted
+            records.append((prompt, subject, answer))
+    records.append((PROMPTS[0][0].format("Port Nowhere"), "Port Nowhere", "Nowhere"))
+    with path.open("w") as stream:
+        for number, (prompt, subject, answer) in enumerate(records):
+            record = {
+                "known_id": 100 + number,
+                "prompt": prompt,
+                "subject": subject,
+                "attribute": answer,
+            }
+            stream.write(json.dumps(record) + "\n")
+    return path
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,308 @@
+"""Facts are read whole and unchanged, or refused with the file and the line."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from ktrace.errors import KtraceError
+from ktrace.facts import Fact, load_facts
+
+Records = list[dict[str, Any]]
+
+RECORDS: Records = [
+    {
+        "known_id": 7,
+        "prompt": "The Eiffel Tower, in",
+        "subject": "Eiffel Tower",
+        "attribute": "Paris",
+        "template": "The {}, in",
+        "relation_id": "P131",
+    },
+    {
+        "known_id": -2,
+        # Unicode, quotes, and a line separator that is a line end to str.splitlines alone.
+        "prompt": 'Der "Süd\u2028sudan", 日本 🗼 ist in',
+        "subject": "Süd\u2028sudan",
+        "attribute": "África",
+        "template": "",
+        "relation_id": "",
+    },
+]
+FACTS = tuple(Fact(**record) for record in RECORDS)
+
+
+def as_json(records: Records) -> str:
+    return json.dumps(records, ensure_ascii=False, indent=2)
+
+
+def as_jsonl(records: Records) -> str:
+    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n"
+
+
+def as_csv(records: Records) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, list(records[0]))
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue()
+
+
+FORMATS: dict[str, Callable[[Records], str]] = {
+    "facts.json": as_json,
+    "facts.jsonl": as_jsonl,
+    "facts.csv": as_csv,
+    "FACTS.JSON": as_json,
+}
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def changed(**fields: Any) -> Records:
+    """A good record and a second one with other values; None takes a key out."""
+    record = RECORDS[0] | {"known_id": 8} | fields
+    return [RECORDS[0], {key: value for key, value in record.items() if value is not None}]
+
+
+def canonical_sha256(records: Records) -> str:
+    text = json.dumps(records, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "bom"])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+def test_every_format_gives_the_same_facts(
+    tmp_path: Path, name: str, mark: bytes, line_end: bytes
+) -> None:
+    text = FORMATS[name](RECORDS).replace("\r\n", "\n").encode()
+    path = write(tmp_path / name, mark + text.replace(b"\n", line_end))
+    facts = load_facts(path)
+    assert facts.facts == FACTS
+    # The digest is of the content: a store does not care how the facts were written down.
+    assert facts.digest == canonical_sha256(RECORDS)
+    assert len(facts) == 2
+
+
+def test_text_keeps_its_line_ends_in_csv(tmp_path: Path) -> None:
+    record = RECORDS[0] | {"prompt": "A\r\nB,\nEiffel Tower is"}
+    assert load_facts(write(tmp_path / "a.csv", as_csv([record]))).facts == (Fact(**record),)
+
+
+def test_other_columns_are_ignored_and_optional_ones_may_lack(tmp_path: Path) -> None:
+    four = {key: RECORDS[0][key] for key in ("known_id", "prompt", "subject", "attribute")}
+    plain = load_facts(write(tmp_path / "a.jsonl", as_jsonl([four])))
+    more = load_facts(write(tmp_path / "b.jsonl", as_jsonl([four | {"prediction": ["x", 1.5]}])))
+    assert more == plain
+    assert plain.facts[0].template == plain.facts[0].relation_id == ""
+
+
+def test_digest_depends_on_every_field_and_on_the_order(tmp_path: Path) -> None:
+    variants = [RECORDS, RECORDS[::-1], RECORDS[:1]]
+    variants += [changed(subject="Tower"), changed(attribute="Rome"), changed(template="{}")]
+    digests = {
+        load_facts(write(tmp_path / f"{number}.json", as_json(records))).digest
+        for number, records in enumerate(variants)
+    }
+    assert len(digests) == len(variants)
+
+
+def test_subject_start_counts_characters(tmp_path: Path) -> None:
+    facts = load_facts(write(tmp_path / "a.json", as_json(RECORDS))).facts
+    assert [fact.subject_start for fact in facts] == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "dataset.path={path} holds no facts"),
+        ("a.jsonl", "\n \n", "dataset.path={path} holds no facts"),
+        ("a.json", "", "dataset.path={path} holds no facts"),
+        ("a.json", "[]", "dataset.path={path} holds no facts"),
+        ("a.csv", "", "dataset.path={path} holds no facts"),
+        ("a.csv", "known_id,prompt,subject,attribute\n", "dataset.path={path} holds no facts"),
+        ("a.jsonl", as_jsonl(RECORDS) + "\n{oops", "{path}, line 4: malformed JSON"),
+        ("a.jsonl", as_json(RECORDS), "{path}, line 1: malformed JSON"),
+        ("a.json", '[{"known_id": 1},\n{"known_id" 2}]', "{path}, line 2: malformed JSON"),
+        ("a.json", '{"known_id": 1}', "{path}: a list of facts was expected, not dict"),
+        ("a.json", '[{"known_id": 1}, 5]', "{path}, record 2: a fact must be an object, not int"),
+        ("a.jsonl", "[1, 2]\n", "{path}, line 1: a fact must be an object, not list"),
+        ("a.csv", "known_id,prompt\n1,a,b\n", "{path}, line 2: the row has more or fewer cells"),
+        ("a.csv", "known_id,prompt\n1,a\n2\n", "{path}, line 3: the row has more or fewer cells"),
+        ("a.csv", 'known_id,prompt\n1,"a', "{path}, line 2: malformed CSV"),
+        ("a.csv", "id,text\n1,a\n", "{path}, line 2: no known_id, prompt, subject, attribute"),
+        ("a.csv", b"known_id,prompt\n1,caf\xe9\n", "{path}, line 2: not UTF-8 text"),
+        ("a.txt", "x", "dataset.path={path} has no known format: .json, .jsonl, .csv"),
+    ],
+)
+def test_files_that_are_refused(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(KtraceError) as raised:
+        load_facts(path)
+    assert str(raised.value).startswith(message.format(path=path))
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (changed(known_id=7), "known_id=7 is already at {path}, line 1"),
+        (changed(known_id=None), "no known_id;"),
+        (changed(prompt=None, attribute=None), "no prompt, attribute;"),
+        (changed(known_id="eight"), "known_id='eight' is not a whole number"),
+        (changed(known_id=8.5), "known_id=8.5 is not a whole number"),
+        (changed(known_id=True), "known_id=True is not a whole number"),
+        (changed(known_id=2**63), "known_id=9223372036854775808 is not a whole number"),
+        (changed(prompt=5), "prompt=5 is not text"),
+        (changed(relation_id=["P1"]), "relation_id=['P1'] is not text"),
+        (changed(subject=" "), "subject is empty"),
+        (changed(attribute=""), "attribute is empty"),
+        (changed(subject="Big Ben"), "subject 'Big Ben' is not in the prompt 'The Eiffel Tower,"),
+        (changed(subject="eiffel tower"), "subject 'eiffel tower' is not in the prompt"),
+        (changed(subject="e"), "subject 'e' is more than once in the prompt"),
+        (changed(prompt="anana is", subject="ana"), "subject 'ana' is more than once in"),
+        # Half an emoji and NUL pass through JSON; no tokenizer and no store takes them.
+        (changed(attribute="\ud83d"), "attribute='\\ud83d' holds a character that is not text"),
+        (changed(template="\0"), "template='\\x00' holds a character that is not text"),
+    ],
+)
+def test_records_that_are_refused(tmp_path: Path, records: Records, message: str) -> None:
+    path = tmp_path / "facts.jsonl"
+    write(path, "\n".join(json.dumps(record) for record in records))
+    with pytest.raises(KtraceError) as raised:
+        load_facts(path)
+    assert str(raised.value).startswith(f"{path}, line 2: {message.format(path=path)}")
+
+
+@pytest.mark.parametrize("missing", ["none.jsonl", "no/folder/none.json", "folder.json"])
+def test_a_missing_file(tmp_path: Path, missing: str) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(KtraceError, match=r"dataset\.path=.* is not a file$"):
+        load_facts(tmp_path / missing)
+
+
+def test_sha256_is_of_the_records_not_of_the_bytes(tmp_path: Path) -> None:
+    expected = canonical_sha256(RECORDS)
+    for name in ("facts.json", "facts.jsonl"):
+        path = write(tmp_path / name, FORMATS[name](RECORDS))
+        assert load_facts(path, sha256=expected).facts == FACTS
+
+
+def test_a_wrong_sha256_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "facts.json", as_json(changed(prediction="other")))
+    found = canonical_sha256(changed(prediction="other"))
+    with pytest.raises(KtraceError) as raised:
+        load_facts(path, sha256=canonical_sha256(RECORDS))
+    for part in (str(path), found, canonical_sha256(RECORDS), "is not the published dataset"):
+        assert part in str(raised.value)
+
+
+@contextmanager
+def serving(body: bytes, *, status: int = 200, announced: int | None = None) -> Iterator[str]:
+    """A web server on this machine that answers every request alike; gives its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            length = len(body) if announced is None else announced
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/known.json"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+BODY = as_json(RECORDS).encode()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def test_a_missing_file_is_downloaded_once(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "facts.json"
+    with serving(BODY) as url:
+        assert load_facts(path, url=url, sha256=canonical_sha256(RECORDS)).facts == FACTS
+    assert path.read_bytes() == BODY
+    assert [file.name for file in path.parent.iterdir()] == ["facts.json"]
+    # The server is gone: what is there is not asked for again.
+    assert load_facts(path, url=url, sha256=canonical_sha256(RECORDS)).facts == FACTS
+
+
+def test_a_file_url_is_downloaded(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.json", BODY)
+    path = tmp_path / "new" / "facts.json"
+    assert load_facts(path, url=source.as_uri()).facts == FACTS
+    assert path.read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("answer", "sha256", "message"),
+    [
+        ({"body": BODY}, "0" * 64, r"{url} is not the published dataset: SHA-256 .*, expected 0"),
+        # The page of a login or a proxy, in place of the file: it is not the file that is bad.
+        ({"body": b"<html>"}, None, r"{url}, line 1: malformed JSON"),
+        ({"body": b"[]"}, None, r"dataset.path={url} holds no facts"),
+        # Nothing is kept that could not be read the next time.
+        (
+            {"body": as_json(changed(subject="Big Ben")).encode()},
+            None,
+            r"{url}, record 2: subject 'Big Ben' is not in the prompt",
+        ),
+        ({"body": BODY, "status": 404}, None, r"dataset.path={path} is not a file, and {url} cann"),
+        ({"body": BODY, "announced": len(BODY) + 9}, None, r".* {url} cannot be downloaded .*9 mo"),
+    ],
+    ids=["other-content", "html", "empty", "bad-record", "not-found", "cut-off"],
+)
+def test_a_bad_download_leaves_nothing(
+    tmp_path: Path, answer: dict[str, Any], sha256: str | None, message: str
+) -> None:
+    path = tmp_path / "new" / "facts.json"
+    with serving(**answer) as url, pytest.raises(KtraceError) as raised:
+        load_facts(path, url=url, sha256=sha256)
+    expected = message.format(url=re.escape(url), path=re.escape(str(path)))
+    assert re.match(expected, str(raised.value))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.json", BODY)
+    with pytest.raises(KtraceError, match=r"dataset\.path=.* cannot be written: "):
+        load_facts(source / "facts.json", url=source.as_uri())
+    # A folder of that name is found only when the whole file has been written beside it.
+    (tmp_path / "facts.json").mkdir()
+    with pytest.raises(KtraceError, match=r"dataset\.path=.* cannot be written: "):
+        load_facts(tmp_path / "facts.json", url=source.as_uri())
+    assert {file.name for file in tmp_path.iterdir()} == {"source.json", "facts.json"}
+    assert not list((tmp_path / "facts.json").iterdir())
+
+
+def test_no_address_answers(tmp_path: Path) -> None:
+    with serving(b"") as url:
+        pass
+    with pytest.raises(KtraceError, match=r"cannot be downloaded .*give a copy with dataset\.path"):
+        load_facts(tmp_path / "facts.json", url=url)

@@ -1,0 +1,211 @@
+"""From a folder to a proven model, and what is refused on the way."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import micro_llama
+from safetensors.torch import load_file, save_file
+
+from ktrace.errors import KtraceError
+from ktrace.lm import load
+from ktrace.lm.load import language_model, load_language_model
+from ktrace.lm.source import find_model
+
+
+@pytest.fixture
+def copied(model_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(model_folder, tmp_path / "copied")
+
+
+def loaded(folder: Path, **options: Any) -> load.LanguageModel:
+    source = find_model(str(folder), allow_pickle=options.get("allow_pickle", False))
+    return load_language_model(source, **options)
+
+
+def refusal(folder: Path, **options: Any) -> str:
+    with pytest.raises(KtraceError) as raised:
+        loaded(folder, **options)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_folder_round_trip(model_folder: Path) -> None:
+    lm = loaded(model_folder, device="cpu")
+    stored = load_file(model_folder / "model.safetensors")
+    assert torch.equal(lm.embedding_weight, stored["model.embed_tokens.weight"])
+    assert (lm.n_layers, lm.d_embedding, lm.device.type) == (3, 32, "cpu")
+    assert lm.tokenizer("Cape")["input_ids"]
+    assert not lm.model.training
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("auto", torch.float32),
+        ("float32", torch.float32),
+        ("float64", torch.float64),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+    ],
+)
+def test_dtype(model_folder: Path, dtype: str, expected: torch.dtype) -> None:
+    assert loaded(model_folder, dtype=dtype, device="cpu").model.dtype is expected
+
+
+def test_auto_is_the_checkpoints_own_dtype(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    halved = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    save_file(halved, copied / "model.safetensors", metadata={"format": "pt"})
+    change_config(copied, dtype="bfloat16")
+    assert loaded(copied, device="cpu").model.dtype is torch.bfloat16
+
+
+def test_missing_weights_are_refused(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    assert refusal(copied) == (
+        f"model.path={copied}: the checkpoint lacks weights: model.layers.1.mlp.down_proj.weight"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64])
+def test_garbage_for_weights(copied: Path, content: bytes) -> None:
+    (copied / "model.safetensors").write_bytes(content)
+    assert f"model.path={copied}: the model cannot be loaded: " in refusal(copied)
+
+
+def test_a_truncated_file_of_weights(copied: Path) -> None:
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert f"model.path={copied}: the model cannot be loaded: " in refusal(copied)
+
+
+def test_an_unknown_architecture(copied: Path) -> None:
+    change_config(copied, architectures=["FancyForCausalLM"])
+    message = refusal(copied)
+    assert message.startswith(f"model.path={copied}: architecture FancyForCausalLM is not known.")
+    assert "LlamaForCausalLM" in message
+    assert "model.modules.block" in message
+
+
+def test_an_unknown_type_of_model(copied: Path) -> None:
+    change_config(copied, model_type="fancy")
+    assert f"model.path={copied}: config.json cannot be used: " in refusal(copied)
+
+
+def test_code_beside_the_weights_runs_only_when_allowed(copied: Path, tmp_path: Path) -> None:
+    change_config(copied, model_type="fancy", auto_map={"AutoConfig": "fancy.FancyConfig"})
+    mark = tmp_path / "it-ran"
+    (copied / "fancy.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import LlamaConfig\n"
+        f"Path({str(mark)!r}).touch()\n"
+        "class FancyConfig(LlamaConfig):\n"
+        "    model_type = 'fancy'\n"
+    )
+    assert "model.trust_remote_code=true" in refusal(copied)
+    assert not mark.exists()
+
+
+def test_an_unknown_device(model_folder: Path) -> None:
+    for name in ("gpu", "cuda:77"):
+        assert refusal(model_folder, device=name).startswith(f"model.device={name!r} is not here")
+
+
+def test_no_fast_tokenizer(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        is_fast = False
+
+    monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: Slow())
+    message = refusal(copied)
+    assert message == (
+        f"model.path={copied}: Slow gives no character offsets (it has no tokenizer.json); "
+        "subjects cannot be found with it"
+    )
+
+
+def test_no_tokenizer(copied: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copied / name).unlink()
+    assert f"model.path={copied}: no tokenizer can be loaded" in refusal(copied)
+
+
+class Asked:
+    """Stands in for `AutoModelForCausalLM.from_pretrained`, and keeps what it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.options: dict[str, Any] = {}
+        monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", self.take)
+
+    def take(self, *args: Any, **options: Any) -> Any:
+        self.options = options
+        return micro_llama(1), {"missing_keys": []}
+
+
+def test_device_map_passes_through(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(monkeypatch)
+    for device_map in ("auto", {"": "cpu"}):
+        loaded(model_folder, device_map=device_map)
+        assert asked.options["device_map"] == device_map
+    assert asked.options["use_safetensors"] is True
+    assert asked.options["trust_remote_code"] is False
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_pickled_weights_only_when_allowed(copied: Path, allow: bool) -> None:
+    weights = load_file(copied / "model.safetensors")
+    (copied / "model.safetensors").unlink()
+    torch.save(weights, copied / "pytorch_model.bin")
+    if not allow:
+        assert "has no weights: no *.safetensors in it" in refusal(copied)
+        return
+    lm = loaded(copied, allow_pickle=True, device="cpu")
+    assert torch.equal(lm.embedding_weight, weights["model.embed_tokens.weight"])
+
+
+def test_quantization_without_its_packages(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    assert refusal(model_folder, quantization="int8") == (
+        "model.quantization=int8 needs bitsandbytes and accelerate: "
+        "pip install bitsandbytes accelerate"
+    )
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_quantization_passes_through(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, bits: str
+) -> None:
+    asked = Asked(monkeypatch)
+    monkeypatch.setattr(load, "find_spec", lambda name: name)
+    loaded(model_folder, quantization=bits, dtype="bfloat16", device="cpu")
+    config = asked.options["quantization_config"]
+    assert (config.load_in_8bit, config.load_in_4bit) == (bits == "int8", bits == "int4")
+    assert asked.options["device_map"] == {"": "cpu"}
+    if bits == "int4":
+        assert config.bnb_4bit_compute_dtype is torch.bfloat16
+
+
+def test_an_unknown_quantization(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "find_spec", lambda name: name)
+    assert "model.quantization='int2' is unknown" in refusal(model_folder, quantization="int2")
+
+
+def test_a_model_in_memory_is_proven_too() -> None:
+    model = micro_llama(1)
+    model.config.architectures = ["FancyForCausalLM"]
+    with pytest.raises(KtraceError, match="LlamaForCausalLM: architecture FancyForCausalLM"):
+        language_model(model)

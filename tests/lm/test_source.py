@@ -1,0 +1,177 @@
+"""A folder's identity is its content; what is no model is refused before torch is loaded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import errors as hub
+
+from ktrace.errors import KtraceError
+from ktrace.lm import source
+from ktrace.lm.source import find_model
+
+
+@pytest.fixture
+def copied(model_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(model_folder, tmp_path / "copied")
+
+
+def test_a_folder_is_pinned_by_its_content_not_by_its_place(
+    model_folder: Path, copied: Path
+) -> None:
+    here, there = find_model(str(model_folder)), find_model(str(copied))
+    assert here.identity.startswith("sha256:")
+    assert there.identity == here.identity
+    assert (there.location, there.revision) == (str(copied), None)
+
+
+def flip_last_byte(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
+def change_config(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 1e-3}))
+
+
+def change_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+
+
+def rename_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+
+
+def add_weights(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder / "model-2.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change", [flip_last_byte, change_config, change_tokenizer, rename_weights, add_weights]
+)
+def test_what_can_change_a_number_changes_the_identity(
+    model_folder: Path, copied: Path, change: Callable[[Path], None]
+) -> None:
+    change(copied)
+    assert find_model(str(copied)).identity != find_model(str(model_folder)).identity
+
+
+def test_what_cannot_change_a_number_leaves_the_identity(model_folder: Path, copied: Path) -> None:
+    (copied / "README.md").write_text("A model card.")
+    (copied / "notes.txt").mkdir()
+    (copied / "model.safetensors").touch()
+    assert find_model(str(copied)).identity == find_model(str(model_folder)).identity
+
+
+def test_a_home_folder_is_found(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(copied.parent))
+    assert find_model("~/copied").location == str(copied)
+
+
+def refusal(path: str, revision: str | None = None) -> str:
+    with pytest.raises(KtraceError) as raised:
+        find_model(path, revision)
+    return str(raised.value)
+
+
+def test_no_config(copied: Path) -> None:
+    (copied / "config.json").unlink()
+    assert refusal(str(copied)) == f"model.path={copied} is not a model: it has no config.json"
+
+
+def test_no_weights(copied: Path) -> None:
+    (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
+    assert refusal(str(copied)) == f"model.path={copied} has no weights: no *.safetensors in it"
+
+
+def test_weights_are_a_link_to_nothing(copied: Path) -> None:
+    """Copying a snapshot out of the hub cache copies links, and may leave their targets behind."""
+    (copied / "model.safetensors").unlink()
+    (copied / "model.safetensors").symlink_to("../../blobs/0123")
+    assert refusal(str(copied)).startswith(f"model.path={copied}: model.safetensors: No such file")
+
+
+def test_a_file_is_no_model(facts_file: Path) -> None:
+    assert refusal(str(facts_file)).startswith(f"model.path={facts_file} is a file: give the fold")
+
+
+@pytest.mark.parametrize("path", ["/no/such", "./no/such", "../no-such", "~/no-such"])
+def test_what_is_written_as_a_folder_is_never_asked_of_the_hub(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "hf_hub_download", None)
+    assert refusal(path) == f"model.path={path} is not a folder"
+
+
+def test_a_folder_has_no_revision(copied: Path) -> None:
+    assert refusal(str(copied), "main") == (
+        f"model.revision='main' is for hub models; model.path={copied} is a folder"
+    )
+
+
+def test_a_name_that_no_hub_model_can_have(in_folder: Path) -> None:
+    assert "is neither a folder here nor a hub id (owner/name)" in refusal("a/b/c")
+
+
+def test_a_hub_model_is_not_in_the_cache_and_there_is_no_network(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = refusal("nobody/no-such-model", "v1")
+    assert message.startswith("model.path=nobody/no-such-model model.revision=v1 is no folder here")
+    assert "HF_HUB_OFFLINE is set" in message
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_hub_model_is_pinned_by_its_commit(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(hub_id: str, name: str, revision: str | None) -> str:
+        asked.append((hub_id, name, revision))
+        return f"/cache/models--owner--name/snapshots/{COMMIT}/config.json"
+
+    monkeypatch.setattr(source, "hf_hub_download", download)
+    found = find_model("owner/name", "main")
+    assert asked == [("owner/name", "config.json", "main")]
+    # Not `main`, which may be another commit when the weights are loaded.
+    assert (found.location, found.revision) == ("owner/name", COMMIT)
+    assert found.identity == f"commit:{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (hub.GatedRepoError, "is gated: accept its licence at https://huggingface.co/owner/name"),
+        (hub.RepositoryNotFoundError, "no such folder here, and the hub has no such model"),
+        (hub.RevisionNotFoundError, "the hub has no such revision"),
+        (hub.EntryNotFoundError, "is not a model: it has no config.json"),
+        (hub.LocalEntryNotFoundError, "the hub is out of reach: go online once"),
+        (hub.HfHubHTTPError, "cannot be reached: what the hub said"),
+        (ConnectionError, "cannot be reached: what the hub said"),
+    ],
+)
+def test_every_answer_of_the_hub_has_its_own_message(
+    error: type[Exception], message: str, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classes inherit from each other: in another order one would speak for its neighbour."""
+
+    def download(*args: object, **kwargs: object) -> str:
+        raised = error.__new__(error)  # the hub's own need a response
+        raised.args = ("what the hub said",)
+        raise raised
+
+    monkeypatch.setattr(source, "hf_hub_download", download)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    refused = refusal("owner/name")
+    assert refused.startswith("model.path=owner/name")
+    assert message in refused

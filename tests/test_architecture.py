@@ -1,0 +1,270 @@
+"""The import rules between the rooms, and where torch may come in."""
+
+import ast
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import ktrace
+
+PACKAGE = Path(ktrace.__file__).parent
+
+# Room or module -> what of ktrace it may import. Inside a room everything is allowed.
+GROUND = {"errors"}
+ROOMS: dict[str, set[str]] = {
+    "config": GROUND,
+    "facts": GROUND,
+    "lm": GROUND,
+    "tracing": GROUND | {"facts", "lm"},
+    "store": GROUND,
+    "analysis": GROUND | {"store"},
+    "errors": set(),
+    "resources": set(),
+}
+COMPOSERS = {"", "pipeline", "__main__", "sweep", "console", "messages", "settings"}
+MAY_IMPORT_FOR_TYPES = {"ktrace", "ktrace.pipeline"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import of a module.
+
+    Attributes:
+        target: the full name of what is imported.
+        top_level: whether it runs when the importing module is imported.
+        typing_only: whether it stands under `if TYPE_CHECKING`.
+    """
+
+    importer: str
+    target: str
+    top_level: bool
+    typing_only: bool
+
+
+def module_names() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ("ktrace", *path.relative_to(PACKAGE).with_suffix("").parts)
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imports_of(name: str, source: str, *, is_package: bool = False) -> list[Import]:
+    """Every import statement of a module, wherever it stands."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, top_level: bool, typing_only: bool) -> None:
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = name.split(".")
+                up = up[: len(up) - node.level + is_package]
+                base = ".".join([*up, base] if base else up)
+            targets = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            targets = []
+        found.extend(Import(name, target, top_level, typing_only) for target in targets)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            for child in node.body:
+                visit(child, top_level, True)
+            for child in node.orelse:
+                visit(child, top_level, typing_only)
+            return
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, top_level and not inside, typing_only)
+
+    visit(ast.parse(source), True, False)
+    return found
+
+
+def is_inside(target: str, package: str) -> bool:
+    """Whether a dotted name is a package or lies in it."""
+    return target == package or target.startswith(f"{package}.")
+
+
+def room_of(target: str, modules: dict[str, Path]) -> str:
+    """First part of the path inside the package; empty for names of `ktrace/__init__.py` itself."""
+    parts = target.split(".")
+    return parts[1] if len(parts) > 1 and f"ktrace.{parts[1]}" in modules else ""
+
+
+def violations(imports: list[Import], modules: dict[str, Path]) -> list[str]:
+    """Imports that the table forbids."""
+    wrong = []
+    for item in imports:
+        room = room_of(item.importer, modules)
+        if not is_inside(item.target, "ktrace") or room in COMPOSERS:
+            continue
+        wanted = room_of(item.target, modules)
+        if wanted != room and wanted not in ROOMS[room]:
+            wrong.append(f"{item.importer} imports {item.target}")
+        if item.typing_only and item.importer not in MAY_IMPORT_FOR_TYPES:
+            wrong.append(f"{item.importer} imports {item.target} for types only")
+    return wrong
+
+
+MODULES = module_names()
+IMPORTS = [
+    item
+    for name, path in MODULES.items()
+    for item in imports_of(name, path.read_text("utf-8"), is_package=path.name == "__init__.py")
+]
+
+
+def test_every_module_stands_in_the_table() -> None:
+    rooms = {room_of(name, MODULES) for name in MODULES}
+    assert rooms == ROOMS.keys() | COMPOSERS
+    assert len(MODULES) > 25
+
+
+def test_rooms_import_only_what_the_table_allows() -> None:
+    assert violations(IMPORTS, MODULES) == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "statement"),
+    [
+        ("ktrace.store.part", "from ktrace.analysis.roles import rows"),
+        ("ktrace.store.part", "from ktrace import pipeline"),
+        ("ktrace.store.part", "from ..lm import hooks"),
+        ("ktrace.facts.load", "def f():\n    import ktrace.lm.load"),
+        ("ktrace.lm.load", "from ktrace.tracing import noise"),
+        ("ktrace.tracing.noise", "from ktrace.store import Store"),
+        ("ktrace.tracing.noise", "from ktrace.config import RunConfig"),
+        ("ktrace.analysis.effects", "from ktrace.facts import ROLES"),
+        ("ktrace.analysis.effects", "import ktrace"),
+        ("ktrace.config", "from ktrace.resources import resource"),
+        ("ktrace.resources", "from ktrace.errors import KtraceError"),
+        ("ktrace.errors", "from ktrace.messages import explain"),
+        (
+            "ktrace.tracing.noise",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ktrace.lm import hooks",
+        ),
+    ],
+)
+def test_a_forbidden_import_is_seen(importer: str, statement: str) -> None:
+    assert violations(imports_of(importer, statement), MODULES) != []
+
+
+def test_only_pipeline_and_public_names_import_for_types() -> None:
+    users = {
+        item.importer for item in IMPORTS if item.typing_only and is_inside(item.target, "ktrace")
+    }
+    assert users <= MAY_IMPORT_FOR_TYPES
+
+
+def test_composers_are_imported_by_composers_only() -> None:
+    importers = {
+        item.importer
+        for item in IMPORTS
+        if any(is_inside(item.target, f"ktrace.{name}") for name in COMPOSERS - {""})
+    }
+    assert {room_of(name, MODULES) for name in importers} <= COMPOSERS
+    assert importers, "the walk found no import of pipeline at all"
+
+
+def loaded_modules(target: str) -> list[str]:
+    """The module that an imported name is, or lies in."""
+    return [target] if target in MODULES else [target.rpartition(".")[0]]
+
+
+def find_cycle(edges: dict[str, set[str]]) -> list[str]:
+    """A cycle of the graph, or nothing."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(edges.get(name, ())):
+            if cycle := walk(other, [*path, name]):
+                return cycle
+        done.add(name)
+        return []
+
+    for name in sorted(edges):
+        if cycle := walk(name, []):
+            return cycle
+    return []
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    edges: dict[str, set[str]] = {name: set() for name in MODULES}
+    for item in IMPORTS:
+        # `ktrace/__init__.py` loads lazily, so what it names for types is no edge.
+        if not item.typing_only:
+            edges[item.importer] |= {m for m in loaded_modules(item.target) if m in MODULES}
+    assert sum(map(len, edges.values())) > 30
+    assert find_cycle(edges) == []
+    edges["ktrace.errors"].add("ktrace.pipeline")
+    assert find_cycle(edges) != []
+
+
+WITHOUT_TORCH = [
+    "ktrace",
+    "ktrace.config",
+    "ktrace.__main__",
+    "ktrace.pipeline",
+    *(name for name in MODULES if room_of(name, MODULES) in ("store", "analysis")),
+]
+
+
+def test_no_torch_at_the_top_of_light_modules() -> None:
+    heavy = [
+        item.importer
+        for item in IMPORTS
+        if item.importer in WITHOUT_TORCH
+        and item.top_level
+        and not item.typing_only
+        and (is_inside(item.target, "torch") or is_inside(item.target, "transformers"))
+    ]
+    assert heavy == []
+
+
+def test_analysis_never_names_torch() -> None:
+    named = [
+        item
+        for item in IMPORTS
+        if room_of(item.importer, MODULES) in ("analysis", "store")
+        and any(is_inside(item.target, name) for name in ("torch", "transformers", "tokenizers"))
+    ]
+    assert named == []
+
+
+def test_light_modules_load_no_torch() -> None:
+    """Also not through what they import: one process loads them all, and says who was first."""
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    assert name in sys.modules\n"
+        "    heavy = {'torch', 'transformers'} & sys.modules.keys()\n"
+        "    assert not heavy, f'{name} loads {heavy}'\n"
+    )
+    command = [sys.executable, "-c", program, *WITHOUT_TORCH]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_import_is_lazy_and_names_are_found() -> None:
+    program = (
+        "import sys, ktrace\n"
+        "light = set(sys.modules)\n"
+        "assert not {'pandas', 'h5py', 'torch'} & light, light\n"
+        "assert ktrace.KtraceError is ktrace.errors.KtraceError\n"
+        "assert set(ktrace.__all__) <= set(dir(ktrace))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for name in ktrace.__all__:
+        assert getattr(ktrace, name).__name__ == name
+    with pytest.raises(AttributeError, match="nothing_like_this"):
+        ktrace.nothing_like_this  # noqa: B018

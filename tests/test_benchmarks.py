@@ -1,0 +1,57 @@
+"""The benchmark programs run, and count what they say they count."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpt2_small, llama_cuda
+from benchmarks.arithmetic import Shape, loop_operations, operations
+from ktrace.tracing.mediators import make_mediator
+
+SMALL = Shape(n_layers=3, d_model=2, vocabulary=5, keys_values=8, rest=32)
+
+
+def test_operations_of_a_case_worked_out_by_hand() -> None:
+    """Three layers, three positions, noise from position 1, two samples, hidden states.
+
+    Clean and corrupted once: 3 rows x (3 positions x 3 layers x 40 + head 10) = 1110.
+    Rows: none in layer 0, one in layer 1, two in layer 2 (the last), times two samples.
+    Position 1 (two positions): layer 1: 2 x 2 x 40 = 160; layer 2: 4 x (2 x 8 + 32 + 10) = 232.
+    Position 2 (one position):  layer 1: 2 x 1 x 40 = 80;  layer 2: 4 x (1 x 8 + 32 + 10) = 200.
+    """
+    expected = 2 * (1110 + 160 + 232 + 80 + 200)
+    assert operations(SMALL, [make_mediator("hidden", 1)], 3, 1, 2) == expected
+
+
+def test_operations_on_the_published_shape() -> None:
+    gpt2 = gpt2_small.gpt2_shape()
+    hidden = make_mediator("hidden", 1)
+    assert operations(gpt2, [hidden], 10, 0, 10) / 1e12 == pytest.approx(0.56, abs=0.01)
+    assert loop_operations(gpt2, 10, 10) / 1e12 == pytest.approx(3.3, abs=0.1)
+
+
+def test_gpt2_benchmark_writes_its_report(tmp_path: Path) -> None:
+    report = gpt2_small.main(
+        [
+            "--layers=2",
+            "--width=64",
+            "--vocabulary=97",
+            "--n-facts=3",
+            "--cells=2",
+            f"--write={tmp_path / 'report.md'}",
+        ]
+    )
+    assert (tmp_path / "report.md").read_text() == report
+    for name in ("ktrace suffix", "ktrace reference", "published loop", "nnsight"):
+        assert f"| {name} |" in report
+    rows = [line for line in report.splitlines() if line.startswith("| published loop")]
+    assert float(rows[0].split("|")[4]) < 1e-5
+
+
+def test_llama_benchmark_runs_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "cuda.md"
+    report = llama_cuda.main(
+        ["--shape=micro", "--device=cpu", "--dtype=float32", "--samples=2", f"--write={path}"]
+    )
+    assert path.read_text() == report
+    assert "seconds a fact" in report

@@ -1,0 +1,374 @@
+"""What a person can mend is one line on stderr that names key and value, exit 1, and no trace."""
+
+import json
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hydra.core.global_hydra import GlobalHydra
+
+import ktrace.__main__ as command
+from ktrace import sweep
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+Ktrace = Callable[..., Ended]
+
+
+@pytest.fixture
+def ktrace(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Ktrace]:
+    """`python -m ktrace ...` in this process and an empty folder."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; this undoes that
+    monkeypatch.setattr(command, "_WANTS_TRACEBACK", False)
+    monkeypatch.setattr(sweep, "_failed", [])
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(*arguments: str) -> Ended:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["ktrace", *arguments])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            command.main()
+        except SystemExit as ended:
+            code = ended.code
+        captured = capsys.readouterr()
+        if isinstance(code, str):  # as the interpreter does
+            return Ended(1, captured.out, f"{captured.err}{code}\n")
+        return Ended(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    yield run
+    # Hydra gave the root logger a handler on a stream that is gone after this test.
+    root.handlers[:], root.level = handlers, level
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def own(model_folder: Path, facts_file: Path) -> tuple[str, ...]:
+    """A model and facts that are fine; a later override takes their place."""
+    return (
+        "model=auto",
+        f"model.path={model_folder}",
+        "dataset=file",
+        f"dataset.path={facts_file}",
+    )
+
+
+def refused(ended: Ended, *parts: str) -> None:
+    """One line on stderr, with these parts."""
+    assert ended.code == 1
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.startswith("ktrace: ")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    for part in parts:
+        assert part in ended.stderr
+
+
+def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> None:
+    """Else everything below would pass on a command that always fails."""
+    ended = ktrace(*own, "stage=filter")
+    assert (ended.code, ended.stderr) == (0, "")
+    assert "candidates: 6" in ended.stdout
+    assert Path("outputs/random/known/clean").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("model=gpt9", ["model=gpt9 is unknown", "choose from auto, bloom_7b1, falcon_7b"]),
+        ("mediator=hiden", ["mediator=hiden", "did you mean hidden?", "all, attn, hidden, "]),
+        ("noise=unifrom", ["noise=unifrom is unknown (did you mean uniform?): choose from"]),
+        ("dataset=known", ["dataset=known is unknown", "facts, file, known_1000"]),
+        ("engine=fast", ["engine=fast is unknown", "reference"]),
+        ("experiment=none", ["experiment=none is unknown: choose from seed"]),
+        ("modle.path=x", ["unknown key modle (did you mean model?)", "model, mediator, noise"]),
+        ("modle=tiny", ["unknown key modle (did you mean model?)"]),
+        ("model.pth=x", ["unknown key model.pth (did you mean path?)", "name, path, revision"]),
+        ("noise.sample=3", ["unknown key noise.sample (did you mean samples?)", "kind, multiple"]),
+        ("+noise.sample=3", ["unknown key noise.sample", "kind, multiple, std, samples, seed"]),
+        ("noise.samples=many", ["noise.samples: ", "'many'", "Integer"]),
+        ("noise.multiple=big", ["noise.multiple: ", "'big'", "Float"]),
+        ("dataset.limit=1.5", ["dataset.limit: ", "'1.5'", "Integer"]),
+        ("stage=trace", ["stage: ", "'trace'", "filter, clean, corrupted, restore, analyze, all"]),
+        ("roles.scheme=rom", ["roles.scheme: ", "'rom'", "rome, seed"]),
+        ("model.dtype=float8", ["model.dtype: ", "'float8'", "auto, float32, float64, bfloat16"]),
+        ("model.path=null", ["model.path", "not Optional"]),
+        ("model.path=???", ["model.path is not set: give model.path=..."]),
+        ("dataset.limit=0", ["dataset.limit=0 is out of range: at least 1"]),
+        ("dataset.limit=-3", ["dataset.limit=-3 is out of range: at least 1"]),
+        ("mediator.window=0", ["mediator.window=0 is out of range: at least 1"]),
+        ("noise.samples=0", ["noise.samples=0 is out of range: at least 1"]),
+        ("noise.multiple=-1", ["noise.multiple=-1.0 is out of range: at least 0"]),
+        ("noise.std=-0.1", ["noise.std=-0.1 is out of range: at least 0"]),
+        ("model.name=../../x", ["model.name='../../x' cannot name a folder"]),
+        ("mediator.names=[]", ["mediator.names is empty"]),
+        ("mediator.names=[hiden]", ["mediator", "'hiden'", "hidden, hidden_attn_severed, hidden"]),
+        ("output_dir=", ["output_dir is empty"]),
+        ("model=tiny,gpt2", ["Ambiguous value for argument 'model=tiny,gpt2'", "--multirun"]),
+        ("samples", ["'samples' cannot be read as key=value"]),
+        ("model.modules.block=h.[LAYER_NUM]", ["'model.modules.block=h.[LAYER_NUM]'", "quoted"]),
+        ("model.device=gpu", ["model.device='gpu'", "auto, cpu, cuda"]),
+        ("model.revision=main", ["model.revision='main'", "is a folder"]),
+    ],
+)
+def test_a_bad_value(
+    ktrace: Ktrace, own: tuple[str, ...], override: str, parts: list[str], in_folder: Path
+) -> None:
+    refused(ktrace(*own, override), *parts)
+    assert not list(in_folder.iterdir())
+
+
+def test_what_a_choice_needs_is_asked_for(ktrace: Ktrace, own: tuple[str, ...]) -> None:
+    refused(ktrace("model=auto"), "model.path is not set: give model.path=...")
+    refused(ktrace(*own[:3]), "dataset.path is not set: give dataset.path=...")
+
+
+FACT = {"known_id": 7, "prompt": "The Eiffel Tower is in", "subject": "Eiffel Tower"}
+GOOD = json.dumps(FACT | {"attribute": "Paris"}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["dataset.path=facts.jsonl is not a file"]),
+        ("", ["dataset.path=facts.jsonl holds no facts"]),
+        (GOOD + "{oops\n", ["facts.jsonl, line 2: malformed JSON"]),
+        (GOOD + GOOD, ["facts.jsonl, line 2: known_id=7 is already at facts.jsonl, line 1"]),
+        (GOOD + json.dumps(FACT), ["facts.jsonl, line 2: no attribute"]),
+        (
+            GOOD.replace(" is in", ", the Eiffel Tower"),
+            ["facts.jsonl, line 1: subject 'Eiffel Tower' is more than once in the prompt"],
+        ),
+        (GOOD.replace('subject": "', 'subject": "X'), ["subject 'XEiffel Tower' is not in the pr"]),
+    ],
+    ids=["missing", "empty", "malformed", "same-id", "no-answer", "subject-twice", "no-subject"],
+)
+def test_a_bad_dataset(
+    ktrace: Ktrace, own: tuple[str, ...], content: str | None, parts: list[str], in_folder: Path
+) -> None:
+    if content is not None:
+        Path("facts.jsonl").write_text(content)
+    refused(ktrace(*own, "dataset.path=facts.jsonl"), *parts)
+    assert {path.name for path in in_folder.iterdir()} <= {"facts.jsonl"}
+
+
+def without(*names: str) -> Callable[[Path], None]:
+    def remove(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return remove
+
+
+def with_config(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def truncate_config(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text()[:40])
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (without("model.safetensors"), ["has no weights", "*.safetensors"]),
+        (without("config.json"), ["is not a model: it has no config.json"]),
+        (truncate_config, ["config.json cannot be used"]),
+        (without("tokenizer.json"), ["tokenizer"]),
+        (
+            with_config(architectures=["RwkvForCausalLM"]),
+            [
+                "architecture RwkvForCausalLM is not known",
+                "GPT2LMHeadModel",
+                "LlamaForCausalLM",
+                "[LAYER_NUM]",
+                "model.modules.block=",
+            ],
+        ),
+        (with_config(model_type="none-such"), ["config.json cannot be used", "none-such"]),
+        (with_config(num_hidden_layers=4), ["lacks weights", "model.layers.3."]),
+    ],
+    ids=[
+        "no-weights",
+        "no-config",
+        "cut-config",
+        "no-tokenizer",
+        "unknown-architecture",
+        "unknown-type",
+        "fewer-weights",
+    ],
+)
+def test_a_bad_model_folder(
+    ktrace: Ktrace,
+    own: tuple[str, ...],
+    model_folder: Path,
+    damage: Callable[[Path], None],
+    parts: list[str],
+) -> None:
+    shutil.copytree(model_folder, "broken")
+    damage(Path("broken"))
+    refused(ktrace(*own, "model.path=broken"), "model.path=broken", *parts)
+    assert not Path("outputs").exists()
+
+
+def test_a_model_path_that_is_no_folder(ktrace: Ktrace, own: tuple[str, ...]) -> None:
+    Path("weights.safetensors").touch()
+    refused(ktrace(*own, "model.path=weights.safetensors"), "model.path=weights.s", "is a file")
+    refused(ktrace(*own, "model.path=./nowhere"), "model.path=./nowhere is not a folder")
+    message = "model.path=nobody/nothing is no folder here and not in the hub cache, and HF_HUB_OFF"
+    refused(ktrace(*own, "model.path=nobody/nothing"), message)
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("output", ["file", "file/below"])
+def test_an_output_that_cannot_be_written(
+    ktrace: Ktrace, own: tuple[str, ...], output: str, in_folder: Path
+) -> None:
+    Path("file").write_text("kept")
+    refused(ktrace(*own, f"output_dir={output}"), "output_dir: ", output, "cannot be written")
+    assert Path("file").read_text() == "kept"
+    assert [path.name for path in in_folder.iterdir()] == ["file"]
+
+
+def test_no_candidate_is_left(ktrace: Ktrace, own: tuple[str, ...], facts_file: Path) -> None:
+    Path("wrong.jsonl").write_text(facts_file.read_text().splitlines()[-1])
+    refused(
+        ktrace(*own, "dataset.path=wrong.jsonl"),
+        "dataset.path=wrong.jsonl",
+        "none of its first 1 facts is a candidate for model.name=random",
+        "1 × another answer is predicted",
+    )
+    written = [path for path in Path("outputs").rglob("*") if path.is_file()]
+    assert [path.parent.name for path in written] == ["clean"]
+    assert [path.suffix for path in written] == [".h5"]
+
+
+def test_a_store_of_other_facts_is_neither_read_nor_touched(
+    ktrace: Ktrace, own: tuple[str, ...], facts_file: Path
+) -> None:
+    lines = facts_file.read_text().splitlines(keepends=True)
+    facts = Path("facts.jsonl")
+    facts.write_text("".join(lines))
+    assert ktrace(*own, "dataset.path=facts.jsonl", "stage=filter").code == 0
+    before = {p: p.read_bytes() for p in Path("outputs").rglob("*") if p.is_file()}
+    facts.write_text("".join(lines[:-1]))
+    refused(
+        ktrace(*own, "dataset.path=facts.jsonl"),
+        "outputs/random/facts/clean holds results of other settings",
+        '"n_facts": 7',
+        '"n_facts": 6',
+        "Choose another output_dir, model.name or dataset.name",
+    )
+    assert {p: p.read_bytes() for p in Path("outputs").rglob("*") if p.is_file()} == before
+
+
+def test_a_bad_job_does_not_stop_its_sweep(ktrace: Ktrace, own: tuple[str, ...]) -> None:
+    ended = ktrace("-m", *own, "noise.samples=0,1", "stage=filter", "hydra.sweep.dir=jobs")
+    assert ended.code == 1
+    assert "job 0 failed: noise.samples=0 is out of range" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    jobs = [json.loads(Path(f"jobs/{number}/job.json").read_text()) for number in (0, 1)]
+    assert [job["status"] for job in jobs] == ["failed", "done"]
+    assert [job["model"] for job in jobs] == ["random", "random"]
+
+
+def test_a_job_whose_name_cannot_be_told_fails_alone(ktrace: Ktrace, own: tuple[str, ...]) -> None:
+    path = own[1].removeprefix("model.path=")
+    ended = ktrace("-m", *own, f"model.path=???,{path}", "stage=filter", "hydra.sweep.dir=jobs")
+    assert ended.code == 1
+    jobs = [json.loads(Path(f"jobs/{number}/job.json").read_text()) for number in (0, 1)]
+    assert [job["status"] for job in jobs] == ["failed", "done"]
+    assert jobs[0]["message"] == "model.path is not set: give model.path=..."
+
+
+def python(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """A real Python with this checkout."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=_environment(**environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def _environment(**more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    return kept | {"PYTHONPATH": str(ROOT)} | more
+
+
+def test_a_real_command_prints_one_line_and_exits_1(in_folder: Path) -> None:
+    ended = python("-m", "ktrace", "model=auto", "model.path=x", "noise.samples=0")
+    refused(Ended(ended.returncode, ended.stdout, ended.stderr), "noise.samples=0 is out of range")
+    assert not list(in_folder.iterdir())
+
+
+def test_a_traceback_is_given_to_who_asks(in_folder: Path) -> None:
+    arguments = ("-m", "ktrace", "model=auto", "model.path=x", "noise.samples=0")
+    ended = python(*arguments, HYDRA_FULL_ERROR="1")
+    assert ended.returncode == 1
+    assert "Traceback (most recent call last)" in ended.stderr
+    assert "ktrace.errors.KtraceError: noise.samples=0 is out of range" in ended.stderr
+
+
+HELP = """
+import runpy, sys
+sys.argv = ["ktrace", "--help"]
+try:
+    runpy.run_module("ktrace", run_name="__main__")
+finally:
+    print("imported:", *sorted({"torch", "transformers", "pandas", "matplotlib"} & {*sys.modules}))
+"""
+
+
+def test_help_is_quick_and_imports_nothing_heavy(in_folder: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    ended = python("-c", HELP)
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("ktrace: causal tracing")
+    assert "model: auto, bloom_7b1, falcon_7b, " in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "imported:"
+    assert seconds < 5  # of the processor: this machine may be busy
+    assert not list(in_folder.iterdir())
+
+
+def test_a_reader_that_goes_away_is_no_error(in_folder: Path) -> None:
+    """`python -m ktrace --help | head -1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "ktrace", "--help"],
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""

@@ -1,0 +1,230 @@
+"""Every shipped config composes into a checked RunConfig; what no type can refuse is refused."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ktrace import config as schema
+from ktrace.config import (
+    Dtype,
+    EngineName,
+    ModulesConfig,
+    NoiseConfig,
+    RoleScheme,
+    RunConfig,
+    Stage,
+    check,
+    to_run_config,
+)
+from ktrace.errors import KtraceError
+from ktrace.messages import explain
+
+CONF = ROOT / "conf"
+GROUPS = ("model", "mediator", "noise", "dataset", "engine", "experiment")
+# What a user must give beside the choice itself.
+NEEDED = {
+    ("model", "auto"): "model.path=some/where/my-model",
+    ("dataset", "file"): "dataset.path=/data/my.facts.jsonl",
+}
+MEDIATORS = ["hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp", "attn"]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def hydra_reads_conf() -> Iterator[None]:
+    schema.register(lambda name: Path("/shipped") / name)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield
+
+
+def composed(*overrides: str) -> RunConfig:
+    return to_run_config(compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
+)
+def test_every_choice_composes(group: str, choice: str) -> None:
+    needed = [NEEDED[group, choice]] if (group, choice) in NEEDED else []
+    run = composed(f"{group}={choice}", *needed)
+    # Of the schema all the way down: no DictConfig travels past the door.
+    assert isinstance(run.noise, NoiseConfig)
+    assert isinstance(run.model.dtype, Dtype)
+    assert type(run.mediator.names) is list
+    assert run.model.path
+    assert run.dataset.path
+    if group in ("model", "dataset") and not needed:
+        assert getattr(run, group).name == choice  # the store's folder says what it holds
+
+
+def test_no_group_is_forgotten_here() -> None:
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    assert folders == {*GROUPS, "hydra"}
+
+
+def test_defaults() -> None:
+    run = composed()
+    assert (run.model.name, run.model.path) == ("tiny", "/shipped/tiny")
+    assert (run.dataset.name, run.dataset.path) == ("facts", "/shipped/facts.jsonl")
+    assert run.dataset.limit is None
+    assert run.mediator.names == ["hidden"]
+    assert (run.noise.multiple, run.noise.std, run.noise.samples, run.noise.seed) == (
+        None,
+        None,
+        10,
+        1,
+    )
+    assert run.roles.scheme is RoleScheme.rome
+    assert run.stage is Stage.all
+    assert run.output_dir == "outputs"
+    assert run.model.modules is None
+
+
+@pytest.mark.parametrize("mediator", MEDIATORS)
+def test_a_mediator_is_chosen_by_its_name(mediator: str) -> None:
+    assert composed(f"mediator={mediator}").mediator.names == [mediator]
+
+
+def test_all_mediators() -> None:
+    assert sorted(composed("mediator=all").mediator.names) == sorted(MEDIATORS)
+
+
+@pytest.mark.parametrize("engine", choices("engine"))
+def test_an_engine_is_chosen_by_its_name(engine: str) -> None:
+    assert composed(f"engine={engine}").engine.name is EngineName(engine)
+
+
+def test_the_window_is_the_models_unless_it_is_given() -> None:
+    assert composed("model=gpt2_xl").mediator.window == 10  # the published one
+    assert composed("model=tiny").mediator.window == 3
+    assert composed("model=tiny", "model.window=4").mediator.window == 4
+    assert composed("model=tiny", "mediator.window=5", "mediator=mlp").mediator.window == 5
+
+
+def test_names_of_own_models_and_facts_come_from_their_paths() -> None:
+    run = composed(
+        "model=auto", "model.path=/models/Qwen2.5-0.5B/", "dataset=file", "dataset.path=a/my.v2.csv"
+    )
+    assert (run.model.name, run.dataset.name) == ("Qwen2.5-0.5B", "my.v2")
+    assert composed("model=auto", "model.path=owner/name").model.name == "name"
+    assert composed("model=auto", "model.path=owner/name", "model.name=x").model.name == "x"
+
+
+def test_an_experiment_overrides_the_groups_and_yields_to_the_command_line() -> None:
+    run = composed("experiment=seed", "model=gpt2")
+    assert run.mediator.names == ["hidden", "hidden_attn_severed", "hidden_mlp_severed"]
+    assert run.roles.scheme is RoleScheme.seed
+    assert run.model.name == "gpt2"
+    assert composed("experiment=seed", "roles.scheme=rome").roles.scheme is RoleScheme.rome
+
+
+MODULES = {"embedding": "a", "block": "b.[LAYER_NUM]", "attn": "c", "mlp": "d"}
+
+
+def test_module_paths_are_given_key_by_key() -> None:
+    given = [f"model.modules.{site}='{path}'" for site, path in MODULES.items()]
+    assert composed(*given).model.modules == ModulesConfig(**MODULES)
+    assert composed("model.modules=null").model.modules is None
+    with pytest.raises(KtraceError, match=r"model\.modules lacks mlp: give all four"):
+        composed(*given[:3])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("noise.samples=1.5", "could not be converted to Integer"),
+        ("noise.multiple=big", "could not be converted to Float"),
+        ("stage=trace", "expected one of [filter, clean, corrupted, restore, analyze, all]"),
+        ("roles.scheme=rom", "expected one of [rome, seed]"),
+        ("model.dtype=float8", "expected one of [auto, float32, float64, bfloat16, float16]"),
+        ("dataset.path=null", "is not Optional"),
+        ("mediator.names=hidden", "is not a ListConfig, list or tuple"),
+    ],
+)
+def test_a_wrong_type_is_refused_when_composing(override: str, message: str) -> None:
+    with pytest.raises((HydraException, OmegaConfBaseException)) as raised:
+        composed(override)
+    assert message in explain(raised.value)
+    assert override.split("=")[0] in explain(raised.value)
+
+
+@pytest.mark.parametrize("override", ["noise.sigma=3", "sigma=3", "model.modules.norm=x"])
+@pytest.mark.parametrize("sign", ["", "+"])
+def test_an_unknown_key_is_refused_even_when_it_is_added(sign: str, override: str) -> None:
+    """Hydra lets `+key=value` through; the run would go on without what the user asked for."""
+    with pytest.raises((HydraException, OmegaConfBaseException, KtraceError)) as raised:
+        composed(sign + override)
+    assert explain(raised.value).startswith(f"unknown key {override.split('=')[0]}; keys here: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dataset.limit", 0, "dataset.limit=0 is out of range: at least 1"),
+        ("dataset.limit", -3, "dataset.limit=-3 is out of range: at least 1"),
+        ("mediator.window", 0, "mediator.window=0 is out of range: at least 1"),
+        ("noise.samples", 0, "noise.samples=0 is out of range: at least 1"),
+        ("noise.samples", -1, "noise.samples=-1 is out of range: at least 1"),
+        ("noise.seed", -1, "noise.seed=-1 is out of range: at least 0"),
+        ("noise.seed", 2**32, "noise.seed=4294967296 is out of range: less than 2**32"),
+        ("noise.multiple", -1.0, "noise.multiple=-1.0 is out of range: at least 0"),
+        ("noise.multiple", float("nan"), "noise.multiple=nan is out of range: at least 0"),
+        ("noise.std", -0.1, "noise.std=-0.1 is out of range: at least 0"),
+        ("noise.std", float("inf"), "noise.std=inf is out of range: at least 0, and finite"),
+        ("mediator.names", [], "mediator.names is empty"),
+        ("output_dir", "", "output_dir is empty"),
+        ("model.device_map", "auto", "model.device='cpu' and model.device_map exclude"),
+        *(
+            (key, name, f"{key}={name!r} cannot name a folder")
+            for key in ("model.name", "dataset.name")
+            for name in ("../../x", "..", ".", ".hidden", "", "a/b", "a\\b", "/a", "a b", "a\n")
+        ),
+    ],
+)
+def test_out_of_range(key: str, value: Any, message: str) -> None:
+    run = composed("model.device=cpu")
+    owner: Any = run
+    *groups, name = key.split(".")
+    for group in groups:
+        owner = getattr(owner, group)
+    setattr(owner, name, value)
+    with pytest.raises(KtraceError) as raised:
+        check(run)
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dataset.limit=1",
+        "mediator.window=1",
+        "noise.samples=1",
+        "noise.seed=0",
+        "noise.seed=4294967295",
+        "noise.multiple=0",  # no noise: TE = 0
+        "noise.std=0",
+        "noise.std=0.25",
+        "model.name=Llama-3.2_3B+x",
+        "output_dir=.",
+    ],
+)
+def test_the_least_that_is_allowed(override: str) -> None:
+    key, value = override.split("=")
+    owner: Any = composed(override)
+    for name in key.split("."):
+        owner = getattr(owner, name)
+    assert str(owner) in (value, f"{value}.0")
+
+
+def test_the_noise_level_is_relative_or_absolute_but_not_both() -> None:
+    with pytest.raises(KtraceError, match=r"noise\.multiple=3\.0 and noise\.std=0\.1 exclude"):
+        composed("noise.multiple=3", "noise.std=0.1")

@@ -1,0 +1,275 @@
+"""The whole road on a small random model: stages, reuse, interruption, sweeps."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import save_random_model, write_known_facts
+from hydra import compose, initialize_config_dir
+
+import ktrace
+from ktrace import config as config_schema
+from ktrace import pipeline
+from ktrace.__main__ import main
+from ktrace.config import RunConfig
+from ktrace.resources import resource
+from ktrace.store import RunFolders
+from ktrace.tracing import clean, reference, suffix
+
+FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
+
+
+@pytest.fixture
+def config(model_folder: Path, facts_file: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """Compose a config for the random model, with overrides."""
+    config_schema.register(lambda name: resource(f"data/{name}"))
+
+    def make(*overrides: str) -> RunConfig:
+        with initialize_config_dir(str(resource("conf")), version_base="1.3"):
+            composed = compose(
+                "config",
+                [
+                    "model=auto",
+                    f"model.path={model_folder}",
+                    "dataset=file",
+                    f"dataset.path={facts_file}",
+                    f"output_dir={tmp_path / 'out'}",
+                    "noise.samples=3",
+                    *overrides,
+                ],
+            )
+            return config_schema.to_run_config(composed)
+
+    return make
+
+
+def numbers(folder: Path, key: str) -> dict[int, np.ndarray]:
+    return {
+        r["index"]: r["probability"] for r in RunFolders(folder).restored(key).read("probability")
+    }
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.rglob("*.h5")}
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError(f"{name} must not run again")
+
+    monkeypatch.setattr(owner, name, fail)
+
+
+def test_all_mediators_end_to_end(config: Callable[..., RunConfig]) -> None:
+    outcome = pipeline.run(config("mediator=all"))
+    assert outcome.mediator_keys == FIVE
+    assert outcome.counts == {"facts": 7, "candidates": 6, "traced": 6}
+    effects = ktrace.load_effects(outcome.folder)
+    assert set(effects["mediator"]) == set(FIVE)
+    assert effects["known_id"].nunique() == 6
+    assert set(effects["sample"]) == {0, 1, 2}
+    hidden = effects[effects["mediator"] == "hidden"]
+    last = hidden[hidden["layer"] == hidden["layer"].max()]
+    last = last[(last["role"] == "last") & (last["metric"] == "probability")]
+    np.testing.assert_allclose(last["restored"], last["clean"], atol=1e-6)
+    before = effects[effects["role"].isna()]
+    assert len(before) > 0
+    assert (before["restored"] == before["corrupted"]).all()
+    assert outcome.analysis is not None
+    assert outcome.analysis.summary["left_out"] == {"another answer is predicted": 1}
+
+
+def test_another_mediator_reuses_the_clean_and_corrupted_runs(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = pipeline.run(config("mediator=hidden"))
+    before = snapshot(outcome.folder.parent)
+    forbid(monkeypatch, clean, "clean_run")
+    forbid(monkeypatch, suffix.SuffixEngine, "baseline")
+    monkeypatch.setattr("ktrace.tracing.select._disproof", lambda lm: None)  # it runs its own
+    outcome = pipeline.run(config("mediator=mlp"))
+    after = snapshot(outcome.folder.parent)
+    assert before.items() < after.items()
+    assert outcome.analysis is not None
+    assert set(outcome.analysis.aie["mediator"]) == {"hidden", "mlp-w10"}
+
+
+def test_a_complete_run_needs_no_model(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.run(config())
+    forbid(monkeypatch, pipeline._ModelCache, "get")
+    pipeline.run(config())
+    forbid(monkeypatch, pipeline, "find_model")
+    pipeline.run(config("stage=analyze", "model.path=/nowhere", "model.name=random"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "corrupted", "restored"),
+    [
+        ("filter", False, False),
+        ("clean", False, False),
+        ("corrupted", True, False),
+        ("restore", True, True),
+    ],
+)
+def test_a_run_stops_where_its_stage_says(
+    config: Callable[..., RunConfig], stage: str, corrupted: bool, restored: bool
+) -> None:
+    outcome = pipeline.run(config(f"stage={stage}"))
+    folders = RunFolders(outcome.folder)
+    assert folders.clean.parts()
+    assert bool(folders.corrupted.parts()) == corrupted
+    assert bool(folders.restored("hidden").parts()) == restored
+    assert outcome.analysis is None
+    assert not folders.analysis.exists()
+    assert outcome.counts["candidates"] == 6
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = pipeline.run(config("mediator=all")).folder
+    whole = {key: numbers(folder, key) for key in FIVE}
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr("ktrace.store.store._PART_FACTS", 2)
+    original = suffix.SuffixEngine.restored
+    calls = []
+
+    def interrupted(self: Any, group: Any, mediators: Any) -> Any:
+        calls.append(len(group))
+        for number, result in enumerate(original(self, group, mediators)):
+            if len(calls) == 3 and number == len(group) // 2:
+                raise KeyboardInterrupt
+            yield result
+
+    monkeypatch.setattr(suffix.SuffixEngine, "restored", interrupted)
+    monkeypatch.setattr("ktrace.tracing.select._disproof", lambda lm: None)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config("mediator=all"))
+    done = snapshot(tmp_path / "out")
+    assert 0 < len(numbers(folder, "hidden")) < 6
+    monkeypatch.setattr(suffix.SuffixEngine, "restored", original)
+    pipeline.run(config("mediator=all"))
+    assert done.items() < snapshot(tmp_path / "out").items()
+    for key in FIVE:
+        resumed = numbers(folder, key)
+        assert resumed.keys() == whole[key].keys()
+        assert all((resumed[index] == whole[key][index]).all() for index in resumed)
+
+
+def test_a_limit_changes_no_number_beyond_rounding(config: Callable[..., RunConfig]) -> None:
+    some = pipeline.run(config("dataset.limit=3"))
+    few = numbers(some.folder, "hidden")
+    assert some.analysis is not None
+    assert some.analysis.summary["n_facts"] == 3
+    everything = pipeline.run(config(f"output_dir={some.folder.parents[2] / 'other'}"))
+    all_numbers = numbers(everything.folder, "hidden")
+    assert few.keys() < all_numbers.keys()
+    for index, values in few.items():
+        np.testing.assert_allclose(values, all_numbers[index], atol=1e-6)
+    # Raising the limit adds facts and computes none again.
+    before = snapshot(some.folder.parent)
+    again = pipeline.run(config())
+    assert before.items() < snapshot(again.folder.parent).items()
+    assert numbers(again.folder, "hidden").keys() == all_numbers.keys()
+
+
+def test_both_engines_fill_one_store(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pipeline.run(config("engine=reference")).folder
+    plain = numbers(folder, "hidden")
+    shutil.rmtree(folder / "restored")
+    forbid(monkeypatch, reference.ReferenceEngine, "restored")
+    pipeline.run(config("engine=suffix"))
+    fast = numbers(folder, "hidden")
+    assert fast.keys() == plain.keys()
+    assert max(np.abs(fast[i] - plain[i]).max() for i in plain) <= 1e-6
+
+
+def test_run_yaml_says_what_made_the_numbers(config: Callable[..., RunConfig]) -> None:
+    import yaml
+
+    run = config("noise.std=0.5", "noise.seed=4")
+    outcome = pipeline.run(run)
+    assert outcome.folder.name == "gaussian-std0.5-n3-seed4"
+    content = yaml.safe_load((outcome.folder / "run.yaml").read_text())
+    assert content["noise"]["level"] == 0.5
+    assert content["config"]["noise"]["seed"] == 4
+    assert content["model"]["identity"].startswith("sha256:")
+    assert {"torch", "transformers", "ktrace"} <= content["versions"].keys()
+    effects = pd.read_parquet(outcome.folder / "analysis" / "effects.parquet")
+    assert effects.equals(ktrace.load_effects(outcome.folder))
+
+
+def cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["ktrace", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+    return 0
+
+
+def test_a_sweep_over_models_and_mediators_ends_with_one_table(
+    model_folder: Path,
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = save_random_model(in_folder / "other", seed=5)
+    facts = write_known_facts(in_folder / "both.jsonl", [model_folder, other])
+    code = cli(
+        monkeypatch,
+        "--multirun",
+        "model=auto",
+        f"model.path={model_folder},{other}",
+        "mediator=hidden,mlp,attn",
+        "dataset=file",
+        f"dataset.path={facts}",
+        "noise.samples=2",
+    )
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert printed.count("Sweep") == 1
+    jobs = [json.loads(path.read_text()) for path in Path("outputs/sweeps").glob("*/*/job.json")]
+    assert len(jobs) == 6
+    assert {job["status"] for job in jobs} == {"done"}
+    assert {tuple(job["mediators"]) for job in jobs} == {("hidden",), ("mlp-w10",), ("attn-w10",)}
+    for name in ("random", "other", "hidden", "mlp-w10", "attn-w10"):
+        assert name in printed
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["other", "random", "sweeps"]
+
+
+def test_a_failing_job_does_not_stop_the_sweep(
+    model_folder: Path,
+    facts_file: Path,
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = cli(
+        monkeypatch,
+        "--multirun",
+        "model=auto",
+        f"model.path={model_folder}",
+        "dataset=file",
+        f"dataset.path={facts_file}",
+        "dataset.limit=0,2",
+        "noise.samples=2",
+    )
+    assert code == 1
+    jobs = {
+        path.parent.name: json.loads(path.read_text())
+        for path in Path("outputs/sweeps").glob("*/*/job.json")
+    }
+    assert [jobs[number]["status"] for number in ("0", "1")] == ["failed", "done"]
+    assert "dataset.limit=0" in jobs["0"]["message"]
+    assert "dataset.limit=0" in capsys.readouterr().out

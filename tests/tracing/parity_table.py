@@ -1,0 +1,83 @@
+"""Write the table of how well the engines agree on each family into docs/models.md.
+
+Run it after a family has changed: `python tests/tracing/parity_table.py`.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # conftest, as pytest does
+
+from conftest import ROOT, known_case
+from families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
+
+from ktrace.lm.load import LanguageModel, language_model
+from ktrace.tracing.engine import Case
+from ktrace.tracing.mediators import MEDIATOR_NAMES
+from ktrace.tracing.noise import Noise, RandomNoise
+from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix import SuffixEngine
+
+BEGIN = "<!-- parity table: tests/tracing/parity_table.py -->"
+END = "<!-- end of the parity table -->"
+
+
+def agreement(
+    lm: LanguageModel, cases: Sequence[Case], noise: Noise, *, replayed: bool = True
+) -> dict[str, tuple[float, float]]:
+    """By mediator name: the largest difference between the engines, and the spread of p."""
+    mediators = mediators_of(lm)
+    reference, suffix = ReferenceEngine(lm, noise), SuffixEngine(lm, noise)
+    found = {mediator.name: (0.0, 0.0) for mediator in mediators}
+    for case in cases:
+        [(_, expected)] = reference.restored([case], mediators)
+        ours = expected
+        if replayed:
+            [(_, ours)] = suffix.restored([case], mediators)
+        for mediator in mediators:
+            there = expected[mediator.key]["probability"]
+            here = ours[mediator.key]["probability"]
+            difference, spread = found[mediator.name]
+            found[mediator.name] = (
+                max(difference, float(np.abs(here - there).max())),
+                max(spread, float(np.ptp(there))),
+            )
+    return found
+
+
+def _row(architecture: str) -> str:
+    lm = language_model(tiny_model(architecture))
+    replayed = architecture not in NOT_REPLAYED
+    cases = [known_case(lm, seed, 7, 2, 4) for seed in (1, 2)]
+    found = agreement(lm, cases, RandomNoise(1.0, samples=3), replayed=replayed)
+    cells = []
+    for name in MEDIATOR_NAMES:
+        if name not in found:
+            cells.append("none")
+            continue
+        difference, spread = found[name]
+        cells.append(f"{difference:.0e} of {spread:.2f}" if replayed else f"of {spread:.2f}")
+    engine = "suffix" if replayed else "reference"
+    return f"| `{architecture}` | {engine} | {' | '.join(cells)} |"
+
+
+def table() -> str:
+    """The table in Markdown."""
+    names = [f"`{name}`" for name in MEDIATOR_NAMES]
+    lines = [
+        f"| Architecture | Engine | {' | '.join(names)} |",
+        "| --- | --- |" + " --- |" * len(names),
+        *(_row(architecture) for architecture in sorted(TINY_FAMILIES)),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    document = ROOT / "docs" / "models.md"
+    before, rest = document.read_text("utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    document.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", "utf-8")

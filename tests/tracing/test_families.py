@@ -1,0 +1,112 @@
+"""What families do beside the usual, and the table of how well the engines agree on each."""
+
+import logging
+
+import numpy as np
+import pytest
+from conftest import ROOT, known_case
+from families import NOT_REPLAYED, TINY_FAMILIES, VARIANTS, mediators_of, tiny_model
+from parity_table import BEGIN, END, agreement
+
+from ktrace.errors import KtraceError
+from ktrace.lm.load import LanguageModel, language_model
+from ktrace.tracing import select
+from ktrace.tracing.clean import clean_run
+from ktrace.tracing.engine import Case
+from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.noise import RandomNoise
+from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix import SuffixEngine
+
+NOISE = RandomNoise(1.0, samples=3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parity_on_every_variant(variant: str) -> None:
+    architecture, changes = VARIANTS[variant]
+    lm = language_model(tiny_model(architecture, **changes).double())
+    assert isinstance(select.make_engine("suffix", lm, NOISE), SuffixEngine)
+    found = agreement(lm, [known_case(lm, 3)], NOISE)
+    assert max(difference for difference, _ in found.values()) <= 1e-12
+    assert all(spread > 0.01 for _, spread in found.values())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("BloomForCausalLM", {}),
+        ("FalconForCausalLM", {"alibi": True}),
+        ("MptForCausalLM", {"max_seq_len": 8}),
+        ("LlamaForCausalLM", {}),
+    ],
+)
+@pytest.mark.parametrize("n_positions", [2, 4, 8])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_sizes_that_agree_by_chance(
+    architecture: str, changes: dict[str, int], n_positions: int, samples: int
+) -> None:
+    """As many rows, heads, positions: an axis must be known by more than its size."""
+    lm = language_model(tiny_model(architecture, **changes).double())
+    case = known_case(lm, 3, n_positions, 0, 1)
+    found = agreement(lm, [case], RandomNoise(1.0, samples))
+    assert max(difference for difference, _ in found.values()) <= 1e-12
+
+
+def test_a_module_that_changes_its_output_later_is_recorded_as_it_was() -> None:
+    """Falcon adds its attention's output to its MLP's in place."""
+    lm = language_model(tiny_model("FalconForCausalLM"))
+    case = known_case(lm, 1)
+    run = clean_run(lm, case.input_ids, case.answer_id)
+    hidden, attn, mlp = (run.activations[site] for site in ("hidden", "attn", "mlp"))
+    np.testing.assert_allclose(hidden[1:] - hidden[:-1], attn[1:] + mlp[1:], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def mamba() -> LanguageModel:
+    return language_model(tiny_model("MambaForCausalLM"))
+
+
+@pytest.mark.parametrize("architecture", sorted(NOT_REPLAYED))
+def test_what_cannot_be_replayed_falls_back(
+    architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = language_model(tiny_model(architecture))
+    with caplog.at_level(logging.WARNING, logger="ktrace"):
+        assert isinstance(select.make_engine("suffix", lm, NOISE), ReferenceEngine)
+    assert "(its layers do not all keep keys and values of each position)" in caplog.text
+
+
+def test_hidden_alone_is_traced_where_there_is_nothing_else(mamba: LanguageModel) -> None:
+    case = known_case(mamba, 1)
+    [mediator] = mediators_of(mamba)
+    engine = ReferenceEngine(mamba, NOISE)
+    [(_, restored)] = engine.restored([case], [mediator])
+    [(_, baseline)] = engine.baseline([case])
+    cells = restored["hidden"]["probability"]
+    assert np.ptp(cells) >= 0.1
+    np.testing.assert_allclose(cells[:, -1, -1], baseline.clean["probability"], atol=1e-6)
+    assert clean_run(mamba, case.input_ids, 0).activations.keys() == {"hidden"}
+
+
+@pytest.mark.parametrize("name", ["mlp", "attn", "hidden_mlp_severed", "hidden_attn_severed"])
+@pytest.mark.parametrize("make", [ReferenceEngine, SuffixEngine])
+def test_other_mediators_are_refused_there(
+    mamba: LanguageModel, make: type[ReferenceEngine | SuffixEngine], name: str
+) -> None:
+    engine = make(mamba, NOISE)
+    with pytest.raises(KtraceError, match=r"no site '(mlp|attn)'.*its sites are hidden$"):
+        list(
+            engine.restored(
+                [Case(0, (2, 3), known_case(mamba, 1).span, 4)], [make_mediator(name, 3)]
+            )
+        )
+
+
+def test_every_family_is_in_the_table() -> None:
+    text = (ROOT / "docs" / "models.md").read_text("utf-8")
+    rows = text.split(BEGIN)[1].split(END)[0].splitlines()
+    listed = [row.split("`")[1] for row in rows if row.startswith("| `")]
+    assert listed == sorted(TINY_FAMILIES)
+    for row in rows:
+        if row.startswith("| `"):
+            assert ("reference" in row) == (row.split("`")[1] in NOT_REPLAYED), row

@@ -1,0 +1,148 @@
+"""Each noise against its definition, computed here with numpy alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from ktrace.facts import Span
+from ktrace.lm.load import LanguageModel
+from ktrace.tracing.engine import Case
+from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.noise import (
+    NO_PARTNER,
+    MeasuredNoise,
+    NoiseChoice,
+    RandomNoise,
+    Subject,
+    covariance_root,
+    make_noise,
+)
+from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix import SuffixEngine
+
+SUBJECTS = [
+    Subject((5, 9), (5, 9), "a", "r", "one"),
+    Subject((9, 7), (30, 7), "b", "r", "two"),
+    Subject((40, 41), (40, 41), "c", "r", "one"),
+    Subject((12, 13, 14), (12, 13, 14), "d", "r", "three"),
+    Subject((60, 61), (60, 61), "e", "other", "two"),
+]
+TOKENS = [token for subject in SUBJECTS for token in subject.alone]
+
+
+def made(lm: LanguageModel, **choice: object) -> MeasuredNoise:
+    return make_noise(NoiseChoice(**{"samples": 4, "seed": 3, **choice}), lm, SUBJECTS)  # type: ignore[arg-type]  # a test's shorthand
+
+
+def case(index: int = 0) -> Case:
+    subject = SUBJECTS[index]
+    ids = (2, *subject.in_prompt, 3)
+    return Case(index, ids, Span(1, 1 + len(subject.in_prompt)), 4)
+
+
+@pytest.fixture
+def table(llama: LanguageModel) -> np.ndarray:
+    return llama.embedding_weight.double().numpy()
+
+
+def corrupted(lm: LanguageModel, measured: MeasuredNoise, of: Case) -> np.ndarray:
+    ids = torch.tensor(of.input_ids[of.span.start : of.span.stop])
+    return measured.noise.corrupt(of, lm.embedding_weight[ids]).double().numpy()
+
+
+def test_sigma_is_the_spread_of_all_subjects_tokens(
+    llama: LanguageModel, table: np.ndarray
+) -> None:
+    measured = made(llama)
+    assert measured.sigma == pytest.approx(table[TOKENS].std(ddof=1), rel=1e-6)
+    assert measured.level == pytest.approx(3 * measured.sigma)
+    assert made(llama, std=0.25).level == 0.25
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [
+        ("gaussian", lambda: np.random.RandomState(3).randn(4, 2, 32)),
+        ("uniform", lambda: np.random.RandomState(3).uniform(-1, 1, (4, 2, 32))),
+        ("student_t", lambda: np.random.RandomState(3).standard_t(5.0, (4, 2, 32))),
+    ],
+)
+def test_levelled_noises(
+    llama: LanguageModel, table: np.ndarray, kind: str, unit: object, replace: bool
+) -> None:
+    measured = made(llama, kind=kind, replace=replace)
+    expected = measured.level * unit()  # type: ignore[operator]  # a parameter of the test
+    if not replace:
+        expected = expected + table[[5, 9]]
+    np.testing.assert_allclose(corrupted(llama, measured, case()), expected, atol=1e-5)
+
+
+def test_gaussian_noise_is_the_published_draw_for_every_fact() -> None:
+    expected = 0.5 * np.random.RandomState(1).randn(10, 3, 8)
+    noise = RandomNoise(0.5)
+    for _ in range(2):  # afresh for each fact, whatever came before
+        np.testing.assert_array_equal(noise.draws(3, 8), expected)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_multivariate_noise_has_the_tokens_covariance(
+    llama: LanguageModel, table: np.ndarray, replace: bool
+) -> None:
+    tokens = table[TOKENS]
+    root = covariance_root(tokens)
+    np.testing.assert_allclose(root.T @ root, np.cov(tokens.T), atol=1e-12)
+    measured = made(llama, kind="multivariate", multiple=2.0, replace=replace)
+    unit = np.random.RandomState(3).randn(4, 2, len(root))
+    centre = tokens.mean(axis=0) if replace else table[[5, 9]]
+    expected = centre + 2 * unit @ root
+    np.testing.assert_allclose(corrupted(llama, measured, case()), expected, atol=1e-4)
+
+
+def test_zero_and_mean_stand_in_place(llama: LanguageModel, table: np.ndarray) -> None:
+    zero = corrupted(llama, made(llama, kind="zero", samples=1), case())
+    assert (zero == np.zeros((1, 2, 32))).all()
+    mean = corrupted(llama, made(llama, kind="mean", samples=1), case())
+    expected = np.broadcast_to(table[TOKENS].mean(axis=0), (1, 2, 32))
+    np.testing.assert_allclose(mean, expected, atol=1e-6)
+
+
+def test_replacement_takes_a_partner_of_the_same_relation_and_length(
+    llama: LanguageModel, table: np.ndarray
+) -> None:
+    measured = made(llama, kind="token_replacement", samples=3)
+    # Of the subjects as long as "a" in its relation, "c" has the same answer: only "b" is left,
+    # with the tokens that it has in its own prompt.
+    found = corrupted(llama, measured, case(0))
+    np.testing.assert_array_equal(found, np.broadcast_to(table[[30, 7]], (3, 2, 32)))
+    assert measured.unusable == {3: NO_PARTNER, 4: NO_PARTNER}
+    # "b" has two partners and takes both before any comes twice.
+    two = made(llama, kind="token_replacement", samples=2)
+    first, second = corrupted(llama, two, case(1))
+    assert {first[0, 0], second[0, 0]} == {table[5, 0], table[40, 0]}
+
+
+def test_noise_is_rounded_once() -> None:
+    """Adding rounded noise to rounded embeddings would round twice."""
+    noise = RandomNoise(0.1, samples=2)
+    clean = torch.linspace(-3, 3, 8).to(torch.bfloat16)[None]
+    exact = clean.double().numpy() + noise.draws(1, 8)
+    found = noise.corrupt(case(), clean)
+    assert found.dtype is torch.bfloat16
+    assert torch.equal(found, torch.from_numpy(exact).to(torch.float32).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "kind", ["uniform", "student_t", "multivariate", "zero", "mean", "token_replacement"]
+)
+def test_both_engines_take_every_noise(llama: LanguageModel, kind: str) -> None:
+    samples = 1 if kind in ("zero", "mean") else 2
+    noise = made(llama, kind=kind, samples=samples).noise
+    mediators = [make_mediator("hidden", 1), make_mediator("mlp", 2)]
+    [(_, fast)] = SuffixEngine(llama, noise).restored([case()], mediators)
+    [(_, plain)] = ReferenceEngine(llama, noise).restored([case()], mediators)
+    for key, scores in plain.items():
+        assert scores["probability"].shape == (samples, 4, 4)
+        np.testing.assert_allclose(
+            fast[key]["probability"], scores["probability"], rtol=0, atol=1e-6
+        )

@@ -1,0 +1,271 @@
+"""The suffix engine gives the reference engine's numbers, on every family and every shape."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCABULARY, known_case, micro_llama, sharpened
+from families import REPLAYED, TINY_FAMILIES, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ktrace.errors import KtraceError
+from ktrace.facts import Span
+from ktrace.lm.families import FAMILIES
+from ktrace.lm.load import LanguageModel, language_model
+from ktrace.tracing import select, suffix
+from ktrace.tracing.engine import METRICS, Case, Engine
+from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
+from ktrace.tracing.noise import RandomNoise
+from ktrace.tracing.plan import Cell, make_plan, split
+from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix import SuffixEngine
+
+NOISE = RandomNoise(1.0, samples=3)
+MEDIATORS = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
+TOLERANCE = 1e-6  # of probabilities, in float32
+
+
+def scores(
+    engine: Engine,
+    cases: Sequence[Case],
+    mediators: Sequence[Mediator] = MEDIATORS,
+    metric: str = "probability",
+) -> dict[tuple[int, str], np.ndarray]:
+    found = {}
+    for group in engine.groups(cases):
+        for case, restored in engine.restored(group, mediators):
+            for key, by_metric in restored.items():
+                found[case.index, key] = by_metric[metric]
+    assert len(found) == len(cases) * len(mediators)
+    return found
+
+
+def largest_difference(ours: Mapping[Any, np.ndarray], theirs: Mapping[Any, np.ndarray]) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float(np.abs(ours[key] - theirs[key]).max()) for key in theirs)
+
+
+@pytest.mark.parametrize("architecture", REPLAYED)
+def test_parity_on_every_family(architecture: str) -> None:
+    """Where effects are large, so that a wrong cell would show."""
+    lm = language_model(tiny_model(architecture))
+    cases = [known_case(lm, seed, 7, 2, 4) for seed in (1, 2)]
+    expected = scores(ReferenceEngine(lm, NOISE), cases)
+    spreads = {
+        mediator.key: max(np.ptp(expected[case.index, mediator.key]) for case in cases)
+        for mediator in MEDIATORS
+    }
+    assert min(spreads.values()) >= 0.1, spreads
+    engine = select.make_engine("suffix", lm, NOISE)
+    assert isinstance(engine, SuffixEngine), "fell back to the reference engine"
+    assert largest_difference(scores(engine, cases), expected) <= TOLERANCE
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    assert set(TINY_FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("architecture", REPLAYED)
+def test_rounding_vanishes_in_float64(architecture: str) -> None:
+    lm = language_model(tiny_model(architecture).double())
+    cases = [known_case(lm, 3)]
+    expected = scores(ReferenceEngine(lm, NOISE), cases)
+    assert largest_difference(scores(SuffixEngine(lm, NOISE), cases), expected) <= 1e-12
+
+
+@cache
+def wide_llama() -> LanguageModel:
+    return language_model(micro_llama(3).double())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_parity_on_every_shape(data: st.DataObject) -> None:
+    lm = wide_llama()
+    n_positions = data.draw(st.integers(1, 6), "T")
+    start = data.draw(st.integers(0, n_positions - 1), "b")
+    stop = data.draw(st.integers(start + 1, n_positions), "e")
+    ids = st.lists(st.integers(2, VOCABULARY - 1), min_size=n_positions, max_size=n_positions).map(
+        tuple
+    )
+    n_cases = data.draw(st.integers(1, 3), "cases")
+    cases = [
+        Case(index, data.draw(ids), Span(start, stop), data.draw(st.integers(0, VOCABULARY - 1)))
+        for index in range(n_cases)
+    ]
+    noise = RandomNoise(1.0, samples=data.draw(st.integers(1, 3), "S"), seed=2)
+    window = data.draw(st.integers(1, 5), "window")
+    mediators = [make_mediator(name, window) for name in MEDIATOR_NAMES]
+    budget = data.draw(st.sampled_from([None, 1, 5, 12]), "row budget")
+    ours = scores(SuffixEngine(lm, noise, budget), cases, mediators)
+    theirs = scores(ReferenceEngine(lm, noise), cases, mediators)
+    assert largest_difference(ours, theirs) <= 1e-12
+
+
+def test_the_corrupted_run_is_the_same_in_both_methods(llama: LanguageModel) -> None:
+    """To the bit: else positions before the subject would show an effect."""
+    cases = [known_case(llama, seed, 7, 2, 4) for seed in range(3)]
+    engine = SuffixEngine(llama, NOISE)
+    restored = scores(engine, cases)
+    for group in engine.groups(cases):
+        for case, baseline in engine.baseline(group):
+            corrupted = baseline.corrupted["probability"]
+            for mediator in MEDIATORS:
+                before = restored[case.index, mediator.key][:, :, :2]
+                assert (before == corrupted[:, None, None]).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_parity_of_every_metric(metric: str) -> None:
+    """Foils and clean distributions belong to their own fact, also in a shared batch."""
+    lm = wide_llama()
+    cases = [known_case(lm, seed) for seed in (1, 2)]
+    engine = SuffixEngine(lm, NOISE)
+    assert len(engine.groups(cases)) == 1
+    ours = scores(engine, cases, metric=metric)
+    theirs = scores(ReferenceEngine(lm, NOISE), cases, metric=metric)
+    assert largest_difference(ours, theirs) <= 1e-10
+
+
+def test_facts_of_one_shape_share_a_batch(llama: LanguageModel) -> None:
+    cases = [known_case(llama, 1), known_case(llama, 2, 8), known_case(llama, 3)]
+    engine = SuffixEngine(llama, NOISE)
+    assert [[case.index for case in group] for group in engine.groups(cases)] == [[1, 3], [2]]
+    together = scores(engine, cases)
+    alone = {key: value for case in cases for key, value in scores(engine, [case]).items()}
+    assert largest_difference(together, alone) <= TOLERANCE
+
+
+def test_the_same_groups_give_the_same_bits(llama: LanguageModel) -> None:
+    cases = [known_case(llama, seed) for seed in range(4)]
+    once = scores(SuffixEngine(llama, NOISE), cases)
+    again = scores(SuffixEngine(llama, NOISE), cases)
+    assert all((once[key] == again[key]).all() for key in once)
+
+
+def test_out_of_memory_halves_the_budget_and_loses_nothing(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cases = [known_case(llama, 1)]
+    expected = scores(SuffixEngine(llama, NOISE), cases)
+    original = suffix.call_block
+
+    def small_memory(recording: Any, layer: int, states: torch.Tensor, *rest: Any) -> Any:
+        if len(states) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(recording, layer, states, *rest)
+
+    monkeypatch.setattr(suffix, "call_block", small_memory)
+    with caplog.at_level(logging.WARNING):
+        found = scores(SuffixEngine(llama, NOISE, row_budget=64), cases)
+    assert "engine.row_budget=8" in caplog.text
+    assert largest_difference(found, expected) <= TOLERANCE
+
+
+def test_out_of_memory_with_one_row_is_the_users_to_mend(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*args: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+
+    monkeypatch.setattr(suffix, "call_block", no_memory)
+    with pytest.raises(KtraceError, match=r"noise\.samples"):
+        scores(SuffixEngine(llama, NOISE), [known_case(llama, 1)])
+
+
+def test_other_runtime_errors_are_not_swallowed(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(suffix, "call_block", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        scores(SuffixEngine(llama, NOISE), [known_case(llama, 1)])
+
+
+def test_a_family_that_cannot_be_proven_falls_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A block that looks at positions it is not called with gives other numbers when replayed."""
+    model = sharpened(micro_llama())
+    attention = type(model.model.layers[0].self_attn)
+    original = attention.forward
+
+    def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        mean = hidden_states.mean(dim=1, keepdim=True)
+        return original(self, hidden_states + mean, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "forward", forward)
+    with caplog.at_level(logging.WARNING):
+        engine = select.make_engine("suffix", language_model(model), NOISE)
+    assert isinstance(engine, ReferenceEngine)
+    assert len(caplog.records) == 1
+    assert "is off by" in caplog.text
+
+
+def test_the_model_is_left_as_it_was(llama: LanguageModel) -> None:
+    scores(SuffixEngine(llama, NOISE), [known_case(llama, 1)])
+    for module in llama.model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "forward" not in module.__dict__
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 6])
+@pytest.mark.parametrize("window", [1, 2, 3, 10])
+def test_a_plan_restores_and_severs_what_the_mediator_says(n_layers: int, window: int) -> None:
+    """Followed from its last row back, each cell meets its own layers and no others."""
+    mediators = [make_mediator(name, window) for name in MEDIATOR_NAMES]
+    cells = [Cell(mediator, layer) for mediator in mediators for layer in range(n_layers)]
+    plan = make_plan(cells, n_layers)
+    for cell in cells:
+        mediator = cell.mediator
+        if mediator.site == "hidden" and cell.layer == n_layers - 1:
+            assert cell not in plan.row_of
+            continue
+        row: int | None = plan.row_of[cell]
+        restored, severed, joined = [], [], None
+        for layer in reversed(range(n_layers)):
+            step = plan.steps[layer]
+            assert row is not None
+            assert row < step.n_rows
+            if row in step.restored.get(mediator.site, []):
+                restored.append(layer)
+            if mediator.severs and row in step.severed.get(mediator.severs, []):
+                severed.append(layer)
+            if row >= len(step.sources):
+                joined = layer
+                is_hidden = step.joining_restored[row - len(step.sources)]
+                assert is_hidden == (mediator.site == "hidden")
+                break
+            row = step.sources[row]
+        expected = list(mediator.restored_layers(cell.layer, n_layers))
+        if mediator.site == "hidden":
+            assert joined == cell.layer + 1
+            assert restored == []
+        else:
+            assert joined == expected[0]
+            assert restored[::-1] == expected
+        assert severed[::-1] == list(mediator.severed_layers(cell.layer, n_layers))
+
+
+def test_clipped_windows_share_their_common_layers() -> None:
+    """With w = 10 of 12 layers, the windows of layers 0 to 5 all start at layer 0."""
+    mediator = make_mediator("mlp", 10)
+    plan = make_plan([Cell(mediator, layer) for layer in range(12)], 12)
+    # The six part when the first of them ends, after layer 4.
+    assert [step.n_rows for step in plan.steps] == [1, 2, 3, 4, 5, 7, 9, 10, 11, 12, 12, 12]
+
+
+def test_split_keeps_the_order_and_loses_nothing() -> None:
+    cells = [Cell(replace(MEDIATORS[0]), layer) for layer in range(7)]
+    parts = split(cells, 3)
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert [cell for part in parts for cell in part] == cells
