@@ -1,0 +1,1 @@
+"""How fast ktrace is, measured against the arithmetic it needs and against its peers."""

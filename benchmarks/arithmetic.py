@@ -1,0 +1,96 @@
+"""Floating-point operations that the method needs, and the machine's ceiling for them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ktrace.tracing.mediators import Mediator
+from ktrace.tracing.plan import Cell, make_plan
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder-only transformer, in multiplications a token.
+
+    Attributes:
+        n_layers: blocks.
+        d_model: width.
+        vocabulary: rows of the head.
+        keys_values: weights of the key and value projections in one block.
+        rest: weights of its query and output projections and of its MLP.
+    """
+
+    n_layers: int
+    d_model: int
+    vocabulary: int
+    keys_values: int
+    rest: int
+
+    @property
+    def head(self) -> int:
+        """Weights of the head."""
+        return self.d_model * self.vocabulary
+
+
+def gpt2_shape(n_layers: int = 12, d_model: int = 768, vocabulary: int = 50257) -> Shape:
+    """GPT-2: attention of 4 d², MLP of 8 d²."""
+    return Shape(n_layers, d_model, vocabulary, 2 * d_model**2, 10 * d_model**2)
+
+
+def operations(
+    shape: Shape, mediators: Sequence[Mediator], n_positions: int, start: int, samples: int
+) -> float:
+    """Operations (two for each multiply-add) to trace one fact; attention scores left out.
+
+    Counted: the clean row and the corrupted rows once; for each position t >= start and layer, the
+    rows that differ from the corrupted run, on positions t and later; in the last layer keys and
+    values of those positions, everything else of the last position alone; the head at the last
+    position for every row that ends there.
+    """
+    block = shape.keys_values + shape.rest
+    total = (1 + samples) * (n_positions * shape.n_layers * block + shape.head)
+    cells = [Cell(mediator, layer) for mediator in mediators for layer in range(shape.n_layers)]
+    plan = make_plan(cells, shape.n_layers)
+    for position in range(start, n_positions):
+        later = n_positions - position
+        for step in plan.steps[:-1]:
+            total += step.n_rows * samples * later * block
+        last = plan.steps[-1].n_rows * samples
+        total += last * (later * shape.keys_values + shape.rest + shape.head)
+    return 2.0 * total
+
+
+def loop_operations(shape: Shape, n_positions: int, samples: int) -> float:
+    """Operations of one whole forward pass for each cell, logits at every position."""
+    per_token = shape.n_layers * (shape.keys_values + shape.rest) + shape.head
+    return 2.0 * (1 + samples) * n_positions * per_token * shape.n_layers * n_positions
+
+
+def ceiling(device: torch.device, dtype: torch.dtype, size: tuple[int, int, int]) -> float:
+    """Operations a second of one large matrix product, best of five.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+        size: `(m, k, n)`.
+    """
+    m, k, n = size
+    left = torch.randn(m, k, device=device).to(dtype)
+    right = torch.randn(k, n, device=device).to(dtype)
+    best = 0.0
+    for _ in range(5):
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(10):
+            left @ right
+        synchronize(device)
+        best = max(best, 10 * 2.0 * m * k * n / (time.perf_counter() - began))
+    return best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

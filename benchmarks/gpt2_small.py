@@ -1,0 +1,318 @@
+"""Seconds a fact on the GPT-2-small shape: suffix engine, reference engine and peers, paired.
+
+    python -m benchmarks.gpt2_small --facts known_1000.json --tokenizer gpt2/ --write report.md
+
+Random weights, float32. The suffix engine is timed on whole facts. The others run the same forward
+pass for every cell, so some cells of each fact are timed, spread over layers and positions, and
+scaled to all of them. Contestants alternate, in another order for each fact.
+"""
+
+import argparse
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+
+from benchmarks.arithmetic import Shape, ceiling, gpt2_shape, loop_operations, operations
+from benchmarks.peers import PEERS, CellRunner
+from ktrace.facts import Span, load_facts, token_span
+from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.prompt import encode_prompt
+from ktrace.tracing.engine import Case, Scores
+from ktrace.tracing.mediators import Mediator, make_mediator
+from ktrace.tracing.noise import RandomNoise
+from ktrace.tracing.suffix import SuffixEngine
+
+CPU = torch.device("cpu")
+HIDDEN = make_mediator("hidden", 1)
+# Lengths and subject starts of the first known facts with the GPT-2 tokenizer.
+_LENGTHS = (10, 6, 7, 7, 7, 11, 7, 11, 7, 17, 9, 14, 15, 6, 7, 9, 21, 7, 8, 8)
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
+    """Run the benchmark, print and optionally write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--facts", type=Path, help="known_1000.json; made-up prompts without it")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the GPT-2 tokenizer")
+    parser.add_argument("--n-facts", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--cells", type=int, default=3, help="timed cells a fact and contestant")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--vocabulary", type=int, default=50257)
+    parser.add_argument("--write", type=Path, help="Markdown file for the report")
+    options = parser.parse_args(arguments)
+
+    lm, cases = _model_and_cases(options)
+    noise = RandomNoise(3 * 0.02, options.samples)
+    measured = _measure(lm, cases, noise, options.cells)
+    report = _report(options, cases, measured, _windows(lm, cases[:5], noise), _growth(options))
+    print(report)
+    if options.write:
+        options.write.write_text(report, encoding="utf-8")
+    return report
+
+
+def _model_and_cases(options: argparse.Namespace) -> tuple[LanguageModel, list[Case]]:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        GPT2Config(
+            n_layer=options.layers,
+            n_embd=options.width,
+            n_head=max(1, options.width // 64),
+            vocab_size=options.vocabulary,
+        )
+    )
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
+    lm = language_model(model, tokenizer)
+    if not (options.facts and tokenizer):
+        lengths = (_LENGTHS * (1 + options.n_facts // len(_LENGTHS)))[: options.n_facts]
+        return lm, [_made_up(number, n, options.vocabulary) for number, n in enumerate(lengths)]
+    cases = []
+    for number, fact in enumerate(load_facts(options.facts).facts[: options.n_facts]):
+        prompt = encode_prompt(tokenizer, fact.prompt)
+        begin = fact.subject_start
+        span = token_span(prompt.offsets, begin, begin + len(fact.subject))
+        cases.append(Case(number, prompt.input_ids, span, 5))
+    return lm, cases
+
+
+def _made_up(number: int, length: int, vocabulary: int, start: int = 0) -> Case:
+    ids = np.random.RandomState(number).randint(0, vocabulary, length).tolist()
+    return Case(number, tuple(ids), Span(start, min(start + 2, length)), 5)
+
+
+@dataclass
+class Measured:
+    """What was measured, one entry for each fact.
+
+    Attributes:
+        suffix: seconds a fact.
+        others: by contestant, seconds a fact, scaled from the timed cells.
+        difference: by contestant, largest |Δp| to the suffix engine in the timed cells.
+        ceilings: operations a second.
+        missing: contestants that could not run, and why.
+    """
+
+    suffix: list[float] = field(default_factory=list)
+    others: dict[str, list[float]] = field(default_factory=dict)
+    difference: dict[str, float] = field(default_factory=dict)
+    ceilings: list[float] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def _measure(
+    lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise, n_cells: int
+) -> Measured:
+    measured = Measured()
+    runners: dict[str, CellRunner] = {}
+    for name, make in PEERS.items():
+        try:
+            # Each gets a model of its own: some wrap its modules for good.
+            runners[name] = make(replace(lm, model=deepcopy(lm.model)), noise)
+            runners[name](cases[0], 0, cases[0].span.start)  # warm up
+        except Exception as error:  # a peer that fails is reported, not hidden
+            measured.missing[name] = f"{type(error).__name__}: {error}"
+            runners.pop(name, None)
+    engine = SuffixEngine(lm, noise)
+    list(engine.restored([cases[0]], [HIDDEN]))
+    group_of = {case.index: group for group in engine.groups(cases) for case in group}
+    results: dict[int, tuple[float, dict[str, Scores]]] = {}
+    for number, case in enumerate(cases):
+        measured.ceilings.append(ceiling(CPU, torch.float32, (1024, 768, 3072)))
+        if case.index not in results:
+            group = group_of[case.index]
+            began = time.perf_counter()
+            found_by_case = list(engine.restored(group, [HIDDEN]))
+            seconds = (time.perf_counter() - began) / len(group)
+            results |= {done.index: (seconds, dict(scores)) for done, scores in found_by_case}
+        seconds, restored = results[case.index]
+        measured.suffix.append(seconds)
+        names = list(runners)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            cells = _spread_cells(lm, case, n_cells)
+            found = []
+            began = time.perf_counter()
+            for layer, position in cells:
+                found.append(runners[name](case, layer, position))
+            seconds = (time.perf_counter() - began) / len(cells)
+            n_all = lm.n_layers * len(case.input_ids)
+            measured.others.setdefault(name, []).append(seconds * n_all)
+            scores = restored[HIDDEN.key]["probability"]
+            worst = max(
+                float(np.abs(scores[:, layer, position] - p).max())
+                for (layer, position), p in zip(cells, found, strict=True)
+            )
+            measured.difference[name] = max(measured.difference.get(name, 0.0), worst)
+    return measured
+
+
+def _spread_cells(lm: LanguageModel, case: Case, n_cells: int) -> list[tuple[int, int]]:
+    layers = np.linspace(0, lm.n_layers - 2, n_cells).round().astype(int)
+    positions = np.linspace(case.span.start, len(case.input_ids) - 1, n_cells).round().astype(int)
+    return list(zip(layers.tolist(), positions.tolist()[::-1], strict=True))
+
+
+def _windows(
+    lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise
+) -> list[tuple[str, float, float]]:
+    """For each mediator: median seconds a fact, and operations a second."""
+    engine, rows = SuffixEngine(lm, noise), []
+    config = lm.model.config
+    shape = gpt2_shape(lm.n_layers, lm.d_embedding, config.vocab_size)
+    for mediator in (HIDDEN, make_mediator("mlp", 10), make_mediator("attn", 10)):
+        seconds, rates = [], []
+        for case in cases:
+            began = time.perf_counter()
+            list(engine.restored([case], [mediator]))
+            seconds.append(time.perf_counter() - began)
+            rates.append(_operations(shape, case, [mediator], noise.samples) / seconds[-1])
+        rows.append((mediator.key, statistics.median(seconds), statistics.median(rates)))
+    return rows
+
+
+def _operations(shape: Shape, case: Case, mediators: Sequence[Mediator], samples: int) -> float:
+    return operations(shape, mediators, len(case.input_ids), case.span.start, samples)
+
+
+def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, float]]]]:
+    """Seconds a fact of the suffix engine as one of L, T, S, facts grows, on a small shape."""
+    width, vocabulary = min(256, options.width), min(5000, options.vocabulary)
+
+    def seconds(n_layers: int, length: int, samples: int, n_facts: int) -> float:
+        torch.manual_seed(0)
+        config = GPT2Config(n_layer=n_layers, n_embd=width, n_head=4, vocab_size=vocabulary)
+        lm = language_model(AutoModelForCausalLM.from_config(config))
+        engine = SuffixEngine(lm, RandomNoise(0.06, samples))
+        cases = [_made_up(number, length, vocabulary) for number in range(n_facts)]
+        groups = engine.groups(cases)
+        list(engine.restored(groups[0], [HIDDEN]))
+        began = time.perf_counter()
+        for group in groups:
+            list(engine.restored(group, [HIDDEN]))
+        return (time.perf_counter() - began) / n_facts
+
+    base = {"n_layers": 8, "length": 8, "samples": 5, "n_facts": 4}
+    axes = {
+        "n_layers": (4, 8, 16),
+        "length": (4, 8, 16),
+        "samples": (1, 5, 10),
+        "n_facts": (1, 4, 16),
+    }
+    return [
+        (name, [(value, seconds(**{**base, name: value})) for value in values])
+        for name, values in axes.items()
+    ]
+
+
+def _report(
+    options: argparse.Namespace,
+    cases: Sequence[Case],
+    measured: Measured,
+    windows: Sequence[tuple[str, float, float]],
+    growth: Sequence[tuple[str, list[tuple[int, float]]]],
+) -> str:
+    shape = gpt2_shape(options.layers, options.width, options.vocabulary)
+    peak = statistics.median(measured.ceilings)
+    needed = [_operations(shape, case, [HIDDEN], options.samples) for case in cases]
+    shares = [n / s / peak for n, s in zip(needed, measured.suffix, strict=True)]
+    loops = [loop_operations(shape, len(case.input_ids), options.samples) for case in cases]
+    lines = [
+        "# Benchmarks",
+        "",
+        "[ktrace](../README.md). Written by `python -m benchmarks.gpt2_small`, not by hand. "
+        + _method(options, cases),
+        "",
+        f"{_machine()}; {datetime.date.today().isoformat()}; {_versions()}.",
+        "",
+        "## Seconds a fact, mediator `hidden`",
+        "",
+        "| Contestant | median seconds a fact | times the suffix engine (median of pairs) "
+        "| largest difference of p to the suffix engine |",
+        "| --- | --- | --- | --- |",
+        f"| ktrace suffix | {statistics.median(measured.suffix):.3f} | 1 | |",
+    ]
+    for name, seconds in measured.others.items():
+        ratios = [s / own for s, own in zip(seconds, measured.suffix, strict=True)]
+        lines.append(
+            f"| {name} | {statistics.median(seconds):.2f} | {statistics.median(ratios):.1f} "
+            f"| {measured.difference[name]:.1e} |"
+        )
+    lines += [f"| {name} | did not run: {why} | | |" for name, why in measured.missing.items()]
+    lines += [
+        "",
+        "## Share of the arithmetic ceiling",
+        "",
+        f"Ceiling: {peak / 1e9:.0f} Gflop/s, a float32 product of 1024 x 768 by 768 x 3072, median "
+        "over the facts. Operations are counted for the method "
+        "(`benchmarks/arithmetic.py`), not measured.",
+        "",
+        "| | median |",
+        "| --- | --- |",
+        f"| operations a fact, the method | {statistics.median(needed) / 1e12:.3f} Tflop |",
+        "| operations a fact, one pass for each cell "
+        f"| {statistics.median(loops) / 1e12:.3f} Tflop |",
+        f"| share of the ceiling, suffix engine | {statistics.median(shares):.2f} |",
+        "",
+        "| Mediator (first five facts) | seconds a fact | share of the ceiling |",
+        "| --- | --- | --- |",
+        *(f"| `{key}` | {seconds:.2f} | {rate / peak:.2f} |" for key, seconds, rate in windows),
+        "",
+        "## Growth of the suffix engine's cost",
+        "",
+        f"Width {min(256, options.width)}; 8 layers, 8 positions, 5 samples and 4 facts, unless "
+        "varied. Seconds a fact.",
+        "",
+        "| Varied | | | |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, values in growth:
+        cells = " | ".join(f"{value}: {seconds:.4f}" for value, seconds in values)
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _method(options: argparse.Namespace, cases: Sequence[Case]) -> str:
+    source = "the first known facts" if options.facts else "made-up prompts"
+    lengths = sorted(len(case.input_ids) for case in cases)
+    return (
+        f"GPT-2 shape ({options.layers} layers, width {options.width}, vocabulary "
+        f"{options.vocabulary}), random weights, float32, {options.samples} noise samples, "
+        f"{len(cases)} facts ({source}, {lengths[0]} to {lengths[-1]} tokens). The suffix engine "
+        "runs whole facts; those of one shape share a batch, as in a run. The others run one "
+        f"forward pass for each cell: {options.cells} cells of each fact are timed and scaled to "
+        "all layers and positions. "
+        "Contestants alternate, in another order for each fact; ratios are taken within a fact."
+    )
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def _versions() -> str:
+    found = []
+    for package in ("torch", "transformers", "nnsight", "transformer-lens", "pyvene"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} not installed")
+    return ", ".join(found)
+
+
+if __name__ == "__main__":
+    main()
