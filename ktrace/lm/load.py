@@ -1,6 +1,9 @@
 """Load a causal language model with its tokenizer, and prove its module paths."""
 
+import logging
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
@@ -21,6 +24,8 @@ from ktrace.errors import KtraceError
 from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
 from ktrace.lm.probe import prove
 from ktrace.lm.source import ModelSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,6 @@ def load_language_model(
             there, a tokenizer without offsets, or a module path that the probe refutes.
     """
     where = f"model.path={source.location}"
-    if not sys.stderr.isatty():
-        cast(Any, transformers_logging).disable_progress_bar()
     origin = {"revision": source.revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source.location, **origin)
@@ -100,25 +103,51 @@ def load_language_model(
         # Quantized weights cannot be moved afterwards.
         device_map = device_map or {"": str(_device(device))}
     try:
-        # Typed as if it returned the model alone.
-        model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
-            source.location,
-            dtype=dtype,
-            device_map=device_map,
-            quantization_config=_bits(quantization, dtype),
-            use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
-            **origin,
-        )
+        with _own_report():
+            # Typed as if it returned the model alone.
+            model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
+                source.location,
+                dtype=dtype,
+                device_map=device_map,
+                quantization_config=_bits(quantization, dtype),
+                use_safetensors=None if allow_pickle else True,
+                output_loading_info=True,
+                **origin,
+            )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise KtraceError(f"{where}: the model cannot be loaded: {_first_line(error)}") from error
     # transformers fills what a checkpoint lacks with random numbers, and only warns.
     if report["missing_keys"]:
-        first = ", ".join(sorted(report["missing_keys"])[:3])
-        raise KtraceError(f"{where}: the checkpoint lacks weights: {first}")
+        raise KtraceError(f"{where}: the checkpoint lacks weights: {_some(report['missing_keys'])}")
+    if report["unexpected_keys"]:
+        log.warning(
+            "%s: weights that the model has no place for are ignored: %s",
+            where,
+            _some(report["unexpected_keys"]),
+        )
     if device_map is None:
         model = model.to(_device(device))
     return language_model(model, tokenizer, paths)
+
+
+@contextmanager
+def _own_report() -> Iterator[None]:
+    """Keep transformers' table of weights and, away from a terminal, its bars off stderr."""
+    library = cast(Any, transformers_logging)
+    if not sys.stderr.isatty():
+        library.disable_progress_bar()
+    verbosity = library.get_verbosity()
+    library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+
+
+def _some(names: Iterable[str]) -> str:
+    first = sorted(names)[:3]
+    more = len(set(names)) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")
 
 
 def language_model(

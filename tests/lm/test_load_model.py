@@ -151,7 +151,7 @@ class Asked:
 
     def take(self, *args: Any, **options: Any) -> Any:
         self.options = options
-        return micro_llama(1), {"missing_keys": []}
+        return micro_llama(1), {"missing_keys": [], "unexpected_keys": []}
 
 
 def test_device_map_passes_through(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
