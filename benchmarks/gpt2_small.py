@@ -28,6 +28,7 @@ from ktrace.facts import Span, load_facts, token_span
 from ktrace.lm.load import LanguageModel, language_model
 from ktrace.lm.prompt import encode_prompt
 from ktrace.tracing.engine import Case, Scores
+from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.suffix import SuffixEngine
@@ -82,13 +83,13 @@ def _model_and_cases(options: argparse.Namespace) -> tuple[LanguageModel, list[C
         prompt = encode_prompt(tokenizer, fact.prompt)
         begin = fact.subject_start
         span = token_span(prompt.offsets, begin, begin + len(fact.subject))
-        cases.append(Case(number, prompt.input_ids, span, 5))
+        cases.append(Case(number, prompt.input_ids, span, (5,)))
     return lm, cases
 
 
 def _made_up(number: int, length: int, vocabulary: int, start: int = 0) -> Case:
     ids = np.random.RandomState(number).randint(0, vocabulary, length).tolist()
-    return Case(number, tuple(ids), Span(start, min(start + 2, length)), 5)
+    return Case(number, tuple(ids), Span(start, min(start + 2, length)), (5,))
 
 
 @dataclass
@@ -125,7 +126,9 @@ def _measure(
             runners.pop(name, None)
     engine = SuffixEngine(lm, noise)
     list(engine.restored([cases[0]], [HIDDEN]))
-    group_of = {case.index: group for group in engine.groups(cases) for case in group}
+    group_of = {
+        case.index: group for group in group_cases(cases, engine.cases_together) for case in group
+    }
     results: dict[int, tuple[float, dict[str, Scores]]] = {}
     for number, case in enumerate(cases):
         measured.ceilings.append(ceiling(CPU, torch.float32, (1024, 768, 3072)))
@@ -194,7 +197,7 @@ def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, floa
         lm = language_model(AutoModelForCausalLM.from_config(config))
         engine = SuffixEngine(lm, RandomNoise(0.06, samples))
         cases = [_made_up(number, length, vocabulary) for number in range(n_facts)]
-        groups = engine.groups(cases)
+        groups = group_cases(cases, engine.cases_together)
         list(engine.restored(groups[0], [HIDDEN]))
         began = time.perf_counter()
         for group in groups:

@@ -21,6 +21,7 @@ from benchmarks.arithmetic import Shape, ceiling, operations, synchronize
 from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel, language_model
 from ktrace.tracing.engine import Case
+from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import MEDIATOR_NAMES, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     mediators = [make_mediator(name, 10) for name in MEDIATOR_NAMES]
     cases = _cases(SHAPES[options.shape]["vocab_size"])
     engine = SuffixEngine(lm, noise)
-    groups = engine.groups(cases)
+    groups = group_cases(cases, engine.cases_together)
     list(engine.restored(groups[0], mediators))  # warm up
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -122,7 +123,7 @@ def _model(sizes: dict[str, int], device: torch.device, dtype: torch.dtype) -> L
 def _cases(vocabulary: int) -> list[Case]:
     generator = np.random.RandomState(0)
     return [
-        Case(number, tuple(generator.randint(0, vocabulary, n).tolist()), Span(b, b + 2), 5)
+        Case(number, tuple(generator.randint(0, vocabulary, n).tolist()), Span(b, b + 2), (5,))
         for number, (n, b) in enumerate(_PROMPTS)
     ]
 

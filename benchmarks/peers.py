@@ -191,5 +191,5 @@ def _noise(noise: RandomNoise, case: Case, lm: LanguageModel) -> torch.Tensor:
 
 
 def _answer(logits: torch.Tensor, case: Case) -> Probabilities:
-    found: Probabilities = logits.softmax(dim=-1)[:, case.answer_id].double().cpu().numpy()
+    found: Probabilities = logits.softmax(dim=-1)[:, case.answer_ids[0]].double().cpu().numpy()
     return found

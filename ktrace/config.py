@@ -145,6 +145,13 @@ class NoiseConfig:
     degrees: float = 5.0  # of freedom, for student_t
 
 
+class Answer(Enum):
+    """How much of an answer is scored."""
+
+    first_token = "first_token"  # as published
+    full = "full"  # all of its tokens, each given those before it
+
+
 @dataclass
 class DatasetConfig:
     """Which facts."""
@@ -154,6 +161,7 @@ class DatasetConfig:
     limit: int | None = None  # the first n facts; never changes a fact's numbers
     url: str | None = None  # where a missing file is downloaded from
     sha256: str | None = None  # of the canonical JSON, checked after reading
+    answer: Answer = Answer.first_token
 
 
 @dataclass
@@ -168,7 +176,7 @@ class EngineConfig:
     """What computes the scores."""
 
     name: EngineName = EngineName.suffix
-    row_budget: int | None = None  # most rows in one block call; null measures free memory
+    row_budget: int | None = None  # most rows in one block call; null: what fits
 
 
 @dataclass

@@ -17,14 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from ktrace.config import ModelConfig, RunConfig, Stage
+from ktrace.config import Answer, ModelConfig, RunConfig, Stage
 from ktrace.console import progress
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, Span, load_facts, role_of_positions, token_span
 from ktrace.lm.families import ModulePaths
-from ktrace.lm.prompt import EncodedPrompt, encode_prompt, first_answer_token, subject_token_ids
+from ktrace.lm.prompt import EncodedPrompt, answer_token_ids, encode_prompt, subject_token_ids
 from ktrace.lm.source import ModelSource, find_model
-from ktrace.settings import model_fingerprint, noise_fingerprint, noise_key, noise_multiple
+from ktrace.settings import (
+    dataset_key,
+    model_fingerprint,
+    noise_fingerprint,
+    noise_key,
+    noise_multiple,
+)
 from ktrace.store import METRICS, RunFolders, Store
 from ktrace.store.files import require_writable, write_text
 from ktrace.tracing.mediators import Mediator, make_mediator
@@ -32,7 +38,7 @@ from ktrace.tracing.mediators import Mediator, make_mediator
 if TYPE_CHECKING:
     from ktrace.analysis.analyze import Analysis
     from ktrace.lm.load import LanguageModel
-    from ktrace.tracing.engine import Case, Engine
+    from ktrace.tracing.engine import Baseline, Case, Engine
     from ktrace.tracing.noise import MeasuredNoise
 
 log = logging.getLogger(__name__)
@@ -65,7 +71,7 @@ def run(config: RunConfig) -> Outcome:
     """
     mediators = [make_mediator(name, config.mediator.window) for name in config.mediator.names]
     mediators = list({mediator.key: mediator for mediator in mediators}.values())
-    folder = Path(config.output_dir) / config.model.name / config.dataset.name
+    folder = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
     folders = RunFolders(folder / noise_key(config.noise))
     keys = tuple(mediator.key for mediator in mediators)
     counts: dict[str, int] = {}
@@ -102,7 +108,11 @@ class _Stages:
         )
         self.clean_print = {
             "model": model_fingerprint(config.model, self.source.identity),
-            "dataset": {"sha256": self.facts.digest, "n_facts": len(self.facts)},
+            "dataset": {
+                "sha256": self.facts.digest,
+                "n_facts": len(self.facts),
+                "answer": dataset.answer.value,
+            },
         }
         self.noise_print = self.clean_print | {"noise": noise_fingerprint(config.noise)}
 
@@ -144,16 +154,36 @@ class _Stages:
         return lm
 
     @cached_property
+    def _encoded(self) -> list["_Encoded"]:
+        tokenizer, whole = self._model().tokenizer, self.config.dataset.answer is Answer.full
+        return [_encode(tokenizer, fact, whole) for fact in self.facts.facts]
+
+    def _grouped(self, cases: Sequence["Case"]) -> list[list["Case"]]:
+        """Cases by the groups of the whole dataset, so that each always meets the same company."""
+        from ktrace.tracing.engine import Shape
+        from ktrace.tracing.groups import group_facts
+
+        shapes = [
+            Shape(len(e.prompt.input_ids), e.span.start, len(e.answer_ids))
+            if e.answer_ids
+            else None
+            for e in self._encoded
+        ]
+        by_index = {case.index: case for case in cases}
+        groups = group_facts(shapes, self._engine.cases_together)
+        kept = ([by_index[index] for index in group if index in by_index] for group in groups)
+        return [group for group in kept if group]
+
+    @cached_property
     def _noise(self) -> "MeasuredNoise":
         from ktrace.tracing.noise import NoiseChoice, Subject, make_noise
 
         lm, noise = self._model(), self.config.noise
         # Of the whole dataset, so that dataset.limit does not change a fact's numbers.
         subjects = []
-        for fact in self.facts.facts:
-            prompt, span = _located(lm, fact)
+        for fact, encoded in zip(self.facts.facts, self._encoded, strict=True):
             alone = subject_token_ids(lm.tokenizer, fact.subject)
-            in_prompt = prompt.input_ids[span.start : span.stop]
+            in_prompt = encoded.prompt.input_ids[encoded.span.start : encoded.span.stop]
             subjects.append(
                 Subject(alone, in_prompt, fact.subject, fact.relation_id, fact.attribute)
             )
@@ -168,6 +198,7 @@ class _Stages:
         )
         return make_noise(choice, lm, subjects)
 
+    @cached_property
     def _engine(self) -> "Engine":
         from ktrace.tracing.select import make_engine
 
@@ -185,14 +216,14 @@ class _Stages:
             progress("clean runs", len(todo)) as advance,
         ):
             for index, fact in todo:
-                writer.add(_clean_record(lm, index, fact))
+                writer.add(_clean_record(lm, index, fact, self._encoded[index]))
                 advance(1)
 
     def _cases(self) -> tuple[list["Case"], dict[str, int]]:
         from ktrace.tracing.engine import Case
 
         cases, left_out = [], Counter[str]()
-        names = ("is_candidate", "left_out", "input_ids", "span", "answer_id")
+        names = ("is_candidate", "left_out", "input_ids", "span", "answer_ids")
         for record in self.folders.clean.read(*names):
             if record["index"] >= self.limit:
                 continue
@@ -200,20 +231,24 @@ class _Stages:
                 left_out[record["left_out"]] += 1
                 continue
             span = Span(*record["span"].tolist())
-            ids = tuple(record["input_ids"].tolist())
-            cases.append(Case(record["index"], ids, span, record["answer_id"]))
+            ids, answer = (tuple(record[name].tolist()) for name in ("input_ids", "answer_ids"))
+            cases.append(Case(record["index"], ids, span, answer))
         return cases, dict(left_out)
 
     def _corrupted(self, cases: Sequence["Case"], done: Container[int]) -> list["Case"]:
         """Run what is not stored; returns the cases that the noise can corrupt."""
         if not all(case.index in done for case in cases):
             self._run_corrupted(cases, done)
-        usable = {
-            record["index"]
-            for record in self.folders.corrupted.read("left_out")
+        baselines = {
+            record["index"]: _baseline(record)
+            for record in self.folders.corrupted.read(*_BASELINE)
             if not record["left_out"]
         }
-        kept = [case for case in cases if case.index in usable]
+        kept = [
+            replace(case, baseline=baselines[case.index])
+            for case in cases
+            if case.index in baselines
+        ]
         if not kept:
             raise KtraceError(
                 f"noise.kind={self.config.noise.kind.value} can corrupt none of the {len(cases)} "
@@ -222,8 +257,7 @@ class _Stages:
         return kept
 
     def _run_corrupted(self, cases: Sequence["Case"], done: Container[int]) -> None:
-        measured, lm = self._noise, self._model()
-        engine = self._engine()
+        measured, lm, engine = self._noise, self._model(), self._engine
         self._write_run_yaml()
         about = {"sigma": measured.sigma, "noise_level": measured.level}
         with (
@@ -234,11 +268,11 @@ class _Stages:
                 if case.index in measured.unusable and case.index not in done:
                     nothing = {metric: np.empty(0) for metric in METRICS}
                     unknown = {f"clean_{metric}": np.nan for metric in METRICS}
-                    why = {"left_out": measured.unusable[case.index], "foil_id": -1, "foil": ""}
+                    why = {"left_out": measured.unusable[case.index], "foil_ids": (), "foil": ""}
                     writer.add({**self._key(case), **about, **why, **nothing, **unknown})
                     advance(1)
             # A group is run as a whole even where some of it is stored: other company, other bits.
-            for group in engine.groups(c for c in cases if c.index not in measured.unusable):
+            for group in self._grouped([c for c in cases if c.index not in measured.unusable]):
                 lacking = {case.index for case in group if case.index not in done}
                 results = engine.baseline(group) if lacking else ()
                 for case, baseline in results:
@@ -246,8 +280,8 @@ class _Stages:
                         clean = {f"clean_{m}": value for m, value in baseline.clean.items()}
                         foil = {
                             "left_out": "",
-                            "foil_id": baseline.foil_id,
-                            "foil": _decoded(lm, baseline.foil_id),
+                            "foil_ids": baseline.foil_ids,
+                            "foil": _decoded(lm, baseline.foil_ids),
                         }
                         writer.add(
                             {**self._key(case), **about, **foil, **clean, **baseline.corrupted}
@@ -257,7 +291,7 @@ class _Stages:
     def _restore(self, cases: Sequence["Case"], done: Mapping[str, Container[int]]) -> None:
         if all(case.index in have for case in cases for have in done.values()):
             return
-        engine = self._engine()
+        engine = self._engine
         self._write_run_yaml()
         with ExitStack() as stack:
             writers = {
@@ -266,7 +300,7 @@ class _Stages:
             }
             title = f"restoring {', '.join(writers)}"
             advance = stack.enter_context(progress(title, len(cases)))
-            for group in engine.groups(cases):
+            for group in self._grouped(cases):
                 lacking = {
                     key: {case.index for case in group if case.index not in have}
                     for key, have in done.items()
@@ -293,17 +327,45 @@ class _Stages:
         write_text(self.folders.run_yaml, yaml.safe_dump(content, sort_keys=False))
 
 
-def _clean_record(lm: "LanguageModel", index: int, fact: Fact) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Encoded:
+    prompt: EncodedPrompt
+    span: Span
+    answer_ids: tuple[int, ...]
+
+
+def _encode(tokenizer: Any, fact: Fact, whole_answer: bool) -> _Encoded:
+    prompt = encode_prompt(tokenizer, fact.prompt)
+    begin = fact.subject_start
+    span = token_span(prompt.offsets, begin, begin + len(fact.subject))
+    answer = answer_token_ids(tokenizer, fact.prompt, fact.attribute)
+    return _Encoded(prompt, span, answer if whole_answer else answer[:1])
+
+
+# What `_baseline` needs of a corrupted run.
+_BASELINE = ("left_out", "foil_ids", *METRICS, *(f"clean_{metric}" for metric in METRICS))
+
+
+def _baseline(record: Mapping[str, Any]) -> "Baseline":
+    from ktrace.tracing.engine import Baseline
+
+    return Baseline(
+        clean={metric: record[f"clean_{metric}"] for metric in METRICS},
+        corrupted={metric: record[metric] for metric in METRICS},
+        foil_ids=tuple(record["foil_ids"].tolist()),
+    )
+
+
+def _clean_record(lm: "LanguageModel", index: int, fact: Fact, encoded: _Encoded) -> dict[str, Any]:
     import torch
 
     from ktrace.tracing.clean import SITES, clean_run
 
-    prompt, span = _located(lm, fact)
-    answer = first_answer_token(lm.tokenizer, fact.prompt, fact.attribute)
-    result = clean_run(lm, prompt.input_ids, 0 if answer is None else answer)
-    if answer is None:
+    prompt, span, answer = encoded.prompt, encoded.span, encoded.answer_ids
+    result = clean_run(lm, prompt.input_ids, answer)
+    if not answer:
         left_out = "the answer merges with the prompt's last token"
-    elif answer != result.predicted_id:
+    elif answer != result.predicted_ids:
         left_out = "another answer is predicted"
     else:
         left_out = ""
@@ -318,11 +380,11 @@ def _clean_record(lm: "LanguageModel", index: int, fact: Fact) -> dict[str, Any]
         "offsets": prompt.offsets,
         "roles": [role or "" for role in roles],
         "span": span,
-        "answer_id": -1 if answer is None else answer,
-        "predicted_id": result.predicted_id,
-        "predicted": _decoded(lm, result.predicted_id),
+        "answer_ids": answer,
+        "predicted_ids": result.predicted_ids,
+        "predicted": _decoded(lm, result.predicted_ids),
         "predicted_probability": result.predicted_probability,
-        "probability": float("nan") if answer is None else result.probability,
+        "probability": result.probability,
     }
     for site in SITES:
         states = result.activations.get(site, torch.empty(0, 0, 0))  # not every family has all
@@ -335,14 +397,8 @@ def _clean_record(lm: "LanguageModel", index: int, fact: Fact) -> dict[str, Any]
     return record
 
 
-def _located(lm: "LanguageModel", fact: Fact) -> tuple[EncodedPrompt, Span]:
-    prompt = encode_prompt(lm.tokenizer, fact.prompt)
-    begin = fact.subject_start
-    return prompt, token_span(prompt.offsets, begin, begin + len(fact.subject))
-
-
-def _decoded(lm: "LanguageModel", token: int) -> str:
-    text: str = lm.tokenizer.decode([token])
+def _decoded(lm: "LanguageModel", tokens: Sequence[int]) -> str:
+    text: str = lm.tokenizer.decode(tokens)
     return text.replace("\0", "␀")  # HDF5 ends a text at NUL
 
 

@@ -3,9 +3,22 @@
 from dataclasses import asdict
 from typing import Any
 
-from ktrace.config import LEVELLED_NOISE, RANDOM_NOISE, ModelConfig, NoiseConfig, NoiseKind
+from ktrace.config import (
+    LEVELLED_NOISE,
+    RANDOM_NOISE,
+    Answer,
+    DatasetConfig,
+    ModelConfig,
+    NoiseConfig,
+    NoiseKind,
+)
 
 DEFAULT_MULTIPLE = 3.0  # of sigma; the published level
+
+
+def dataset_key(dataset: DatasetConfig) -> str:
+    """Folder of a dataset: its name; whole answers have other candidates, and a folder apart."""
+    return dataset.name + ("-full" if dataset.answer is Answer.full else "")
 
 
 def noise_multiple(noise: NoiseConfig) -> float:

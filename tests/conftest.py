@@ -77,7 +77,7 @@ def known_case(
     """A prompt of random token ids, with the model's own prediction as the answer."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, VOCABULARY, (n_positions,), generator=generator).tolist()
-    answer = clean_run(lm, tuple(ids), 0).predicted_id
+    answer = clean_run(lm, tuple(ids)).predicted_ids
     return Case(seed, tuple(ids), Span(start, stop), answer)
 
 
@@ -143,11 +143,11 @@ def facts_file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return write_known_facts(path, [model_folder])
 
 
-def write_known_facts(path: Path, folders: list[Path]) -> Path:
+def write_known_facts(path: Path, folders: list[Path], n_answer: int = 1) -> Path:
     """Write facts whose answers the models predict, and a last one that none predicts."""
     from transformers import AutoTokenizer
 
-    from ktrace.lm.prompt import encode_prompt, first_answer_token
+    from ktrace.lm.prompt import answer_token_ids, encode_prompt
 
     records = []
     for folder in folders:
@@ -156,9 +156,12 @@ def write_known_facts(path: Path, folders: list[Path]) -> Path:
         for template, subject in PROMPTS:
             prompt = template.format(subject)
             ids = encode_prompt(tokenizer, prompt).input_ids
-            predicted = int(model(torch.tensor([ids])).logits[0, -1].argmax())
-            answer = tokenizer.decode([predicted]).strip()
-            assert first_answer_token(tokenizer, prompt, answer) == predicted
+            predicted: tuple[int, ...] = ()
+            for _ in range(n_answer):
+                logits = model(torch.tensor([[*ids, *predicted]])).logits[0, -1]
+                predicted = (*predicted, int(logits.argmax()))
+            answer = tokenizer.decode(predicted).strip()
+            assert answer_token_ids(tokenizer, prompt, answer) == predicted
             records.append((prompt, subject, answer))
     records.append((PROMPTS[0][0].format("Port Nowhere"), "Port Nowhere", "Nowhere"))
     with path.open("w") as stream:

@@ -85,6 +85,59 @@ def test_all_mediators_end_to_end(config: Callable[..., RunConfig]) -> None:
     assert outcome.analysis.summary["left_out"] == {"another answer is predicted": 1}
 
 
+def test_nothing_before_the_subject_whatever_ran_when(config: Callable[..., RunConfig]) -> None:
+    """Corrupted runs and restorations that met other company, or another engine, still agree."""
+    alone = ("noise.samples=1", "dataset.limit=2", "stage=corrupted")
+    pipeline.run(config(*alone, "engine=reference"))
+    folder = pipeline.run(config("noise.samples=1", "mediator=all")).folder
+    effects = ktrace.load_effects(folder)
+    before = effects[effects["role"].isna()]
+    assert before["known_id"].nunique() == 6
+    assert (before["restored"] == before["corrupted"]).all()
+
+
+def test_whole_answers(
+    config: Callable[..., RunConfig], model_folder: Path, tmp_path: Path
+) -> None:
+    """Greedy decoding filters, teacher forcing scores; both engines say the same."""
+    two = write_known_facts(tmp_path / "two.jsonl", [model_folder], n_answer=2)
+    first = pipeline.run(config(f"dataset.path={two}"))
+    whole = (f"dataset.path={two}", "dataset.answer=full", "mediator=all")
+    outcome = pipeline.run(config(*whole))
+    assert outcome.folder.parent.name == "two-full"
+    assert outcome.counts["candidates"] == 6
+    by_engine = [
+        outcome.folder,
+        pipeline.run(config(*whole, "engine=reference", f"output_dir={tmp_path / 'again'}")).folder,
+    ]
+    for key in FIVE:
+        suffix_scores, reference_scores = (numbers(folder, key) for folder in by_engine)
+        for index, scores in suffix_scores.items():
+            np.testing.assert_allclose(scores, reference_scores[index], atol=1e-6)
+    # Two tokens together are less probable than the first.
+    p_clean = {
+        folder: {r["index"]: r["probability"] for r in RunFolders(folder).clean.read("probability")}
+        for folder in (first.folder, outcome.folder)
+    }
+    for index in numbers(outcome.folder, "hidden"):
+        assert p_clean[outcome.folder][index] < p_clean[first.folder][index]
+
+
+def test_an_answer_that_goes_on_otherwise_is_no_candidate(
+    config: Callable[..., RunConfig], model_folder: Path, tmp_path: Path
+) -> None:
+    """Its first token is predicted, its second is not."""
+    facts = write_known_facts(tmp_path / "two.jsonl", [model_folder], n_answer=2)
+    records = [json.loads(line) for line in facts.read_text().splitlines()]
+    first_word = records[0]["attribute"].split()[0]
+    records[0]["attribute"] = f"{first_word} {first_word} {first_word}"
+    facts.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path = f"dataset.path={facts}"
+    assert pipeline.run(config(path, "stage=filter")).counts["candidates"] == 6
+    whole = pipeline.run(config(path, "stage=filter", "dataset.answer=full"))
+    assert whole.counts["candidates"] == 5
+
+
 def test_another_mediator_reuses_the_clean_and_corrupted_runs(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

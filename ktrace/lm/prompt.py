@@ -38,17 +38,15 @@ def encode_prompt(tokenizer: Any, prompt: str) -> EncodedPrompt:
     return EncodedPrompt(tuple(ids[:n]), tuple(offsets[:n]), tokens)
 
 
-def first_answer_token(tokenizer: Any, prompt: str, answer: str) -> int | None:
-    """Id of the token that follows the prompt when the answer is written after it.
+def answer_token_ids(tokenizer: Any, prompt: str, answer: str) -> tuple[int, ...]:
+    """Ids of the tokens that follow the prompt when the answer is written after it.
 
-    None where the answer changes how the prompt itself is tokenised (its first letters merge with
-    the prompt's last ones): there is then no token to predict.
+    None at all where the answer changes how the prompt itself is tokenised (its first letters merge
+    with the prompt's last ones): there is then no token to predict.
     """
     ids = encode_prompt(tokenizer, prompt).input_ids
     longer = encode_prompt(tokenizer, f"{prompt.rstrip()} {answer.strip()}").input_ids
-    if len(longer) <= len(ids) or longer[: len(ids)] != ids:
-        return None
-    return longer[len(ids)]
+    return longer[len(ids) :] if longer[: len(ids)] == ids else ()
 
 
 def subject_token_ids(tokenizer: Any, subject: str) -> tuple[int, ...]:

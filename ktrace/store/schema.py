@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 
 # One fact's values by field name; `index`, the fact's row in its dataset, is always among them.
 Record = Mapping[str, Any]
@@ -45,8 +45,8 @@ CLEAN: Schema = {
     "offsets": Field("int64", ("position", "bound")),
     "roles": Field(TEXT, ("position",)),  # empty before the subject
     "span": Field("int64", ("bound",)),
-    "answer_id": Field("int64"),  # -1 where the answer has no first token
-    "predicted_id": Field("int64"),
+    "answer_ids": Field("int64", ("answer_token",)),  # what is scored; none where it has no token
+    "predicted_ids": Field("int64", ("answer_token",)),
     "predicted": Field(TEXT),
     "predicted_probability": Field("float32"),
     "probability": Field("float32"),
@@ -62,7 +62,7 @@ CORRUPTED: Schema = {
     "left_out": Field(TEXT),  # why this noise cannot corrupt the fact; empty where it can
     "sigma": Field("float64"),  # standard deviation of the subjects' embeddings
     "noise_level": Field("float64"),  # what draws were multiplied with; NaN without a level
-    "foil_id": Field("int64"),  # the token of logit_difference
+    "foil_ids": Field("int64", ("answer_token",)),  # the tokens of logit_difference
     "foil": Field(TEXT),
     **{f"clean_{metric}": Field("float32") for metric in METRICS},
     **{metric: Field("float32", ("sample",)) for metric in METRICS},

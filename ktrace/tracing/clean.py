@@ -15,26 +15,37 @@ class CleanRun:
     """One prompt without intervention.
 
     Attributes:
-        predicted_id: the most probable next token (argmax).
-        predicted_probability: its probability.
-        probability: of the answer.
+        predicted_ids: the most probable next token (argmax); where an answer of several tokens is
+            given, what greedy decoding says up to the first token that differs from it.
+        predicted_probability: of those tokens together.
+        probability: of the answer, all its tokens together; NaN where none is given.
         activations: by site, `(n_layers, n_positions, d_model)`, in the model's dtype, on the CPU.
     """
 
-    predicted_id: int
+    predicted_ids: tuple[int, ...]
     predicted_probability: float
     probability: float
     activations: dict[str, torch.Tensor]
 
 
 @torch.inference_mode()
-def clean_run(lm: LanguageModel, input_ids: tuple[int, ...], answer_id: int) -> CleanRun:
-    """Run one prompt. One at a time, so that its bits do not depend on its company."""
+def clean_run(
+    lm: LanguageModel, input_ids: tuple[int, ...], answer_ids: tuple[int, ...] = ()
+) -> CleanRun:
+    """Run one prompt. One at a time, so that its bits do not depend on its company.
+
+    Args:
+        lm: the model.
+        input_ids: the prompt.
+        answer_ids: tokens that are scored after it.
+    """
     kept: dict[tuple[str, int], torch.Tensor] = {}
 
     def keep(site: str, layer: int) -> Edit:
         def watch(output: torch.Tensor) -> None:
-            kept[site, layer] = output[0].clone().cpu()  # a block may add to it in place
+            kept[site, layer] = (
+                output[0, : len(input_ids)].clone().cpu()
+            )  # a block may add to it in place
 
         return watch
 
@@ -43,15 +54,20 @@ def clean_run(lm: LanguageModel, input_ids: tuple[int, ...], answer_id: int) -> 
         for layer in range(lm.n_layers)
         for site, path in lm.paths.sites(layer).items()
     }
+    ids = torch.tensor([input_ids + answer_ids[:-1]], device=lm.device)
     with hooked(lm.model, edits):
-        output = lm.model(input_ids=torch.tensor([input_ids], device=lm.device), use_cache=False)
-    logits = output.logits[0, -1]
-    probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
-    predicted = int(logits.argmax())
+        logits = lm.model(input_ids=ids, use_cache=False).logits[0, len(input_ids) - 1 :]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probabilities = wide.log_softmax(dim=-1).cpu()
+    greedy = logits.argmax(dim=-1).tolist()
+    same = [token == expected for token, expected in zip(greedy, answer_ids, strict=False)]
+    n_said = 1 + (same.index(False) if False in same else len(greedy) - 1)
+    forced = log_probabilities[range(len(answer_ids)), answer_ids] if answer_ids else None
+    said = log_probabilities[range(n_said), greedy[:n_said]]
     return CleanRun(
-        predicted_id=predicted,
-        predicted_probability=float(probabilities[predicted]),
-        probability=float(probabilities[answer_id]),
+        predicted_ids=tuple(greedy[:n_said]),
+        predicted_probability=float(said.sum().exp()),
+        probability=float("nan") if forced is None else float(forced.sum().exp()),
         activations={
             site: torch.stack([kept[site, layer] for layer in range(lm.n_layers)])
             for site in lm.paths.sites(0)

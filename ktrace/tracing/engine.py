@@ -1,8 +1,8 @@
 """What an engine is: from cases to scores."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ from ktrace.tracing.mediators import Mediator
 # One array for each metric.
 Scores = dict[str, npt.NDArray[np.float64]]
 
-# What is scored at the last position, of the answer token unless said otherwise:
+# What is scored where the answer is predicted, of the answer's token unless said otherwise. An
+# answer of several tokens is read under teacher forcing: each token is scored given those before
+# it; all metrics but the probability, which is their product, are sums over the tokens.
 #   probability       unitless, in [0, 1]
 #   log_probability   natural logarithm
 #   logit             before softmax
@@ -22,6 +24,35 @@ Scores = dict[str, npt.NDArray[np.float64]]
 #                     answer, that the corrupted run finds most probable (mean over samples)
 #   kl                Kullback-Leibler divergence from the clean run's distribution, in nats
 METRICS = ("probability", "log_probability", "logit", "logit_difference", "kl")
+
+
+class Shape(NamedTuple):
+    """What cases must have in common to share a batch.
+
+    Attributes:
+        n_positions: tokens of the prompt.
+        start: first position of the subject.
+        n_answer: tokens of the answer.
+    """
+
+    n_positions: int
+    start: int
+    n_answer: int = 1
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A fact without restoration.
+
+    Attributes:
+        clean: scores of the clean run, one number for each metric.
+        corrupted: scores of the corrupted run, `(n_samples,)` for each metric.
+        foil_ids: the tokens of `logit_difference`, one for each token of the answer.
+    """
+
+    clean: Mapping[str, float]
+    corrupted: Scores
+    foil_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -32,40 +63,37 @@ class Case:
         index: the fact's row in its dataset.
         input_ids: the prompt's token ids.
         span: positions of the subject.
-        answer_id: the token whose probability is scored at the last position.
+        answer_ids: the tokens whose probability is scored after the prompt.
+        baseline: where the fact has been run without restoration before. `Engine.restored` then
+            gives these very scores where restoring changes nothing, and takes the same foil.
     """
 
     index: int
     input_ids: tuple[int, ...]
     span: Span
-    answer_id: int
+    answer_ids: tuple[int, ...]
+    baseline: Baseline | None = None
 
+    @property
+    def shape(self) -> Shape:
+        """What a batch has in common."""
+        return Shape(len(self.input_ids), self.span.start, len(self.answer_ids))
 
-@dataclass(frozen=True)
-class Baseline:
-    """A fact without restoration.
-
-    Attributes:
-        clean: scores of the clean run, one number for each metric.
-        corrupted: scores of the corrupted run, `(n_samples,)` for each metric.
-        foil_id: the token of `logit_difference`.
-    """
-
-    clean: dict[str, float]
-    corrupted: Scores
-    foil_id: int
+    @property
+    def forced_ids(self) -> tuple[int, ...]:
+        """What the model reads: the prompt, and the answer without its last token."""
+        return self.input_ids + self.answer_ids[:-1]
 
 
 class Engine(Protocol):
     """Computes the scores of corrupted runs, with and without restoration.
 
-    Work goes by groups of cases. The groups follow from the cases alone, so that a run that was
-    interrupted meets the same groups again, and the same bits. Every engine gives the reference
-    engine's numbers, to rounding.
+    Cases of one shape may go through it together, as a group; whoever cuts the groups asks how
+    many (ktrace/tracing/groups.py). Every engine gives the reference engine's numbers, to rounding.
     """
 
-    def groups(self, cases: Iterable[Case]) -> list[list[Case]]:
-        """Cut cases into groups that `baseline` and `restored` take."""
+    def cases_together(self, shape: Shape) -> int:
+        """Most cases of this shape that are worth one batch."""
         ...
 
     def baseline(self, group: Sequence[Case]) -> Iterator[tuple[Case, Baseline]]:
@@ -88,10 +116,10 @@ class Targets:
     """What the logits of some facts are scored against.
 
     Attributes:
-        answers: token ids, `(n_facts,)`.
-        foils: token ids, `(n_facts,)`.
-        clean: probabilities of the clean run, `(n_facts, vocabulary)`.
-        clean_entropy: of those, in nats, `(n_facts,)`.
+        answers: token ids, `(n_facts, n_answer)`.
+        foils: token ids, `(n_facts, n_answer)`.
+        clean: probabilities of the clean run, `(n_facts, n_answer, vocabulary)`.
+        clean_entropy: of those, in nats, `(n_facts, n_answer)`.
     """
 
     answers: torch.Tensor
@@ -101,29 +129,34 @@ class Targets:
 
 
 def make_targets(
-    answers: torch.Tensor, clean_logits: torch.Tensor, corrupted_logits: torch.Tensor
+    group: Sequence[Case], clean_logits: torch.Tensor, corrupted_logits: torch.Tensor
 ) -> Targets:
     """What to score against.
 
     Args:
-        answers: token ids, `(n_facts,)`.
-        clean_logits: `(n_facts, vocabulary)`.
-        corrupted_logits: `(n_facts, n_samples, vocabulary)`.
+        group: `n_facts` cases; foils are chosen for those without a baseline.
+        clean_logits: `(n_facts, n_answer, vocabulary)`.
+        corrupted_logits: `(n_facts, n_samples, n_answer, vocabulary)`.
     """
+    device = clean_logits.device
+    answers = torch.tensor([case.answer_ids for case in group], device=device)
     mean = _widened(corrupted_logits).softmax(dim=-1).mean(dim=1)
-    foils = mean.scatter(1, answers[:, None], -1.0).argmax(dim=-1)
+    foils = mean.scatter(-1, answers[..., None], -1.0).argmax(dim=-1)
+    for number, case in enumerate(group):
+        if case.baseline is not None:
+            foils[number] = torch.tensor(case.baseline.foil_ids, device=device)
     log_clean = _widened(clean_logits).log_softmax(dim=-1)
     clean = log_clean.exp()
     return Targets(answers, foils, clean, -(clean * log_clean).sum(dim=-1))
 
 
 def score(logits: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
-    """Every metric from logits at the last position.
+    """Every metric from logits where the answer's tokens are predicted.
 
     Softmax is taken in float32, or in float64 when the model computes in it.
 
     Args:
-        logits: `(n, n_facts, n_samples, vocabulary)`.
+        logits: `(n, n_facts, n_samples, n_answer, vocabulary)`.
         targets: of those facts.
 
     Returns:
@@ -139,15 +172,22 @@ def score(logits: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
     logit = wide.gather(-1, answers[..., None])[..., 0]
     foil_logit = wide.gather(-1, foils[..., None])[..., 0]
     # KL(clean || run) = sum of clean * (log clean - logits) + log of the run's normaliser.
-    expected_logit = torch.stack([wide[:, n] @ p for n, p in enumerate(targets.clean)], dim=1)
+    expected_logit = torch.stack(
+        [
+            torch.stack([wide[:, n, :, token] @ p for token, p in enumerate(by_token)], dim=-1)
+            for n, by_token in enumerate(targets.clean)
+        ],
+        dim=1,
+    )
     normaliser = logit - log_probability
-    return {
-        "probability": log_probability.exp(),
+    by_token = {
         "log_probability": log_probability,
         "logit": logit,
         "logit_difference": logit - foil_logit,
         "kl": normaliser - expected_logit - targets.clean_entropy[None, :, None],
     }
+    sums = {metric: values.sum(dim=-1) for metric, values in by_token.items()}
+    return {"probability": sums["log_probability"].exp(), **sums}
 
 
 def _widened(logits: torch.Tensor) -> torch.Tensor:

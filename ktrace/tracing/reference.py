@@ -3,14 +3,14 @@
 It is slow and short on purpose. It is the definition of truth for every other engine.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from ktrace.lm.hooks import Edit, hooked
 from ktrace.lm.load import LanguageModel
-from ktrace.tracing.engine import Baseline, Case, Scores, Targets, make_targets, score
+from ktrace.tracing.engine import Baseline, Case, Scores, Shape, Targets, make_targets, score
 from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.noise import Noise
 
@@ -28,24 +28,26 @@ class ReferenceEngine:
         self.lm = lm
         self.noise = noise
 
-    def groups(self, cases: Iterable[Case]) -> list[list[Case]]:
-        """See `Engine.groups`: each case on its own."""
-        return [[case] for case in cases]
+    def cases_together(self, shape: Shape) -> int:
+        """See `Engine.cases_together`: each case on its own."""
+        return 1
 
     def baseline(self, group: Sequence[Case]) -> Iterator[tuple[Case, Baseline]]:
         """See `Engine.baseline`."""
         for case in group:
-            logits = self._logits(case, {})
-            targets = self._targets(case, logits)
-            clean = self._score(logits[:_NOISED], targets)
-            yield (
-                case,
-                Baseline(
-                    clean={metric: float(values[0]) for metric, values in clean.items()},
-                    corrupted=self._score(logits[_NOISED:], targets),
-                    foil_id=int(targets.foils[0]),
-                ),
-            )
+            yield case, self._baseline(case)
+
+    def _baseline(self, case: Case) -> Baseline:
+        if case.baseline is not None:
+            return case.baseline
+        logits = self._logits(case, {})
+        targets = self._targets(case, logits)
+        clean = self._score(logits[:_NOISED], targets)
+        return Baseline(
+            clean={metric: float(values[0]) for metric, values in clean.items()},
+            corrupted=self._score(logits[_NOISED:], targets),
+            foil_ids=tuple(targets.foils[0].tolist()),
+        )
 
     def restored(
         self, group: Sequence[Case], mediators: Sequence[Mediator]
@@ -56,13 +58,13 @@ class ReferenceEngine:
             yield case, {mediator.key: self._restored(case, mediator) for mediator in mediators}
 
     def _restored(self, case: Case, mediator: Mediator) -> Scores:
-        logits = self._logits(case, {})
-        targets = self._targets(case, logits)
+        targets = self._targets(case, self._logits(case, {}))
         n_layers, n_positions = self.lm.n_layers, len(case.input_ids)
         shape = (self.noise.samples, n_layers, n_positions)
+        # Before the subject nothing changes.
         scores = {
-            metric: np.broadcast_to(values[:, None, None], shape).copy()
-            for metric, values in self._score(logits[_NOISED:], targets).items()
+            metric: np.broadcast_to(values[:, None, None], shape).astype(np.float64)
+            for metric, values in self._baseline(case).corrupted.items()
         }
         held = self._held(case, mediator)
         for position in range(case.span.start, n_positions):
@@ -104,8 +106,8 @@ class ReferenceEngine:
 
     @torch.inference_mode()
     def _logits(self, case: Case, edits: Mapping[str, Edit]) -> torch.Tensor:
-        """Logits at the last position of the clean row and the noised rows, `(1 + S, V)`."""
-        row = torch.tensor(case.input_ids, device=self.lm.device)
+        """Logits of the clean row and the noised rows, `(1 + S, n_answer, vocabulary)`."""
+        row = torch.tensor(case.forced_ids, device=self.lm.device)
         start, stop = case.span
 
         def add_noise(embeddings: torch.Tensor) -> torch.Tensor:
@@ -118,12 +120,11 @@ class ReferenceEngine:
             output = self.lm.model(
                 input_ids=row.expand(1 + self.noise.samples, -1), use_cache=False
             )
-        logits: torch.Tensor = output.logits[:, -1]
+        logits: torch.Tensor = output.logits[:, -len(case.answer_ids) :]
         return logits
 
     def _targets(self, case: Case, logits: torch.Tensor) -> Targets:
-        answers = torch.tensor([case.answer_id], device=logits.device)
-        return make_targets(answers, logits[:_NOISED], logits[None, _NOISED:])
+        return make_targets([case], logits[:_NOISED], logits[None, _NOISED:])
 
     def _score(self, logits: torch.Tensor, targets: Targets) -> Scores:
         scores = score(logits[None, None], targets)

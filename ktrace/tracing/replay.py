@@ -48,7 +48,7 @@ class Recording:
         calls: one for each layer.
         keys: for each layer, `(rows, heads, n_positions, d_head)`.
         values: likewise.
-        logits: at the last position, `(rows, vocabulary)`.
+        logits: at the last positions, `(rows, n_logits, vocabulary)`.
         blocks_return_tuples: some families' blocks wrap their states in a tuple.
     """
 
@@ -59,8 +59,16 @@ class Recording:
     blocks_return_tuples: bool
 
 
-def record(lm: LanguageModel, input_ids: torch.Tensor, edits: Mapping[str, Edit]) -> Recording:
+def record(
+    lm: LanguageModel, input_ids: torch.Tensor, edits: Mapping[str, Edit], n_logits: int = 1
+) -> Recording:
     """Run the model on `(rows, n_positions)` ids under edits, and keep what a replay needs.
+
+    Args:
+        lm: the model.
+        input_ids: the rows, all alike in length.
+        edits: as for `hooked`.
+        n_logits: so many last positions' logits are kept.
 
     Raises:
         KtraceError: the model has no keys and values to keep.
@@ -80,7 +88,7 @@ def record(lm: LanguageModel, input_ids: torch.Tensor, edits: Mapping[str, Edit]
             stack.callback(head.register_forward_pre_hook(_contiguous).remove)
         stack.enter_context(hooked(lm.model, edits))
         output = lm.model(
-            input_ids=input_ids, past_key_values=cache, use_cache=True, **_last_logits_only(lm)
+            input_ids=input_ids, past_key_values=cache, use_cache=True, **_last_logits(lm, n_logits)
         )
     kept = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
     if len(kept) != lm.n_layers:
@@ -89,7 +97,7 @@ def record(lm: LanguageModel, input_ids: torch.Tensor, edits: Mapping[str, Edit]
         calls=calls,
         keys=[layer.keys for layer in cache.layers],
         values=[layer.values for layer in cache.layers],
-        logits=output.logits[:, -1],
+        logits=output.logits[:, -n_logits:],
         blocks_return_tuples=isinstance(outputs[0], tuple),
     )
 
@@ -99,9 +107,9 @@ def _contiguous(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args)
 
 
-def _last_logits_only(lm: LanguageModel) -> dict[str, int]:
+def _last_logits(lm: LanguageModel, n_logits: int) -> dict[str, int]:
     accepted = inspect.signature(type(lm.model).forward).parameters
-    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    return {"logits_to_keep": n_logits} if "logits_to_keep" in accepted else {}
 
 
 def _blocks(lm: LanguageModel) -> list[nn.Module]:
@@ -175,7 +183,7 @@ def _arguments_of_another_shape(
                 input_ids=torch.zeros(1, n_positions + change, dtype=torch.long, device=lm.device),
                 past_key_values=DynamicCache(),
                 use_cache=True,
-                **_last_logits_only(lm),
+                **_last_logits(lm, 1),
             )
         known[n_positions] = found
     return known[n_positions]
@@ -323,10 +331,10 @@ def _causal_mask(
 
 
 @contextmanager
-def mlp_on_last_position(lm: LanguageModel, layer: int) -> Iterator[None]:
-    """Let a layer's MLP see the last position alone.
+def mlp_on_last_positions(lm: LanguageModel, layer: int, n_last: int) -> Iterator[None]:
+    """Let a layer's MLP see the last positions alone.
 
-    Its output is zero at the other positions: right at the last one, meaningless elsewhere.
+    Its output is zero at the others: right at the last ones, meaningless elsewhere.
     """
     paths = lm.paths
     block, last = (module_at(lm.model, paths.sites(layer)[site]) for site in ("hidden", "mlp"))
@@ -340,14 +348,17 @@ def mlp_on_last_position(lm: LanguageModel, layer: int) -> Iterator[None]:
         name = "" if args else next(iter(kwargs))
         states = args[0] if args else kwargs[name]
         # Some blocks flatten (rows, positions) before their MLP.
-        narrowed = states.unflatten(0, batch)[:, -1] if states.ndim == 2 else states[:, -1:]
+        if states.ndim == 2:
+            narrowed = states.unflatten(0, batch)[:, -n_last:].flatten(0, 1)
+        else:
+            narrowed = states[:, -n_last:]
         return ((narrowed, *args[1:]), kwargs) if args else (args, kwargs | {name: narrowed})
 
     def widen(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output
         n_rows, n_positions = batch
         wide = states.new_zeros(n_rows, n_positions, states.shape[-1])
-        wide[:, -1] = states.view(n_rows, -1)
+        wide[:, -n_last:] = states.view(n_rows, n_last, -1)
         if states.ndim == 2:
             wide = wide.flatten(0, 1)
         return (wide, *output[1:]) if isinstance(output, tuple) else wide

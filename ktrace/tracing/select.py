@@ -51,7 +51,7 @@ def _disproof(lm: LanguageModel) -> str | None:
     """How the engines differ on a made-up prompt; None where they agree in every cell tried."""
     ids = tuple(range(1, 7))
     noise = RandomNoise(3 * float(lm.embedding_weight.float().std()), samples=2)
-    case = Case(0, ids, Span(1, 3), clean_run(lm, ids, 0).predicted_id)
+    case = Case(0, ids, Span(1, 3), clean_run(lm, ids).predicted_ids)
     suffix, reference = SuffixEngine(lm, noise), ReferenceEngine(lm, noise)
     have = lm.paths.sites(0)
     mediators = [

@@ -97,8 +97,8 @@ def write_clean(
             "offsets": [(i, i + 1) for i in range(len(fact.tokens))],
             "roles": list(fact.roles),
             "span": (1, 2),
-            "answer_id": 3,
-            "predicted_id": 3,
+            "answer_ids": [3],
+            "predicted_ids": [3],
             "predicted": "!",
             "predicted_probability": 0.5,
             "probability": p_clean(index) if fact.is_candidate else float("nan"),
@@ -120,7 +120,7 @@ def write_corrupted(
                 "left_out": "",
                 "sigma": 0.25,
                 "noise_level": 0.75,
-                "foil_id": 4,
+                "foil_ids": [4],
                 "foil": "?",
             }
             for offset, metric in enumerate(METRICS):

@@ -56,7 +56,7 @@ def test_a_module_that_changes_its_output_later_is_recorded_as_it_was() -> None:
     """Falcon adds its attention's output to its MLP's in place."""
     lm = language_model(tiny_model("FalconForCausalLM"))
     case = known_case(lm, 1)
-    run = clean_run(lm, case.input_ids, case.answer_id)
+    run = clean_run(lm, case.input_ids, case.answer_ids)
     hidden, attn, mlp = (run.activations[site] for site in ("hidden", "attn", "mlp"))
     np.testing.assert_allclose(hidden[1:] - hidden[:-1], attn[1:] + mlp[1:], atol=1e-4)
 
@@ -85,7 +85,7 @@ def test_hidden_alone_is_traced_where_there_is_nothing_else(mamba: LanguageModel
     cells = restored["hidden"]["probability"]
     assert np.ptp(cells) >= 0.1
     np.testing.assert_allclose(cells[:, -1, -1], baseline.clean["probability"], atol=1e-6)
-    assert clean_run(mamba, case.input_ids, 0).activations.keys() == {"hidden"}
+    assert clean_run(mamba, case.input_ids).activations.keys() == {"hidden"}
 
 
 @pytest.mark.parametrize("name", ["mlp", "attn", "hidden_mlp_severed", "hidden_attn_severed"])
@@ -97,7 +97,7 @@ def test_other_mediators_are_refused_there(
     with pytest.raises(KtraceError, match=r"no site '(mlp|attn)'.*its sites are hidden$"):
         list(
             engine.restored(
-                [Case(0, (2, 3), known_case(mamba, 1).span, 4)], [make_mediator(name, 3)]
+                [Case(0, (2, 3), known_case(mamba, 1).span, (4,))], [make_mediator(name, 3)]
             )
         )
 

@@ -39,10 +39,10 @@ def test_all_mediators_agree(
             number,
             tuple(expected["input_ids"]),
             Span(*expected["subject_range"]),
-            expected["answer_id"],
+            (expected["answer_id"],),
         )
         engine = make(lm, RandomNoise(expected["noise_level"], expected["samples"]))
-        clean = clean_run(lm, case.input_ids, case.answer_id).probability
+        clean = clean_run(lm, case.input_ids, case.answer_ids).probability
         assert clean == pytest.approx(expected["high_score"], abs=TOLERANCE)
         [(_, baseline)] = engine.baseline([case])
         assert baseline.clean["probability"] == pytest.approx(clean, abs=TOLERANCE)

@@ -37,7 +37,7 @@ def made(lm: LanguageModel, **choice: object) -> MeasuredNoise:
 def case(index: int = 0) -> Case:
     subject = SUBJECTS[index]
     ids = (2, *subject.in_prompt, 3)
-    return Case(index, ids, Span(1, 1 + len(subject.in_prompt)), 4)
+    return Case(index, ids, Span(1, 1 + len(subject.in_prompt)), (4,))
 
 
 @pytest.fixture

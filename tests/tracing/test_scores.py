@@ -5,18 +5,20 @@ import pytest
 import torch
 from conftest import known_case
 
+from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel
 from ktrace.store import METRICS as STORED_METRICS
-from ktrace.tracing.engine import METRICS, make_targets, score
+from ktrace.tracing.engine import METRICS, Baseline, Case, make_targets, score
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine
 
 GENERATOR = np.random.default_rng(0)
-CLEAN = GENERATOR.normal(size=(2, 7))
-CORRUPTED = GENERATOR.normal(size=(2, 3, 7))
-RUN = GENERATOR.normal(size=(4, 2, 3, 7))
-ANSWERS = np.array([1, 6])
+# (facts, answer tokens, vocabulary), (facts, samples, ...) and (runs, facts, samples, ...)
+CLEAN = GENERATOR.normal(size=(2, 2, 7))
+CORRUPTED = GENERATOR.normal(size=(2, 3, 2, 7))
+RUN = GENERATOR.normal(size=(4, 2, 3, 2, 7))
+ANSWERS = np.array([[1, 4], [6, 6]])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -24,48 +26,75 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+@pytest.fixture(params=[1, 2], ids=["one-token", "two-tokens"])
+def n_answer(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
 @pytest.fixture
-def found() -> dict[str, np.ndarray]:
-    targets = make_targets(
-        torch.tensor(ANSWERS), torch.from_numpy(CLEAN), torch.from_numpy(CORRUPTED)
+def found(n_answer: int) -> dict[str, np.ndarray]:
+    group = [
+        Case(number, (2, 3), Span(0, 1), tuple(ids[:n_answer]))
+        for number, ids in enumerate(ANSWERS.tolist())
+    ]
+    clean, corrupted, run = (
+        torch.from_numpy(logits[..., :n_answer, :]) for logits in (CLEAN, CORRUPTED, RUN)
     )
-    return {m: v.numpy() for m, v in score(torch.from_numpy(RUN), targets).items()}
+    scores = score(run, make_targets(group, clean, corrupted))
+    return {metric: values.numpy() for metric, values in scores.items()}
 
 
-def of_answers(values: np.ndarray) -> np.ndarray:
-    return np.stack([values[:, n, :, answer] for n, answer in enumerate(ANSWERS)], axis=1)
+def of_tokens(values: np.ndarray, tokens: np.ndarray, n_answer: int) -> np.ndarray:
+    """`(runs, facts, samples, n_answer)`: each fact's and answer position's own token."""
+    chosen = np.empty((*values.shape[:3], n_answer))
+    for fact in range(2):
+        for place in range(n_answer):
+            chosen[:, fact, :, place] = values[:, fact, :, place, tokens[fact, place]]
+    return chosen
 
 
 def test_the_store_holds_every_metric() -> None:
     assert STORED_METRICS == METRICS
 
 
-def test_probability_log_probability_and_logit(found: dict[str, np.ndarray]) -> None:
-    np.testing.assert_allclose(found["probability"], of_answers(softmax(RUN)))
-    np.testing.assert_allclose(found["log_probability"], np.log(of_answers(softmax(RUN))))
-    np.testing.assert_allclose(found["logit"], of_answers(RUN))
+def test_probability_log_probability_and_logit(found: dict[str, np.ndarray], n_answer: int) -> None:
+    by_token = of_tokens(softmax(RUN), ANSWERS, n_answer)
+    np.testing.assert_allclose(found["probability"], by_token.prod(axis=-1))
+    np.testing.assert_allclose(found["log_probability"], np.log(by_token).sum(axis=-1))
+    np.testing.assert_allclose(found["logit"], of_tokens(RUN, ANSWERS, n_answer).sum(axis=-1))
 
 
-def test_logit_difference_is_to_the_corrupted_runs_favourite(found: dict[str, np.ndarray]) -> None:
+def test_logit_difference_is_to_the_corrupted_runs_favourite(
+    found: dict[str, np.ndarray], n_answer: int
+) -> None:
     mean = softmax(CORRUPTED).mean(axis=1)
-    for number, answer in enumerate(ANSWERS):
-        mean[number, answer] = 0  # the answer is never its own foil
-    foils = mean.argmax(axis=1)
-    to_foil = np.stack([RUN[:, n, :, foil] for n, foil in enumerate(foils)], axis=1)
-    np.testing.assert_allclose(found["logit_difference"], of_answers(RUN) - to_foil)
+    for fact, place in np.ndindex(2, 2):
+        mean[fact, place, ANSWERS[fact, place]] = 0  # the answer is never its own foil
+    foils = mean.argmax(axis=-1)
+    expected = of_tokens(RUN, ANSWERS, n_answer) - of_tokens(RUN, foils, n_answer)
+    np.testing.assert_allclose(found["logit_difference"], expected.sum(axis=-1))
 
 
-def test_kl_is_from_the_clean_run(found: dict[str, np.ndarray]) -> None:
+def test_kl_is_from_the_clean_run(found: dict[str, np.ndarray], n_answer: int) -> None:
     clean = softmax(CLEAN)[None, :, None]
-    expected = (clean * (np.log(clean) - np.log(softmax(RUN)))).sum(axis=-1)
+    by_token = (clean * (np.log(clean) - np.log(softmax(RUN)))).sum(axis=-1)
+    expected = by_token[..., :n_answer].sum(axis=-1)
     np.testing.assert_allclose(found["kl"], expected, atol=1e-12)
     assert (expected > 0).all()
 
 
+def test_a_known_foil_is_kept() -> None:
+    """Also where this corrupted run would choose another."""
+    known = Baseline({}, {}, foil_ids=(3,))
+    case = Case(0, (2, 3), Span(0, 1), (1,), known)
+    logits = torch.zeros(1, 1, 7)
+    assert make_targets([case], logits, logits[None]).foils.tolist() == [[3]]
+
+
 def test_softmax_is_taken_in_float32() -> None:
-    logits = torch.tensor([[[[8.0, 7.96875, 0.0]]]], dtype=torch.bfloat16)
-    targets = make_targets(torch.tensor([0]), logits[0, 0], logits[0])
-    expected = softmax(logits.double().numpy())[0, 0, 0, 0]
+    logits = torch.tensor([[[[[8.0, 7.96875, 0.0]]]]], dtype=torch.bfloat16)
+    targets = make_targets([Case(0, (2, 3), Span(0, 1), (0,))], logits[0, 0], logits[0])
+    expected = softmax(logits.double().numpy())[0, 0, 0, 0, 0]
     assert score(logits, targets)["probability"].item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -77,5 +106,5 @@ def test_the_clean_run_is_its_own_baseline(
     [(_, baseline)] = make(llama, RandomNoise(1.0, samples=2)).baseline([case])
     assert baseline.clean["kl"] == pytest.approx(0, abs=1e-5)
     assert baseline.clean["probability"] == pytest.approx(np.exp(baseline.clean["log_probability"]))
-    assert baseline.foil_id != case.answer_id
+    assert baseline.foil_ids != case.answer_ids
     assert (baseline.corrupted["kl"] > 0.01).any()

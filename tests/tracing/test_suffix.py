@@ -19,7 +19,8 @@ from ktrace.facts import Span
 from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import LanguageModel, language_model
 from ktrace.tracing import select, suffix
-from ktrace.tracing.engine import METRICS, Case, Engine
+from ktrace.tracing.engine import METRICS, Baseline, Case, Engine
+from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.plan import Cell, make_plan, split
@@ -38,7 +39,7 @@ def scores(
     metric: str = "probability",
 ) -> dict[tuple[int, str], np.ndarray]:
     found = {}
-    for group in engine.groups(cases):
+    for group in group_cases(cases, engine.cases_together):
         for case, restored in engine.restored(group, mediators):
             for key, by_metric in restored.items():
                 found[case.index, key] = by_metric[metric]
@@ -95,8 +96,12 @@ def test_parity_on_every_shape(data: st.DataObject) -> None:
         tuple
     )
     n_cases = data.draw(st.integers(1, 3), "cases")
+    n_answer = data.draw(st.integers(1, 3), "answer tokens")
+    answer = st.lists(st.integers(0, VOCABULARY - 1), min_size=n_answer, max_size=n_answer).map(
+        tuple
+    )
     cases = [
-        Case(index, data.draw(ids), Span(start, stop), data.draw(st.integers(0, VOCABULARY - 1)))
+        Case(index, data.draw(ids), Span(start, stop), data.draw(answer))
         for index in range(n_cases)
     ]
     noise = RandomNoise(1.0, samples=data.draw(st.integers(1, 3), "S"), seed=2)
@@ -113,7 +118,7 @@ def test_the_corrupted_run_is_the_same_in_both_methods(llama: LanguageModel) -> 
     cases = [known_case(llama, seed, 7, 2, 4) for seed in range(3)]
     engine = SuffixEngine(llama, NOISE)
     restored = scores(engine, cases)
-    for group in engine.groups(cases):
+    for group in group_cases(cases, engine.cases_together):
         for case, baseline in engine.baseline(group):
             corrupted = baseline.corrupted["probability"]
             for mediator in MEDIATORS:
@@ -121,22 +126,52 @@ def test_the_corrupted_run_is_the_same_in_both_methods(llama: LanguageModel) -> 
                 assert (before == corrupted[:, None, None]).all()
 
 
+@pytest.mark.parametrize("n_answer", [1, 3])
 @pytest.mark.parametrize("metric", METRICS)
-def test_parity_of_every_metric(metric: str) -> None:
+def test_parity_of_every_metric(metric: str, n_answer: int) -> None:
     """Foils and clean distributions belong to their own fact, also in a shared batch."""
     lm = wide_llama()
     cases = [known_case(lm, seed) for seed in (1, 2)]
+    cases = [replace(case, answer_ids=(*case.answer_ids, 5, 9)[:n_answer]) for case in cases]
     engine = SuffixEngine(lm, NOISE)
-    assert len(engine.groups(cases)) == 1
+    assert len(group_cases(cases, engine.cases_together)) == 1
     ours = scores(engine, cases, metric=metric)
     theirs = scores(ReferenceEngine(lm, NOISE), cases, metric=metric)
     assert largest_difference(ours, theirs) <= 1e-10
 
 
+@pytest.mark.parametrize("make", [ReferenceEngine, SuffixEngine])
+def test_what_a_baseline_says_is_kept_to_the_bit(
+    llama: LanguageModel, make: type[ReferenceEngine | SuffixEngine]
+) -> None:
+    """A corrupted run in other company differs by rounding, which would look like an effect."""
+    case = known_case(llama, 1)
+    [(_, baseline)] = make(llama, NOISE).baseline([case])
+    stored = Baseline(
+        clean={metric: value + 1e-3 for metric, value in baseline.clean.items()},
+        corrupted={metric: values + 1e-3 for metric, values in baseline.corrupted.items()},
+        foil_ids=((case.answer_ids[0] + 1) % VOCABULARY,),
+    )
+    hidden, mlp = MEDIATORS[0], MEDIATORS[3]
+    engine = make(llama, NOISE)
+    [(_, found)] = engine.restored([replace(case, baseline=stored)], [hidden, mlp])
+    [(_, plain)] = engine.restored([case], [hidden])
+    for metric in METRICS:
+        for mediator in (hidden, mlp):
+            before = found[mediator.key][metric][:, :, : case.span.start]
+            assert (before == stored.corrupted[metric][:, None, None]).all()
+    differing = found["hidden"]["logit_difference"] - plain["hidden"]["logit_difference"]
+    assert np.abs(differing[:, 0, -1]).max() > 1e-2  # another foil
+    if make is SuffixEngine:
+        assert (found["hidden"]["logit"][:, -1, -1] == stored.clean["logit"]).all()
+
+
 def test_facts_of_one_shape_share_a_batch(llama: LanguageModel) -> None:
     cases = [known_case(llama, 1), known_case(llama, 2, 8), known_case(llama, 3)]
     engine = SuffixEngine(llama, NOISE)
-    assert [[case.index for case in group] for group in engine.groups(cases)] == [[1, 3], [2]]
+    assert [
+        [case.index for case in group] for group in group_cases(cases, engine.cases_together)
+    ] == [[1, 3], [2]]
     together = scores(engine, cases)
     alone = {key: value for case in cases for key, value in scores(engine, [case]).items()}
     assert largest_difference(together, alone) <= TOLERANCE
@@ -149,23 +184,67 @@ def test_the_same_groups_give_the_same_bits(llama: LanguageModel) -> None:
     assert all((once[key] == again[key]).all() for key in once)
 
 
-def test_out_of_memory_halves_the_budget_and_loses_nothing(
-    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    cases = [known_case(llama, 1)]
-    expected = scores(SuffixEngine(llama, NOISE), cases)
-    original = suffix.call_block
+def hold_rows(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Let memory hold so many rows, in the recorded pass as in the walks; returns rows that ran."""
+    originals, ran = (suffix.record, suffix.call_block), []
 
-    def small_memory(recording: Any, layer: int, states: torch.Tensor, *rest: Any) -> Any:
-        if len(states) > 9:
+    def check(n_rows: int) -> None:
+        if n_rows > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(recording, layer, states, *rest)
+        ran.append(n_rows)
 
-    monkeypatch.setattr(suffix, "call_block", small_memory)
+    def record(lm: LanguageModel, input_ids: torch.Tensor, *rest: Any) -> Any:
+        check(len(input_ids))
+        return originals[0](lm, input_ids, *rest)
+
+    def call_block(recording: Any, layer: int, states: torch.Tensor, *rest: Any) -> Any:
+        check(len(states))
+        return originals[1](recording, layer, states, *rest)
+
+    monkeypatch.setattr(suffix, "record", record)
+    monkeypatch.setattr(suffix, "call_block", call_block)
+    return ran
+
+
+@pytest.mark.parametrize("most", [4, 9, 13])
+def test_out_of_memory_goes_on_with_less_and_loses_nothing(
+    llama: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    most: int,
+) -> None:
+    """Rows of a group: 16 recorded, up to 240 in a walk. One fact needs 4 of them."""
+    cases = [known_case(llama, seed) for seed in range(4)]
+    expected = scores(SuffixEngine(llama, NOISE), cases)
+    hold_rows(monkeypatch, most)
+    engine = SuffixEngine(llama, NOISE, row_budget=300)
     with caplog.at_level(logging.WARNING):
-        found = scores(SuffixEngine(llama, NOISE, row_budget=64), cases)
-    assert "engine.row_budget=8" in caplog.text
+        found = scores(engine, cases)
+    assert "going on with engine.row_budget=" in caplog.text
     assert largest_difference(found, expected) <= TOLERANCE
+    n_warnings = len(caplog.records)
+    scores(engine, cases)
+    assert len(caplog.records) == n_warnings  # what was learnt is kept
+
+
+def test_out_of_memory_in_corrupted_runs_goes_on_too(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [known_case(llama, seed) for seed in range(4)]
+    hold_rows(monkeypatch, 8)
+    found = [case.index for case, _ in SuffixEngine(llama, NOISE).baseline(cases)]
+    assert found == [0, 1, 2, 3]
+
+
+def test_a_row_budget_bounds_every_call(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [known_case(llama, seed) for seed in range(4)]
+    ran = hold_rows(monkeypatch, 12)
+    engine = SuffixEngine(llama, NOISE, row_budget=12)
+    scores(engine, cases)
+    list(engine.baseline(cases))
+    assert 4 < max(ran) <= 12
 
 
 def test_out_of_memory_with_one_row_is_the_users_to_mend(

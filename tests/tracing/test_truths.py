@@ -26,7 +26,7 @@ def engine(llama: LanguageModel) -> ReferenceEngine:
 
 
 def p_clean(lm: LanguageModel, case: Case = CASE) -> float:
-    return clean_run(lm, case.input_ids, case.answer_id).probability
+    return clean_run(lm, case.input_ids, case.answer_ids).probability
 
 
 def corrupted(engine: ReferenceEngine, case: Case = CASE) -> np.ndarray:
