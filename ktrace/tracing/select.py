@@ -1,6 +1,7 @@
 """Make an engine, and prove the suffix engine on the model before trusting it."""
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Engine
-from ktrace.tracing.mediators import MEDIATOR_NAMES, make_mediator
+from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine
@@ -19,7 +20,10 @@ log = logging.getLogger(__name__)
 
 # Of log p. Rounding stays well below; a wrong mask or prefix is far above.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-_HALF_TOLERANCE = 0.25
+# In half precision rounding depends on the model and the device, so that it is measured: by how
+# much the reference engine differs from itself in batches of other sizes.
+_HALF_TOLERANCE = (0.02, 0.25)  # at least, at most
+_FLOORS = 4.0  # so many times what was measured
 
 
 def make_engine(
@@ -50,7 +54,7 @@ def make_engine(
 def _disproof(lm: LanguageModel) -> str | None:
     """How the engines differ on a made-up prompt; None where they agree in every cell tried."""
     ids = tuple(range(1, 7))
-    noise = RandomNoise(3 * float(lm.embedding_weight.float().std()), samples=2)
+    noise: Noise = RandomNoise(3 * float(lm.embedding_weight.float().std()), samples=2)
     case = Case(0, ids, Span(1, 3), clean_run(lm, ids).predicted_ids)
     suffix, reference = SuffixEngine(lm, noise), ReferenceEngine(lm, noise)
     have = lm.paths.sites(0)
@@ -60,7 +64,7 @@ def _disproof(lm: LanguageModel) -> str | None:
         if mediator.site in have and (mediator.severs is None or mediator.severs in have)
     ]
     [(_, ours)] = suffix.restored([case], mediators)
-    tolerance = _TOLERANCE.get(lm.model.dtype, _HALF_TOLERANCE)
+    tolerance = _TOLERANCE.get(lm.model.dtype) or _half_tolerance(lm, case, noise)
     for mediator in mediators:
         # First, middle and last layers and positions meet every kind of step.
         for layer in sorted({0, lm.n_layers // 2, lm.n_layers - 1}):
@@ -74,3 +78,43 @@ def _disproof(lm: LanguageModel) -> str | None:
                         f"{difference:.2g}"
                     )
     return None
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """A noise whose samples come several times over: the same numbers in a larger batch."""
+
+    noise: Noise
+    times: int
+
+    @property
+    def samples(self) -> int:
+        return self.noise.samples * self.times
+
+    def corrupt(self, case: Case, embeddings: torch.Tensor) -> torch.Tensor:
+        return self.noise.corrupt(case, embeddings).repeat(self.times, 1, 1)
+
+
+def rounding_floor(lm: LanguageModel, case: Case, noise: Noise, mediator: Mediator) -> float:
+    """By how much log p differs, for no other reason than the size of the batch.
+
+    Largest over three batch sizes and over first, middle and last layers, at the last position of
+    the subject.
+    """
+    position = case.span.stop - 1
+    largest = 0.0
+    for layer in {0, lm.n_layers // 2, lm.n_layers - 1}:
+        alone, *larger = (
+            ReferenceEngine(lm, _Repeated(noise, times)).cell(case, mediator, layer, position)
+            for times in (1, 2, 5)
+        )
+        for cell in larger:
+            difference = cell["log_probability"][: noise.samples] - alone["log_probability"]
+            largest = max(largest, float(np.abs(difference).max()))
+    return largest
+
+
+def _half_tolerance(lm: LanguageModel, case: Case, noise: Noise) -> float:
+    least, most = _HALF_TOLERANCE
+    floor = rounding_floor(lm, case, noise, make_mediator("hidden", 1))
+    return min(most, max(least, _FLOORS * floor))

@@ -289,6 +289,34 @@ def test_a_family_that_cannot_be_proven_falls_back(
     assert "is off by" in caplog.text
 
 
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma3ForCausalLM"])
+def test_the_proof_sees_a_missing_severing_in_half_precision(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose effect is 0.1 on the small Gemma-3: a guess at rounding would let it pass."""
+    lm = language_model(tiny_model(architecture).to(torch.bfloat16))
+    assert isinstance(select.make_engine("suffix", lm, NOISE), SuffixEngine)
+    original = suffix._Walk._edits
+
+    def edits_without_severing(walk: Any, step: Any, layer: int) -> Any:
+        return original(walk, replace(step, severed={}), layer)
+
+    monkeypatch.setattr(suffix._Walk, "_edits", edits_without_severing)
+    assert isinstance(select.make_engine("suffix", lm, NOISE), ReferenceEngine)
+
+
+@pytest.mark.parametrize("architecture", REPLAYED[::6])
+def test_half_precision_differs_by_no_more_than_the_batch_size_does(architecture: str) -> None:
+    lm = language_model(tiny_model(architecture).to(torch.bfloat16))
+    case = known_case(lm, 1)
+    floor = select.rounding_floor(lm, case, NOISE, MEDIATORS[0])
+    ours, theirs = (
+        scores(make(lm, NOISE), [case], metric="log_probability")
+        for make in (SuffixEngine, ReferenceEngine)
+    )
+    assert largest_difference(ours, theirs) <= floor
+
+
 def test_the_model_is_left_as_it_was(llama: LanguageModel) -> None:
     scores(SuffixEngine(llama, NOISE), [known_case(llama, 1)])
     for module in llama.model.modules():
