@@ -20,10 +20,12 @@ from ktrace.resources import resource
 # Hydra prints its own story about errors and exits, unless this is set.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _WANTS_TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
+_began: list[DictConfig] = []  # what was composed: from here on, an unknown error is a bug
 
 
 @hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")
 def _job(config: DictConfig) -> None:
+    _began.append(config)
     if sweep.is_sweep():
         sweep.run_job(config)
         return
@@ -51,6 +53,7 @@ def _run(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point: errors that the user can mend are one message and exit code 1."""
+    _began.clear()
     config_schema.register(lambda name: resource(f"data/{name}"))
     if _WANTS_TRACEBACK:
         _job()
@@ -66,6 +69,11 @@ def main() -> None:
             sys.exit(1)
         except KeyboardInterrupt:
             sys.exit("ktrace: interrupted; the same command goes on where this run stopped")
+        except Exception as error:
+            # Hydra raises whatever it likes about what was typed.
+            if _began:
+                raise
+            sys.exit(f"ktrace: {explain(error)}")
     if sweep.failed_jobs():
         sys.exit(1)
 

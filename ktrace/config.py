@@ -235,7 +235,8 @@ def _refuse_unknown(part: Any, prefix: str = "") -> None:
 
 
 # One folder level, portable, and never "." or "..": a name from a config must not leave output_dir.
-_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
+_MOST_SAMPLES = 2**15 - 1  # tables number the samples in 16 bits
 
 
 def check(config: RunConfig) -> None:
@@ -244,16 +245,22 @@ def check(config: RunConfig) -> None:
     Raises:
         KtraceError: naming the key, the value and what is allowed.
     """
+    for key, path in (("model.path", config.model.path), ("dataset.path", config.dataset.path)):
+        if not path:  # names follow from paths
+            raise KtraceError(f"{key} is empty")
     for key, name in (("model.name", config.model.name), ("dataset.name", config.dataset.name)):
         if not _FOLDER_NAME.fullmatch(name):
             raise KtraceError(
-                f"{key}={name!r} cannot name a folder: use letters, digits and . _ + - "
-                f"(first a letter or digit); {key}=... chooses another"
+                f"{key}={name!r} cannot name a folder: use up to 200 letters, digits and "
+                f". _ + - (first a letter or digit); {key}=... chooses another"
             )
     if not config.output_dir:
         raise KtraceError("output_dir is empty: name a folder, or . for this one")
+    if config.output_dir.startswith("~"):  # nobody means a folder of that name
+        raise KtraceError(f"output_dir={config.output_dir}: write the home folder out, as $HOME")
     for key, value, least in (
         ("dataset.limit", config.dataset.limit, 1),
+        ("model.window", config.model.window, 1),
         ("mediator.window", config.mediator.window, 1),
         ("noise.samples", config.noise.samples, 1),
         ("noise.seed", config.noise.seed, 0),
@@ -266,9 +273,16 @@ def check(config: RunConfig) -> None:
             raise KtraceError(f"{key}={value} is out of range: at least {least}{finite}")
     if config.noise.seed >= 2**32:
         raise KtraceError(f"noise.seed={config.noise.seed} is out of range: less than 2**32")
+    if config.noise.samples > _MOST_SAMPLES:
+        raise KtraceError(
+            f"noise.samples={config.noise.samples} is out of range: at most {_MOST_SAMPLES}"
+        )
     _check_noise(config.noise)
     if not config.mediator.names:
         raise KtraceError("mediator.names is empty: name at least one mediator")
+    for name in config.mediator.names:
+        if not isinstance(name, str):  # OmegaConf lets a list within the list through
+            raise KtraceError(f"mediator.names: {name!r} is not the name of a mediator")
     if config.model.modules is not None:
         lacking = [key for key, path in vars(config.model.modules).items() if not path]
         if lacking:

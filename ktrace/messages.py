@@ -27,11 +27,19 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, MissingConfigException) and cause.options:
             return _explain_choice(cause.missing_cfg_file or "", cause.options)
         cause = cause.__cause__
+    if "Config group override must be a string" in str(error):  # names neither group nor value
+        return (
+            "a group (model, mediator, noise, dataset, engine, experiment) takes the name of a "
+            "choice, not null, a number or nothing; --help lists them"
+        )
     return _one_line(str(error))
 
 
 def _explain_choice(missing: str, options: Sequence[str]) -> str:
-    group, _, choice = missing.rpartition("/")
+    # Hydra's own groups have two levels, and a choice may hold a slash too many.
+    levels = 2 if missing.startswith("hydra/") else 1
+    parts = missing.split("/")
+    group, choice = "/".join(parts[:levels]), "/".join(parts[levels:])
     close = get_close_matches(choice, options, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"{group}={choice} is unknown{hint}: choose from {', '.join(options)}"
@@ -41,8 +49,11 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
     key = error.full_key or str(error.key or "")
     message = _one_line((error.msg or str(error)).split("full_key:")[0])
     # The key that was asked for may be another one, whose value comes from the missing one.
-    if unset := re.search(r"Missing mandatory value: (\S+)", message):
-        return f"{unset[1]} is not set: give {unset[1]}=..."
+    if unset := re.search(r"[Mm]issing mandatory value: (\S+)", message):
+        name = key or unset[1] if message.startswith("Structured config") else unset[1]
+        return f"{name} is not set: give {name}=..."
+    if "is not Optional" in message:
+        return f"{key}=null: this key is not Optional, it needs a value"
     owner = error.object_type
     if (
         isinstance(error, ConfigKeyError | ConfigAttributeError)

@@ -1,7 +1,11 @@
 """Small models with their tokenizers, made on the spot: nothing here needs the network."""
 
 import json
+import logging
 import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -20,8 +26,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import ktrace.__main__ as command
+from ktrace import config as config_schema
+from ktrace import sweep
+from ktrace.config import RunConfig
 from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel, language_model
+from ktrace.resources import resource
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 
@@ -181,3 +192,92 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def config(model_folder: Path, facts_file: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """Compose a config for the random model, with overrides."""
+    config_schema.register(lambda name: resource(f"data/{name}"))
+
+    def make(*overrides: str) -> RunConfig:
+        with initialize_config_dir(str(resource("conf")), version_base="1.3"):
+            composed = compose(
+                "config",
+                [
+                    "model=auto",
+                    f"model.path={model_folder}",
+                    "dataset=file",
+                    f"dataset.path={facts_file}",
+                    f"output_dir={tmp_path / 'out'}",
+                    "noise.samples=3",
+                    *overrides,
+                ],
+            )
+            return config_schema.to_run_config(composed)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+Ktrace = Callable[..., Ended]
+
+
+@pytest.fixture
+def ktrace(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Ktrace]:
+    """`python -m ktrace ...` in this process and an empty folder."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; this undoes that
+    monkeypatch.setattr(command, "_WANTS_TRACEBACK", False)
+    monkeypatch.setattr(sweep, "_failed", [])
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(*arguments: str) -> Ended:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["ktrace", *arguments])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            command.main()
+        except SystemExit as ended:
+            code = ended.code
+        captured = capsys.readouterr()
+        if isinstance(code, str):  # as the interpreter does
+            return Ended(1, captured.out, f"{captured.err}{code}\n")
+        return Ended(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    yield run
+    # Hydra gave the root logger a handler on a stream that is gone after this test.
+    root.handlers[:], root.level = handlers, level
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def own(model_folder: Path, facts_file: Path) -> tuple[str, ...]:
+    """A model and facts that are fine; a later override takes their place."""
+    return (
+        "model=auto",
+        f"model.path={model_folder}",
+        "dataset=file",
+        f"dataset.path={facts_file}",
+    )
+
+
+def refused(ended: Ended, *parts: str) -> None:
+    """One line on stderr, with these parts."""
+    assert ended.code == 1
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.startswith("ktrace: ")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    for part in parts:
+        assert part in ended.stderr

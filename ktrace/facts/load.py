@@ -20,6 +20,8 @@ from ktrace.errors import KtraceError
 
 FORMATS = (".json", ".jsonl", ".csv")
 _DOWNLOAD_SECONDS = 60
+_TOO_MANY_DIGITS = "a number with more digits than Python reads"  # its one other ValueError
+_SHOWN = 100  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -62,29 +64,46 @@ def load_facts(path: str | Path, *, url: str | None = None, sha256: str | None =
         KtraceError: the file is missing, empty or malformed, a record does not fit the schema, a
             `known_id` comes twice, or a subject is not exactly once in its prompt.
     """
-    path = Path(path).expanduser()
+    path = _expanded(Path(path))
     if path.suffix.lower() not in FORMATS:
         raise KtraceError(
             f"dataset.path={path} has no known format: {', '.join(FORMATS)} can be read"
         )
-    if path.is_file():
+    if _is_file(path):
         source, raw = str(path), _read(path)
     elif url is not None:
         source, raw = url, _download(path, url)
     else:
         raise KtraceError(f"dataset.path={path} is not a file")
-    records = _parse(source, path.suffix.lower(), raw)
-    if not records:
-        raise KtraceError(f"dataset.path={source} holds no facts")
-    _check_digest(records, sha256, source)
+    try:
+        records = _parse(source, path.suffix.lower(), raw)
+        if not records:
+            raise KtraceError(f"dataset.path={source} holds no facts")
+        _check_digest(records, sha256, source)
+    except RecursionError as error:
+        raise KtraceError(f"{source}: malformed JSON: it is nested too deeply") from error
     facts = tuple(_fact(record, where) for where, record in records)
     _check_unique(facts, [where for where, _ in records])
-    if not path.is_file():
+    if not _is_file(path):
         _write(path, raw)
     return FactSet(facts, _digest([asdict(fact) for fact in facts]))
 
 
 _Records = list[tuple[str, dict[str, Any]]]  # (where it stands, for messages; its fields)
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise KtraceError(f"dataset.path={path}: there is no such user's home folder") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise KtraceError(f"dataset.path={path} cannot be read: {error.strerror}") from error
 
 
 def _read(path: Path) -> bytes:
@@ -139,6 +158,8 @@ def _parse_json(source: str, text: str) -> _Records:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise KtraceError(f"{source}, line {error.lineno}: malformed JSON: {error.msg}") from error
+    except ValueError as error:
+        raise KtraceError(f"{source}: malformed JSON: {_TOO_MANY_DIGITS}") from error
     if not isinstance(data, list):
         raise KtraceError(f"{source}: a list of facts was expected, not {type(data).__name__}")
     places = [f"{source}, record {number}" for number in range(1, len(data) + 1)]
@@ -156,6 +177,8 @@ def _parse_jsonl(source: str, text: str) -> _Records:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise KtraceError(f"{where}: malformed JSON: {error.msg}") from error
+        except ValueError as error:
+            raise KtraceError(f"{where}: malformed JSON: {_TOO_MANY_DIGITS}") from error
         records.append((where, _as_object(record, where)))
     return records
 
@@ -191,16 +214,16 @@ def _fact(record: dict[str, Any], where: str) -> Fact:
         known_id = _integer(record["known_id"])
     except ValueError as error:
         raise KtraceError(
-            f"{where}: known_id={record['known_id']!r} is not a whole number"
+            f"{where}: known_id={_shown(record['known_id'])} is not a whole number below 2**63"
         ) from error
     texts = {}
     for key in ("prompt", "subject", "attribute", "template", "relation_id"):
         value = record.get(key, "")
         if not isinstance(value, str):
-            raise KtraceError(f"{where}: {key}={value!r} is not text")
+            raise KtraceError(f"{where}: {key}={_shown(value)} is not text")
         # Half of a surrogate pair and NUL pass through JSON, but neither is text for a tokenizer.
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise KtraceError(f"{where}: {key}={value!r} holds a character that is not text")
+            raise KtraceError(f"{where}: {key}={_shown(value)} holds a character that is not text")
         texts[key] = value
     for key in ("prompt", "subject", "attribute"):
         if not texts[key].strip():
@@ -209,12 +232,20 @@ def _fact(record: dict[str, Any], where: str) -> Fact:
     # Overlapping occurrences count too, so str.count is not enough.
     first = prompt.find(subject)
     if first < 0:
-        raise KtraceError(f"{where}: subject {subject!r} is not in the prompt {prompt!r}")
+        raise KtraceError(
+            f"{where}: subject {_shown(subject)} is not in the prompt {_shown(prompt)}"
+        )
     if prompt.find(subject, first + 1) >= 0:
         raise KtraceError(
-            f"{where}: subject {subject!r} is more than once in the prompt {prompt!r}"
+            f"{where}: subject {_shown(subject)} is more than once in the prompt {_shown(prompt)}"
         )
     return Fact(known_id=known_id, **texts)
+
+
+def _shown(value: object) -> str:
+    """As Python writes it, cut where a message would run over many lines."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _integer(value: object) -> int:

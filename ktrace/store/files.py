@@ -38,7 +38,10 @@ def require_writable(folder: Path) -> None:
     Raises:
         KtraceError: the folder, or what it would be created in, is no folder or is read-only.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:  # a name that is too long, for one
+        raise KtraceError(f"output_dir: {folder} cannot be written: {error.strerror}") from error
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "it is read-only" if existing.is_dir() else "it is not a folder"
         raise KtraceError(f"output_dir: {folder} cannot be written: {existing}: {reason}")

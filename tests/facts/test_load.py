@@ -144,6 +144,11 @@ def test_subject_start_counts_characters(tmp_path: Path) -> None:
         ("a.csv", 'known_id,prompt\n1,"a', "{path}, line 2: malformed CSV"),
         ("a.csv", "id,text\n1,a\n", "{path}, line 2: no known_id, prompt, subject, attribute"),
         ("a.csv", b"known_id,prompt\n1,caf\xe9\n", "{path}, line 2: not UTF-8 text"),
+        # Python reads 4,300 digits, and lists within lists some thousand deep.
+        ("a.json", f'[{{"known_id": {"9" * 5000}}}]', "{path}: malformed JSON: a number with more"),
+        ("a.jsonl", f'\n{{"known_id": {"9" * 5000}}}', "{path}, line 2: malformed JSON: a number"),
+        ("a.json", "[" * 100_000, "{path}: malformed JSON: it is nested too deeply"),
+        ("a.jsonl", '{"a":' * 100_000, "{path}: malformed JSON: it is nested too deeply"),
         ("a.txt", "x", "dataset.path={path} has no known format: .json, .jsonl, .csv"),
     ],
 )
@@ -164,6 +169,7 @@ def test_files_that_are_refused(
         (changed(prompt=None, attribute=None), "no prompt, attribute;"),
         (changed(known_id="eight"), "known_id='eight' is not a whole number"),
         (changed(known_id=8.5), "known_id=8.5 is not a whole number"),
+        (changed(known_id="9" * 5000), f"known_id='{'9' * 99}... is not a whole number"),
         (changed(known_id=True), "known_id=True is not a whole number"),
         (changed(known_id=2**63), "known_id=9223372036854775808 is not a whole number"),
         (changed(prompt=5), "prompt=5 is not text"),
