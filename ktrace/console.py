@@ -22,11 +22,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-_PIPE_WIDTH = 110  # a pipe or a log file has no width of its own
+# A pipe or a log file has no width of its own.
+_PIPE_WIDTH = 110
+_UNBOUNDED = 10_000
 
 
-def _stdout() -> Console:
-    return Console(width=None if Console().is_terminal else _PIPE_WIDTH)
+def _stdout(pipe_width: int = _PIPE_WIDTH) -> Console:
+    width = None if Console().is_terminal else pipe_width
+    # Paths, names and overrides are shown as they are: no [tags], no :emoji:.
+    return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 class Advance(Protocol):
@@ -69,11 +73,10 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         f"{summary['n_candidates']} of {summary['n_facts']} facts are candidates, "
         f"p_clean {summary['p_clean']:.3f}, p_corrupted {summary['p_corrupted']:.3f}, "
         f"ATE {_with_interval(summary['ate'], summary['ate_ci'])}",
-        highlight=False,
         soft_wrap=True,
     )
     for reason, count in summary["left_out"].items():
-        console.print(f"  left out: {count} × {reason}", highlight=False, soft_wrap=True)
+        console.print(f"  left out: {count} × {reason}", soft_wrap=True)
     table = Table(title="Peak AIE (layer)", title_justify="left")
     table.add_column("mediator", no_wrap=True)
     roles = dict.fromkeys(role for peaks in summary["peaks"].values() for role in peaks)
@@ -84,44 +87,56 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
     console.print(table)
     for folder in dict.fromkeys(path.parent for path in files):
         names = ", ".join(path.name for path in files if path.parent == folder)
-        console.print(f"wrote {folder}/: {names}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {folder}/: {names}", soft_wrap=True)
 
 
 def print_counts(counts: Mapping[str, int], folder: Path) -> None:
     """The closing lines of a run that stopped before the analysis."""
     console = _stdout()
     for name, count in counts.items():
-        console.print(f"{name}: {count}", highlight=False, soft_wrap=True)
-    console.print(f"stores in {folder.parent}", highlight=False, soft_wrap=True)
+        console.print(f"{name}: {count}", soft_wrap=True)
+    console.print(f"stores in {folder.parent}", soft_wrap=True)
 
 
 def print_comparison(jobs: Sequence[Mapping[str, Any]]) -> None:
-    """One row for each job of a sweep and mediator."""
+    """One row for each job of a sweep and mediator; what failed stands below, with its reason."""
     table = Table(title="Sweep", title_justify="left")
-    for name in ("job", "model", "mediator", "facts", "candidates", "ATE"):
-        table.add_column(
-            name, justify="right" if name in ("facts", "candidates", "ATE") else "left"
-        )
-    for name in ("last subject", "last"):
-        table.add_column(f"peak at {name}", justify="right")
+    for name in ("job", "overrides", "model", "noise", "mediator"):
+        table.add_column(name, overflow="fold")
+    for name in ("facts", "candidates", "ATE", "peak at last subject", "peak at last"):
+        table.add_column(name, justify="right")
+    # What all jobs share tells none of them apart.
+    shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
+    failed = []
     for job in jobs:
-        summary = job.get("summary")
-        if summary is None:
-            table.add_row(job["job"], job["model"], job["message"])
-            continue
-        for key in job["mediators"]:
-            peaks = summary["peaks"].get(key, {})
-            table.add_row(
-                job["job"],
-                summary["model"],
-                key,
-                str(summary["n_facts"]),
-                str(summary["n_candidates"]),
-                _with_interval(summary["ate"], summary["ate_ci"]),
-                _peak(peaks.get("last subject")),
-                _peak(peaks.get("last")),
-            )
-    _stdout().print(table)
+        own = " ".join(text for text in job["overrides"] if text not in shared)
+        if job["status"] != "done":
+            table.add_row(job["job"], own, job["model"], "", "failed")
+            failed.append(f"job {job['job']} ({own}) failed: {job['message']}")
+        elif job["summary"] is None:  # a stage before the analysis
+            counts = (str(job["counts"].get(name, "")) for name in ("facts", "candidates"))
+            table.add_row(job["job"], own, job["model"], "", "", *counts)
+        else:
+            for key in job["mediators"]:
+                table.add_row(job["job"], own, *_cells(job["summary"], key))
+    console = _stdout(_UNBOUNDED)  # overrides may be long: who reads a file can scroll
+    console.print(table)
+    for line in failed:
+        console.print(line, soft_wrap=True)
+
+
+def _cells(summary: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    peaks = summary["peaks"].get(key, {})
+    return (
+        summary["model"],
+        summary["noise"],
+        key,
+        str(summary["n_facts"]),
+        str(summary["n_candidates"]),
+        _with_interval(summary["ate"], summary["ate_ci"]),
+        _peak(peaks.get("last subject")),
+        _peak(peaks.get("last")),
+    )
 
 
 def _with_interval(value: float, interval: Sequence[float | None]) -> str:

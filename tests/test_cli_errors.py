@@ -1,87 +1,16 @@
 """What a person can mend is one line on stderr that names key and value, exit 1, and no trace."""
 
 import json
-import logging
 import os
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from hydra.core.global_hydra import GlobalHydra
-
-import ktrace.__main__ as command
-from ktrace import sweep
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-Ktrace = Callable[..., Ended]
-
-
-@pytest.fixture
-def ktrace(
-    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Ktrace]:
-    """`python -m ktrace ...` in this process and an empty folder."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; this undoes that
-    monkeypatch.setattr(command, "_WANTS_TRACEBACK", False)
-    monkeypatch.setattr(sweep, "_failed", [])
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
-    def run(*arguments: str) -> Ended:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["ktrace", *arguments])
-        capsys.readouterr()
-        code: object = 0
-        try:
-            command.main()
-        except SystemExit as ended:
-            code = ended.code
-        captured = capsys.readouterr()
-        if isinstance(code, str):  # as the interpreter does
-            return Ended(1, captured.out, f"{captured.err}{code}\n")
-        return Ended(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    yield run
-    # Hydra gave the root logger a handler on a stream that is gone after this test.
-    root.handlers[:], root.level = handlers, level
-    GlobalHydra.instance().clear()
-
-
-@pytest.fixture
-def own(model_folder: Path, facts_file: Path) -> tuple[str, ...]:
-    """A model and facts that are fine; a later override takes their place."""
-    return (
-        "model=auto",
-        f"model.path={model_folder}",
-        "dataset=file",
-        f"dataset.path={facts_file}",
-    )
-
-
-def refused(ended: Ended, *parts: str) -> None:
-    """One line on stderr, with these parts."""
-    assert ended.code == 1
-    assert ended.stdout == ""
-    assert "Traceback" not in ended.stderr
-    assert ended.stderr.startswith("ktrace: ")
-    assert ended.stderr.count("\n") == 1, ended.stderr
-    for part in parts:
-        assert part in ended.stderr
+from conftest import ROOT, Ended, Ktrace, refused
 
 
 def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> None:
@@ -112,7 +41,18 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
         ("stage=trace", ["stage: ", "'trace'", "filter, clean, corrupted, restore, analyze, all"]),
         ("roles.scheme=rom", ["roles.scheme: ", "'rom'", "rome, seed"]),
         ("model.dtype=float8", ["model.dtype: ", "'float8'", "auto, float32, float64, bfloat16"]),
-        ("model.path=null", ["model.path", "not Optional"]),
+        ("model.path=null", ["model.path=null: this key is not Optional"]),
+        ("model.name=???", ["model.name is not set: give model.name=..."]),
+        ("output_dir=???", ["output_dir is not set: give output_dir=..."]),
+        ("model=null", ["a group (model, mediator, noise, dataset, engine, experiment) takes"]),
+        ("model=../tiny", ["model=../tiny is unknown (did you mean tiny?): choose"]),
+        ("hydra/launcher=none", ["hydra/launcher=none is unknown: choose from basic"]),
+        ("model.window=0", ["model.window=0 is out of range: at least 1"]),
+        ("noise.samples=32768", ["noise.samples=32768 is out of range: at most 32767"]),
+        ("mediator.names=[[hidden]]", ["mediator.names: ['hidden'] is not the name of a mediator"]),
+        ("model.path=", ["model.path is empty"]),
+        ("dataset.path=", ["dataset.path is empty"]),
+        ('output_dir="~/x"', ["output_dir=~/x: write the home folder out, as $HOME"]),
         ("model.path=???", ["model.path is not set: give model.path=..."]),
         ("dataset.limit=0", ["dataset.limit=0 is out of range: at least 1"]),
         ("dataset.limit=-3", ["dataset.limit=-3 is out of range: at least 1"]),
@@ -263,9 +203,9 @@ def test_no_candidate_is_left(ktrace: Ktrace, own: tuple[str, ...], facts_file: 
         "none of its first 1 facts is a candidate for model.name=random",
         "1 × another answer is predicted",
     )
-    written = [path for path in Path("outputs").rglob("*") if path.is_file()]
-    assert [path.parent.name for path in written] == ["clean"]
-    assert [path.suffix for path in written] == [".h5"]
+    written = {path for path in Path("outputs").rglob("*") if path.is_file()}
+    assert {path.parent.name for path in written if path.suffix == ".h5"} == {"clean"}
+    assert {path.suffix for path in written} == {".h5", ".yaml"}  # run.yaml, which says this too
 
 
 def test_a_store_of_other_facts_is_neither_read_nor_touched(
@@ -295,6 +235,37 @@ def test_a_bad_job_does_not_stop_its_sweep(ktrace: Ktrace, own: tuple[str, ...])
     jobs = [json.loads(Path(f"jobs/{number}/job.json").read_text()) for number in (0, 1)]
     assert [job["status"] for job in jobs] == ["failed", "done"]
     assert [job["model"] for job in jobs] == ["random", "random"]
+
+
+@pytest.mark.parametrize(
+    ("output", "parts"),
+    [
+        ("file", ["output_dir: file/sweeps/", "it is not a folder"]),
+        ("/proc/x", ["No such file or directory", "/proc/x"]),  # even for root
+        ("", ["output_dir is empty"]),
+        ("${nothing}", ["Interpolation key 'nothing' not found"]),
+    ],
+)
+def test_a_sweep_that_cannot_be_written(
+    ktrace: Ktrace, own: tuple[str, ...], output: str, parts: list[str], in_folder: Path
+) -> None:
+    """Hydra makes the sweep's folder itself, before any job."""
+    Path("file").write_text("kept")
+    refused(ktrace("-m", *own, "noise.samples=1,2", f"output_dir={output}"), *parts)
+    assert [path.name for path in in_folder.iterdir()] == ["file"]
+
+
+def test_an_error_in_a_job_is_no_error_of_hydra(
+    ktrace: Ktrace, own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Hydra raises about a command line is one line; what a bug raises keeps its traceback."""
+
+    def fail(config: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("ktrace.pipeline.run", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        ktrace(*own)
 
 
 def test_a_job_whose_name_cannot_be_told_fails_alone(ktrace: Ktrace, own: tuple[str, ...]) -> None:

@@ -1,0 +1,64 @@
+"""Closing tables show names and overrides letter by letter."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ktrace.console import print_comparison, print_counts, print_summary
+
+ODD = "x[/bold]:smile:[red]"
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    return {
+        "model": "toy",
+        "dataset": "made-up",
+        "noise": "gaussian",
+        "n_facts": 5,
+        "n_candidates": 4,
+        "p_clean": 0.5,
+        "p_corrupted": 0.25,
+        "ate": 0.25,
+        "ate_ci": [0.125, 0.375],
+        "left_out": {},
+        "peaks": {"hidden": {"last": {"aie": 0.5, "layer": 3}}},
+    } | changes
+
+
+def test_the_closing_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(summary(left_out={ODD: 1}), [Path(ODD) / "aie.csv", Path(ODD) / "aie.png"])
+    printed = capsys.readouterr().out
+    assert "ATE 0.250 [0.125, 0.375]" in printed
+    assert f"left out: 1 × {ODD}" in printed
+    assert f"wrote {ODD}/: aie.csv, aie.png" in printed
+    assert "0.500 (3)" in printed
+
+
+def test_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    print_counts({f"left out: {ODD}": 2}, Path(ODD) / "noise")
+    assert capsys.readouterr().out == f"left out: {ODD}: 2\nstores in {ODD}\n"
+
+
+def test_a_sweep_of_every_kind_of_job(capsys: pytest.CaptureFixture[str]) -> None:
+    done = {"status": "done", "message": "", "model": "toy", "mediators": ["hidden"]}
+    shared = "dataset.limit=5"
+    jobs = [
+        done | {"job": "0", "overrides": [shared, "mediator.names=[hidden]"], "summary": summary()},
+        done
+        | {"job": "1", "overrides": [shared, "stage=filter"], "summary": None}
+        | {"counts": {"facts": 77, "candidates": 66}},
+        {"job": "2", "overrides": [shared, ODD], "model": "toy", "status": "failed"}
+        | {"message": f"{ODD} is wrong"},
+    ]
+    print_comparison(jobs)
+    table, failed = capsys.readouterr().out.split("└")
+    rows = {line.split("│")[1].strip(): line for line in table.splitlines() if "│" in line}
+    assert rows.keys() == {"0", "1", "2"}
+    assert "mediator.names=[hidden]" in rows["0"]
+    assert "gaussian" in rows["0"]
+    assert "77" in rows["1"]
+    assert "66" in rows["1"]
+    assert ODD in rows["2"]
+    assert shared not in table
+    assert failed.splitlines()[1:] == [f"job 2 ({ODD}) failed: {ODD} is wrong"]
