@@ -8,31 +8,32 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from enum import Enum
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
-from ktrace.config import Answer, ModelConfig, RunConfig, Stage
+from ktrace.agreement import require_agreement
+from ktrace.config import Answer, Dtype, EngineName, ModelConfig, RunConfig, Stage
 from ktrace.console import progress
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, Span, load_facts, role_of_positions, token_span
+from ktrace.facts import Fact, Span, load_facts
 from ktrace.lm.families import ModulePaths
-from ktrace.lm.prompt import EncodedPrompt, answer_token_ids, encode_prompt, subject_token_ids
-from ktrace.lm.source import ModelSource, find_model
+from ktrace.lm.source import ModelSource, find_model, own_dtype
+from ktrace.provenance import RunLog, about_model, about_noise
+from ktrace.records import Encoded, clean_record, decoded, encode, require_numbers, subject_ids
 from ktrace.settings import (
+    dataset_fingerprint,
     dataset_key,
     model_fingerprint,
     noise_fingerprint,
     noise_key,
     noise_multiple,
+    resolved_dtype,
 )
 from ktrace.store import METRICS, RunFolders, Store
-from ktrace.store.files import require_writable, write_text
+from ktrace.store.files import require_writable
 from ktrace.tracing.mediators import Mediator, make_mediator
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from ktrace.tracing.noise import MeasuredNoise
 
 log = logging.getLogger(__name__)
-
-_PACKAGES = ("ktrace", "torch", "transformers", "tokenizers", "numpy", "h5py", "hydra-core")
 
 
 @dataclass(frozen=True)
@@ -76,18 +75,22 @@ def run(config: RunConfig) -> Outcome:
     keys = tuple(mediator.key for mediator in mediators)
     counts: dict[str, int] = {}
     require_writable(folders.run)
-    if config.stage is not Stage.analyze:
-        counts = _Stages(config, folders, mediators).run_all()
+    with RunLog(config, folders) as run_log:
+        if config.stage is Stage.analyze:
+            require_agreement(config, folders)
+        else:
+            counts = _Stages(config, folders, mediators, run_log).run_all()
         if config.stage not in (Stage.all, Stage.analyze):
             return Outcome(folders.run, keys, None, counts)
-    from ktrace.analysis.analyze import analyze  # pandas and seaborn, when they are needed
+        from ktrace.analysis.analyze import analyze  # pandas and seaborn, when they are needed
 
-    analysis = analyze(
-        folders.run,
-        scheme=config.roles.scheme.value,
-        limit=config.dataset.limit,
-        metric=config.metric.value,
-    )
+        with run_log.timed("analyze"):
+            analysis = analyze(
+                folders.run,
+                scheme=config.roles.scheme.value,
+                limit=config.dataset.limit,
+                metric=config.metric.value,
+            )
     return Outcome(folders.run, keys, analysis, counts)
 
 
@@ -95,24 +98,27 @@ class _Stages:
     """The stages that need a model, over one config."""
 
     def __init__(
-        self, config: RunConfig, folders: RunFolders, mediators: Sequence[Mediator]
+        self,
+        config: RunConfig,
+        folders: RunFolders,
+        mediators: Sequence[Mediator],
+        run_log: RunLog,
     ) -> None:
         dataset = config.dataset
         self.config = config
         self.folders = folders
         self.mediators = mediators
+        self.log = run_log
         self.facts = load_facts(dataset.path, url=dataset.url, sha256=dataset.sha256)
         self.limit = len(self.facts) if dataset.limit is None else dataset.limit
         self.source = find_model(
             config.model.path, config.model.revision, allow_pickle=config.model.allow_pickle
         )
+        own = own_dtype(self.source) if config.model.dtype is Dtype.auto else None
+        self.model = replace(config.model, dtype=resolved_dtype(config.model, own))
         self.clean_print = {
-            "model": model_fingerprint(config.model, self.source.identity),
-            "dataset": {
-                "sha256": self.facts.digest,
-                "n_facts": len(self.facts),
-                "answer": dataset.answer.value,
-            },
+            "model": model_fingerprint(self.model, self.source.identity),
+            "dataset": dataset_fingerprint(dataset, self.facts.digest, len(self.facts)),
         }
         self.noise_print = self.clean_print | {"noise": noise_fingerprint(config.noise)}
 
@@ -148,15 +154,23 @@ class _Stages:
     def _restored(self, mediator: Mediator) -> Store:
         return self.folders.restored(mediator.key)
 
-    def _model(self) -> "LanguageModel":
-        lm = _MODELS.get(self.source, self.config.model)
+    @cached_property
+    def _lm(self) -> "LanguageModel":
+        lm = _MODELS.get(self.source, self.model)
         lm.paths.require(*(site for m in self.mediators for site in (m.site, m.severs) if site))
+        self.log.add(
+            **about_model(self.model, self.source, lm),
+            dataset={"path": self.config.dataset.path, **self.clean_print["dataset"]},
+            seeds={"noise": self.config.noise.seed},
+            fingerprint=self.noise_print,
+        )
+        self.log.save()
         return lm
 
     @cached_property
-    def _encoded(self) -> list["_Encoded"]:
-        tokenizer, whole = self._model().tokenizer, self.config.dataset.answer is Answer.full
-        return [_encode(tokenizer, fact, whole) for fact in self.facts.facts]
+    def _encoded(self) -> list[Encoded]:
+        whole = self.config.dataset.answer is Answer.full
+        return [encode(self._lm, fact, whole_answer=whole) for fact in self.facts.facts]
 
     def _grouped(self, cases: Sequence["Case"]) -> list[list["Case"]]:
         """Cases by the groups of the whole dataset, so that each always meets the same company."""
@@ -178,11 +192,11 @@ class _Stages:
     def _noise(self) -> "MeasuredNoise":
         from ktrace.tracing.noise import NoiseChoice, Subject, make_noise
 
-        lm, noise = self._model(), self.config.noise
+        lm, noise = self._lm, self.config.noise
         # Of the whole dataset, so that dataset.limit does not change a fact's numbers.
         subjects = []
         for fact, encoded in zip(self.facts.facts, self._encoded, strict=True):
-            alone = subject_token_ids(lm.tokenizer, fact.subject)
+            alone = subject_ids(lm, fact)
             in_prompt = encoded.prompt.input_ids[encoded.span.start : encoded.span.stop]
             subjects.append(
                 Subject(alone, in_prompt, fact.subject, fact.relation_id, fact.attribute)
@@ -196,27 +210,35 @@ class _Stages:
             seed=noise.seed,
             degrees=noise.degrees,
         )
-        return make_noise(choice, lm, subjects)
+        measured = make_noise(choice, lm, subjects)
+        self.log.add(noise=about_noise(measured.sigma, measured.level))
+        return measured
 
     @cached_property
     def _engine(self) -> "Engine":
+        from ktrace.tracing.reference import ReferenceEngine
         from ktrace.tracing.select import make_engine
 
-        engine = self.config.engine
-        return make_engine(
-            engine.name.value, self._model(), self._noise.noise, row_budget=engine.row_budget
+        asked = self.config.engine
+        engine = make_engine(
+            asked.name.value, self._lm, self._noise.noise, row_budget=asked.row_budget
         )
+        used = EngineName.reference if isinstance(engine, ReferenceEngine) else EngineName.suffix
+        self.log.add(engine={"asked": asked.name, "used": used})
+        self.log.save()
+        return engine
 
     def _clean(self, todo: Sequence[tuple[int, Fact]]) -> None:
         if not todo:
             return
-        lm = self._model()
+        lm = self._lm
         with (
-            self.folders.clean.writer(self.clean_print) as writer,
+            self.log.timed("clean"),
+            self.folders.clean.writer(self.clean_print, self.log.on_parts()) as writer,
             progress("clean runs", len(todo)) as advance,
         ):
             for index, fact in todo:
-                writer.add(_clean_record(lm, index, fact, self._encoded[index]))
+                writer.add(clean_record(lm, index, fact, self._encoded[index]))
                 advance(1)
 
     def _cases(self) -> tuple[list["Case"], dict[str, int]]:
@@ -257,11 +279,11 @@ class _Stages:
         return kept
 
     def _run_corrupted(self, cases: Sequence["Case"], done: Container[int]) -> None:
-        measured, lm, engine = self._noise, self._model(), self._engine
-        self._write_run_yaml()
+        measured, lm, engine = self._noise, self._lm, self._engine
         about = {"sigma": measured.sigma, "noise_level": measured.level}
         with (
-            self.folders.corrupted.writer(self.noise_print) as writer,
+            self.log.timed("corrupted"),
+            self.folders.corrupted.writer(self.noise_print, self.log.on_parts()) as writer,
             progress("corrupted runs", len(cases)) as advance,
         ):
             for case in cases:
@@ -277,11 +299,13 @@ class _Stages:
                 results = engine.baseline(group) if lacking else ()
                 for case, baseline in results:
                     if case.index in lacking:
+                        fact = self.facts.facts[case.index]
+                        require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
                         clean = {f"clean_{m}": value for m, value in baseline.clean.items()}
                         foil = {
                             "left_out": "",
                             "foil_ids": baseline.foil_ids,
-                            "foil": _decoded(lm, baseline.foil_ids),
+                            "foil": decoded(lm, baseline.foil_ids),
                         }
                         writer.add(
                             {**self._key(case), **about, **foil, **clean, **baseline.corrupted}
@@ -291,11 +315,11 @@ class _Stages:
     def _restore(self, cases: Sequence["Case"], done: Mapping[str, Container[int]]) -> None:
         if all(case.index in have for case in cases for have in done.values()):
             return
-        engine = self._engine
-        self._write_run_yaml()
+        engine, origin = self._engine, self.log.on_parts()
         with ExitStack() as stack:
+            stack.enter_context(self.log.timed("restore"))
             writers = {
-                m.key: stack.enter_context(self._restored(m).writer(self._print(m)))
+                m.key: stack.enter_context(self._restored(m).writer(self._print(m), origin))
                 for m in self.mediators
             }
             title = f"restoring {', '.join(writers)}"
@@ -316,31 +340,6 @@ class _Stages:
     def _key(self, case: "Case") -> dict[str, int]:
         return {"index": case.index, "known_id": self.facts.facts[case.index].known_id}
 
-    def _write_run_yaml(self) -> None:
-        content = {
-            "config": _plain(asdict(self.config)),
-            "model": asdict(self.source),
-            "noise": {"sigma": self._noise.sigma, "level": self._noise.level},
-            "versions": {package: version(package) for package in _PACKAGES},
-            "fingerprint": self.noise_print,
-        }
-        write_text(self.folders.run_yaml, yaml.safe_dump(content, sort_keys=False))
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    prompt: EncodedPrompt
-    span: Span
-    answer_ids: tuple[int, ...]
-
-
-def _encode(tokenizer: Any, fact: Fact, whole_answer: bool) -> _Encoded:
-    prompt = encode_prompt(tokenizer, fact.prompt)
-    begin = fact.subject_start
-    span = token_span(prompt.offsets, begin, begin + len(fact.subject))
-    answer = answer_token_ids(tokenizer, fact.prompt, fact.attribute)
-    return _Encoded(prompt, span, answer if whole_answer else answer[:1])
-
 
 # What `_baseline` needs of a corrupted run.
 _BASELINE = ("left_out", "foil_ids", *METRICS, *(f"clean_{metric}" for metric in METRICS))
@@ -354,52 +353,6 @@ def _baseline(record: Mapping[str, Any]) -> "Baseline":
         corrupted={metric: record[metric] for metric in METRICS},
         foil_ids=tuple(record["foil_ids"].tolist()),
     )
-
-
-def _clean_record(lm: "LanguageModel", index: int, fact: Fact, encoded: _Encoded) -> dict[str, Any]:
-    import torch
-
-    from ktrace.tracing.clean import SITES, clean_run
-
-    prompt, span, answer = encoded.prompt, encoded.span, encoded.answer_ids
-    result = clean_run(lm, prompt.input_ids, answer)
-    if not answer:
-        left_out = "the answer merges with the prompt's last token"
-    elif answer != result.predicted_ids:
-        left_out = "another answer is predicted"
-    else:
-        left_out = ""
-    roles = role_of_positions(span, len(prompt.input_ids))
-    record: dict[str, Any] = {
-        **asdict(fact),
-        "index": index,
-        "left_out": left_out,
-        "is_candidate": not left_out,
-        "input_ids": prompt.input_ids,
-        "tokens": prompt.tokens,
-        "offsets": prompt.offsets,
-        "roles": [role or "" for role in roles],
-        "span": span,
-        "answer_ids": answer,
-        "predicted_ids": result.predicted_ids,
-        "predicted": _decoded(lm, result.predicted_ids),
-        "predicted_probability": result.predicted_probability,
-        "probability": result.probability,
-    }
-    for site in SITES:
-        states = result.activations.get(site, torch.empty(0, 0, 0))  # not every family has all
-        if left_out:
-            states = states[:0, :0, :0]
-        # numpy has no bfloat16: its bits travel as uint16.
-        record[site] = np.ascontiguousarray(
-            (states.view(torch.uint16) if states.dtype == torch.bfloat16 else states).numpy()
-        )
-    return record
-
-
-def _decoded(lm: "LanguageModel", tokens: Sequence[int]) -> str:
-    text: str = lm.tokenizer.decode(tokens)
-    return text.replace("\0", "␀")  # HDF5 ends a text at NUL
 
 
 class _ModelCache:
@@ -430,12 +383,3 @@ class _ModelCache:
 
 
 _MODELS = _ModelCache()
-
-
-def _plain(value: Any) -> Any:
-    """Enums by name, for YAML."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -8,10 +8,12 @@ from ktrace.config import (
     RANDOM_NOISE,
     Answer,
     DatasetConfig,
+    Dtype,
     ModelConfig,
     NoiseConfig,
     NoiseKind,
 )
+from ktrace.errors import KtraceError
 
 DEFAULT_MULTIPLE = 3.0  # of sigma; the published level
 
@@ -19,6 +21,11 @@ DEFAULT_MULTIPLE = 3.0  # of sigma; the published level
 def dataset_key(dataset: DatasetConfig) -> str:
     """Folder of a dataset: its name; whole answers have other candidates, and a folder apart."""
     return dataset.name + ("-full" if dataset.answer is Answer.full else "")
+
+
+def dataset_fingerprint(dataset: DatasetConfig, sha256: str, n_facts: int) -> dict[str, Any]:
+    """What determines the prompts and what is scored of the answers."""
+    return {"sha256": sha256, "n_facts": n_facts, "answer": dataset.answer.value}
 
 
 def noise_multiple(noise: NoiseConfig) -> float:
@@ -57,8 +64,30 @@ def noise_key(noise: NoiseConfig) -> str:
     return "-".join(parts)
 
 
+def resolved_dtype(model: ModelConfig, own: str | None) -> Dtype:
+    """The number format that a model computes in: never `auto`.
+
+    Args:
+        model: the config; `auto` stands for the checkpoint's own.
+        own: what the checkpoint says.
+
+    Raises:
+        KtraceError: `auto`, and the checkpoint does not say, or says another than ktrace knows.
+    """
+    if model.dtype is not Dtype.auto:
+        return model.dtype
+    known = [dtype.value for dtype in Dtype if dtype is not Dtype.auto]
+    if own not in known:
+        said = f"says {own!r}" if own else "does not say which"
+        raise KtraceError(
+            f"model.dtype=auto takes the checkpoint's own, and model.path={model.path} {said}: "
+            f"choose from {', '.join(known)}"
+        )
+    return Dtype(own)
+
+
 def model_fingerprint(model: ModelConfig, identity: str) -> dict[str, Any]:
-    """What determines a model's numbers, apart from the device."""
+    """What determines a model's numbers, apart from the device; its dtype is resolved."""
     return {
         "identity": identity,
         "dtype": model.dtype.value,

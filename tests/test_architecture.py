@@ -24,8 +24,19 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "resources": set(),
 }
-COMPOSERS = {"", "pipeline", "__main__", "sweep", "console", "messages", "settings"}
-MAY_IMPORT_FOR_TYPES = {"ktrace", "ktrace.pipeline"}
+COMPOSERS = {
+    "",
+    "__main__",
+    "agreement",
+    "console",
+    "messages",
+    "pipeline",
+    "provenance",
+    "records",
+    "settings",
+    "sweep",
+}
+MAY_IMPORT_FOR_TYPES = {"ktrace", "ktrace.pipeline", "ktrace.provenance", "ktrace.records"}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The whole road on a small random model: stages, reuse, interruption, sweeps."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,42 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import save_random_model, write_known_facts
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import ktrace
-from ktrace import config as config_schema
-from ktrace import pipeline
+from ktrace import pipeline, sweep
 from ktrace.__main__ import main
 from ktrace.config import RunConfig
-from ktrace.resources import resource
+from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from ktrace.tracing import clean, reference, suffix
 
 FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
-
-
-@pytest.fixture
-def config(model_folder: Path, facts_file: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    """Compose a config for the random model, with overrides."""
-    config_schema.register(lambda name: resource(f"data/{name}"))
-
-    def make(*overrides: str) -> RunConfig:
-        with initialize_config_dir(str(resource("conf")), version_base="1.3"):
-            composed = compose(
-                "config",
-                [
-                    "model=auto",
-                    f"model.path={model_folder}",
-                    "dataset=file",
-                    f"dataset.path={facts_file}",
-                    f"output_dir={tmp_path / 'out'}",
-                    "noise.samples=3",
-                    *overrides,
-                ],
-            )
-            return config_schema.to_run_config(composed)
-
-    return make
 
 
 def numbers(folder: Path, key: str) -> dict[int, np.ndarray]:
@@ -247,19 +223,98 @@ def test_both_engines_fill_one_store(
     assert max(np.abs(fast[i] - plain[i]).max() for i in plain) <= 1e-6
 
 
-def test_run_yaml_says_what_made_the_numbers(config: Callable[..., RunConfig]) -> None:
-    import yaml
-
-    run = config("noise.std=0.5", "noise.seed=4")
-    outcome = pipeline.run(run)
-    assert outcome.folder.name == "gaussian-std0.5-n3-seed4"
-    content = yaml.safe_load((outcome.folder / "run.yaml").read_text())
-    assert content["noise"]["level"] == 0.5
-    assert content["config"]["noise"]["seed"] == 4
-    assert content["model"]["identity"].startswith("sha256:")
-    assert {"torch", "transformers", "ktrace"} <= content["versions"].keys()
+def test_the_table_of_effects_is_the_frame(config: Callable[..., RunConfig]) -> None:
+    outcome = pipeline.run(config())
     effects = pd.read_parquet(outcome.folder / "analysis" / "effects.parquet")
     assert effects.equals(ktrace.load_effects(outcome.folder))
+
+
+def test_dtype_auto_is_bound_as_what_it_stands_for(config: Callable[..., RunConfig]) -> None:
+    folder = pipeline.run(config("stage=filter")).folder
+    assert config().model.dtype.value == "auto"
+    fingerprint = RunFolders(folder).clean.fingerprint() or {}
+    assert fingerprint["model"]["dtype"] == "float32"
+    pipeline.run(config("stage=filter", "model.dtype=float32"))  # the same numbers
+    with pytest.raises(KtraceError, match="holds results of other settings"):
+        pipeline.run(config("stage=filter", "model.dtype=float64"))
+
+
+def test_dtype_auto_of_a_checkpoint_that_does_not_say(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for own, said in ((None, "does not say which"), ("float8_e4m3fn", "says 'float8_e4m3fn'")):
+        monkeypatch.setattr(pipeline, "own_dtype", lambda source, own=own: own)
+        with pytest.raises(KtraceError, match=rf"model\.dtype=auto .* {said}: choose from float32"):
+            pipeline.run(config())
+
+
+def changed_model(folder: Path, model_folder: Path, **changes: Any) -> Path:
+    shutil.copytree(model_folder, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_a_prompt_longer_than_the_model_reads_is_left_out(
+    config: Callable[..., RunConfig], model_folder: Path, tmp_path: Path
+) -> None:
+    """A table of positions would be indexed beyond its end, in the middle of a long run."""
+    lengths = {}
+    whole = pipeline.run(config())
+    for record in RunFolders(whole.folder).clean.read("input_ids", "is_candidate"):
+        lengths[record["index"]] = len(record["input_ids"])
+    limit = sorted(lengths.values())[-2]
+    short = changed_model(tmp_path / "short", model_folder, max_position_embeddings=limit)
+    outcome = pipeline.run(config(f"model.path={short}"))
+    too_long = {index for index, length in lengths.items() if length > limit}
+    assert 1 <= len(too_long) < len(lengths)
+    reason = f"the prompt is longer than the model's {limit} positions"
+    assert outcome.analysis is not None
+    assert outcome.analysis.summary["left_out"][reason] == len(too_long)
+    names = ("left_out", "predicted_ids", "predicted", "probability", "hidden")
+    for record in RunFolders(outcome.folder).clean.read(*names):
+        assert (record["left_out"] == reason) == (record["index"] in too_long)
+        if record["index"] in too_long:
+            assert (record["predicted_ids"].size, record["predicted"]) == (0, "")
+            assert np.isnan(record["probability"])
+            assert record["hidden"].size == 0
+
+
+def test_a_token_that_the_model_has_not_names_its_fact(
+    config: Callable[..., RunConfig], model_folder: Path, tmp_path: Path
+) -> None:
+    """A tokenizer of another model: better one line than an index error of torch."""
+    from safetensors.torch import load_file, save_file
+
+    fewer = changed_model(tmp_path / "fewer", model_folder, vocab_size=300)
+    weights = load_file(fewer / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = weights[name][:300].clone()
+    save_file(weights, fewer / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        KtraceError, match=r"^known_id=100: token \d+ \('.+'\) is beyond the model's"
+    ):
+        pipeline.run(config(f"model.path={fewer}"))
+
+
+def test_noise_beyond_the_dtype_is_an_error_not_a_result(
+    config: Callable[..., RunConfig],
+) -> None:
+    with pytest.raises(KtraceError, match=r"^known_id=100: the corrupted run gives no numbers"):
+        pipeline.run(config("noise.std=1e300"))
+
+
+def test_a_subject_without_tokens_names_its_fact(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ktrace import records
+
+    def nothing(*args: Any) -> Any:
+        raise ValueError("no token covers the characters")
+
+    monkeypatch.setattr(records, "token_span", nothing)
+    with pytest.raises(KtraceError, match=r"^known_id=100: .* keeps nothing of the subject"):
+        pipeline.run(config())
 
 
 def cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -296,8 +351,11 @@ def test_a_sweep_over_models_and_mediators_ends_with_one_table(
     assert len(jobs) == 6
     assert {job["status"] for job in jobs} == {"done"}
     assert {tuple(job["mediators"]) for job in jobs} == {("hidden",), ("mlp-w10",), ("attn-w10",)}
-    for name in ("random", "other", "hidden", "mlp-w10", "attn-w10"):
+    for name in ("random", "other", "hidden", "mlp-w10", "attn-w10", "gaussian-x3-n2-seed1"):
         assert name in printed
+    # What tells the jobs apart, and not what they share.
+    assert f"model.path={other} mediator=mlp" in printed
+    assert "noise.samples=2" not in printed
     assert sorted(path.name for path in Path("outputs").iterdir()) == ["other", "random", "sweeps"]
 
 
@@ -325,4 +383,40 @@ def test_a_failing_job_does_not_stop_the_sweep(
     }
     assert [jobs[number]["status"] for number in ("0", "1")] == ["failed", "done"]
     assert "dataset.limit=0" in jobs["0"]["message"]
-    assert "dataset.limit=0" in capsys.readouterr().out
+    *_, last, wrote = capsys.readouterr().out.splitlines()
+    assert last == "job 0 (dataset.limit=0) failed: dataset.limit=0 is out of range: at least 1"
+    assert wrote.startswith("wrote outputs/sweeps/")
+
+
+def test_a_job_that_was_killed_is_failed(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As under a launcher with a process for each job, one of which is out of memory."""
+    monkeypatch.setattr(sweep, "_failed", [])
+
+    class Killed(BaseException):
+        pass
+
+    def die(config: RunConfig) -> None:
+        raise Killed
+
+    monkeypatch.setattr(pipeline, "run", die)
+    with pytest.raises(Killed):
+        cli(monkeypatch, "-m", "noise.seed=1,2", "hydra.sweep.dir=jobs")
+    report = OmegaConf.create({"hydra": {"sweep": {"dir": "jobs"}}})
+    sweep.SweepReport().on_multirun_end(report)
+    assert sweep.failed_jobs() == ["0"]
+    printed = capsys.readouterr().out
+    assert "job 0 (" in printed
+    assert "failed: it started and left no result" in printed
+
+
+def test_two_sweeps_in_one_second_have_two_folders(
+    config: Callable[..., RunConfig], in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        assert cli(monkeypatch, "-m", "noise.samples=0", "output_dir=out") == 1
+    names = [path.name for path in Path("out/sweeps").iterdir()]
+    assert len(names) == 2
+    for name in names:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.\d{6}", name)

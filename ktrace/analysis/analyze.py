@@ -22,6 +22,7 @@ from ktrace.analysis.roles import rows
 from ktrace.errors import KtraceError
 from ktrace.store import METRICS, RunFolders
 from ktrace.store.files import new_file, write_text
+from ktrace.store.provenance import provenance_of
 
 AIE_COLUMNS = (
     "model",
@@ -202,6 +203,7 @@ def _summary(
         "sigma": traced[0]["sigma"],
         "noise_level": _finite(traced[0]["noise_level"]),
         "settings": {key: folders.restored(key).fingerprint() for key in keys},
+        "provenance": provenance_of(folders, keys),
         "metric": metric,
         "peaks": {
             key: _peaks(aie[(aie["mediator"] == key) & (aie["metric"] == metric)], metric)

@@ -58,6 +58,22 @@ class LanguageModel:
         assert isinstance(weight, torch.Tensor)
         return weight
 
+    @property
+    def n_embeddings(self) -> int:
+        """One more than the largest token id that the model can read."""
+        return int(self.embedding_weight.shape[0])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens that a prompt may have; None where the config names no limit."""
+        limit = getattr(self._text_config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    @property
+    def _text_config(self) -> Any:
+        config: Any = self.model.config
+        return config.get_text_config()
+
 
 def load_language_model(
     source: ModelSource,
@@ -98,10 +114,11 @@ def load_language_model(
         raise KtraceError(message) from error
     paths = paths or _known_paths(config, where)
     tokenizer = _load_tokenizer(source, origin, where)
+    chosen = None if device_map is not None else _device(device)  # before the weights are read
     if quantization is not None:
         _require_packages(quantization)
         # Quantized weights cannot be moved afterwards.
-        device_map = device_map or {"": str(_device(device))}
+        device_map = device_map or {"": str(chosen)}
     try:
         with _own_report():
             # Typed as if it returned the model alone.
@@ -126,7 +143,7 @@ def load_language_model(
             _some(report["unexpected_keys"]),
         )
     if device_map is None:
-        model = model.to(_device(device))
+        model = model.to(chosen)
     return language_model(model, tokenizer, paths)
 
 
@@ -223,14 +240,20 @@ def _device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    choices = "auto, cpu, cuda, cuda:1, mps are what torch takes"
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # whose text lists some thirty backends
+        raise KtraceError(f"model.device={name!r} is no device; {choices}") from error
+    if device.type == "meta":
+        raise KtraceError(f"model.device={name!r} holds no numbers; {choices}")
+    try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise KtraceError(
-            f"model.device={name!r} is not here ({_first_line(error)}); auto, cpu, cuda, cuda:1, "
-            "mps are what torch takes"
-        ) from error
+    except (RuntimeError, AssertionError, ImportError) as error:
+        why = _first_line(error)
+        if isinstance(error, NotImplementedError | ImportError):  # a paragraph about dispatch
+            why = "this torch was built without it"
+        raise KtraceError(f"model.device={name!r} is not here ({why}); {choices}") from error
     return device
 
 

@@ -1,12 +1,15 @@
 """Where a model comes from, and which content that is, without loading it (no torch here)."""
 
 import hashlib
+import json
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -17,8 +20,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError, safe_open
 
 from ktrace.errors import KtraceError
+
+# Number formats as safetensors and as torch name them.
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_WEIGHTS = re.compile(r".+\.(safetensors|bin)")
+_TOKENIZER = re.compile(
+    r"tokenizer\.(json|model)|(tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|merges\.txt|vocab\.txt"
+)
 
 
 @dataclass(frozen=True)
@@ -30,11 +42,16 @@ class ModelSource:
         revision: the commit for a hub model, None for a folder.
         identity: what stores are bound to: `sha256:...` of a folder's weights, config and
             tokenizer, or `commit:...` of a hub model.
+        folder: where its files lie; of a hub model, the snapshot in the cache, which holds its
+            config and, once it was loaded, its weights and tokenizer.
+        files: SHA-256 of every file that `identity` covers, by name; empty for a hub model.
     """
 
     location: str
     revision: str | None
     identity: str
+    folder: Path
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_model(
@@ -50,22 +67,143 @@ def find_model(
     Raises:
         KtraceError: no such folder or hub id, no weights, no access, or no network.
     """
-    folder = Path(path).expanduser()
+    folder = _expanded(path)
     if folder.is_dir():
         if revision is not None:
             raise KtraceError(
                 f"model.revision={revision!r} is for hub models; model.path={path} is a folder"
             )
-        return ModelSource(str(folder), None, f"sha256:{_digest(folder, allow_pickle)}")
+        files = _file_digests(folder, allow_pickle)
+        listed = "".join(f"{name} {digest}\n" for name, digest in files.items())
+        whole = hashlib.sha256(listed.encode()).hexdigest()
+        return ModelSource(str(folder), None, f"sha256:{whole}", folder, files)
     if folder.exists():
         raise KtraceError(f"model.path={path} is a file: give the folder that holds the model")
     if path.startswith(("/", "./", "../", "~")):
         raise KtraceError(f"model.path={path} is not a folder")
-    commit = _commit(path, revision)
-    return ModelSource(path, commit, f"commit:{commit}")
+    # The file lies at .../snapshots/<commit>/config.json, fresh or from the cache.
+    snapshot = _download(path, revision, "config.json").parent
+    return ModelSource(path, snapshot.name, f"commit:{snapshot.name}", snapshot)
 
 
-def _digest(folder: Path, allow_pickle: bool) -> str:
+def local_folder(path: str, revision: str | None = None) -> Path | None:
+    """Where a model's files lie on this machine, without asking the hub; None where they do not.
+
+    Args:
+        path: local folder or hub id.
+        revision: branch, tag or commit on the hub.
+    """
+    folder = _expanded(path)
+    if folder.is_dir():
+        return folder
+    try:
+        config = try_to_load_from_cache(path, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _expanded(path: str) -> Path:
+    try:
+        folder = Path(path).expanduser()
+        folder.exists()  # raises where no system would take the name
+    except RuntimeError as error:
+        raise KtraceError(f"model.path={path}: there is no such user's home folder") from error
+    except OSError as error:
+        raise KtraceError(f"model.path={path} cannot be read: {error.strerror}") from error
+    return folder
+
+
+def own_dtype(source: ModelSource) -> str | None:
+    """See `checkpoint_dtype`; a hub model's weights are fetched where its config does not tell.
+
+    Raises:
+        KtraceError: a file that cannot be read or fetched.
+    """
+    found = checkpoint_dtype(source.folder)
+    if found is None and source.revision is not None:
+        _fetch_first_weights(source.location, source.revision)
+        found = checkpoint_dtype(source.folder)
+    return found
+
+
+def checkpoint_dtype(folder: Path) -> str | None:
+    """The checkpoint's own number format: as `config.json` says, else that of its first weight.
+
+    Args:
+        folder: a model's files.
+
+    Returns:
+        torch's name, such as `bfloat16`; None where neither tells.
+
+    Raises:
+        KtraceError: a file that cannot be read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise KtraceError(f"model.path={folder}: config.json cannot be used: {error}") from error
+    named = None
+    if isinstance(config, dict):
+        named = config.get("dtype") or config.get("torch_dtype")
+    return str(named).removeprefix("torch.") if named else _dtype_of_weights(folder)
+
+
+def _dtype_of_weights(folder: Path) -> str | None:
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np") as weights:
+                found = [weights.get_slice(name).get_dtype() for name in weights.keys()]  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise KtraceError(
+                f"model.path={folder}: the model cannot be loaded: {path.name}: {error}"
+            ) from error
+        for kind in found:
+            if kind in _FLOATS:
+                return _FLOATS[kind]
+    return None
+
+
+def _fetch_first_weights(hub_id: str, commit: str) -> None:
+    # Nothing is fetched in vain: loading the model takes these files from the cache.
+    try:
+        _download(hub_id, commit, "model.safetensors")
+    except _NoSuchFileError:
+        index = _download(hub_id, commit, "model.safetensors.index.json")
+        first = min(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        _download(hub_id, commit, first)
+
+
+def content_hashes(source: ModelSource) -> dict[str, dict[str, str]]:
+    """SHA-256 of each file of weights and of the tokenizer, by `weights` and `tokenizer`.
+
+    Of a hub model that was loaded: large files by the digest under which the hub keeps them.
+    """
+    files = source.files or {
+        path.name: _hub_digest(path) for path in sorted(source.folder.glob("*")) if path.is_file()
+    }
+    kinds = {"weights": _WEIGHTS, "tokenizer": _TOKENIZER}
+    return {
+        kind: {name: digest for name, digest in files.items() if pattern.fullmatch(name)}
+        for kind, pattern in kinds.items()
+    }
+
+
+def _hub_digest(path: Path) -> str:
+    # The cache names what a snapshot links to: large files by their SHA-256, small ones by git's.
+    blob = path.resolve().name
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else _digest(path)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _file_digests(folder: Path, allow_pickle: bool) -> dict[str, str]:
     if not (folder / "config.json").is_file():
         raise KtraceError(f"model.path={folder} is not a model: it has no config.json")
     weights = sorted(folder.glob("*.safetensors"))
@@ -73,30 +211,28 @@ def _digest(folder: Path, allow_pickle: bool) -> str:
         weights = sorted(folder.glob("*.bin"))
     if not weights:
         raise KtraceError(f"model.path={folder} has no weights: no *.safetensors in it")
-    whole = hashlib.sha256()
     # Every file that can change a number: JSON and text hold the config and the tokenizer, Python
     # the code of a model of its own (model.trust_remote_code).
     others = (folder.glob(f"*.{kind}") for kind in ("json", "txt", "model", "py"))
-    files = sorted({*weights, *chain.from_iterable(others)})
-    for file in files:
+    digests = {}
+    for file in sorted({*weights, *chain.from_iterable(others)}):
         if file.is_dir():
             continue
-        digest = hashlib.sha256()
         try:
-            with file.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
+            digests[file.name] = _digest(file)
         except OSError as error:  # a link whose target was not copied, for one
             raise KtraceError(f"model.path={folder}: {file.name}: {error.strerror}") from error
-        whole.update(f"{file.name} {digest.hexdigest()}\n".encode())
-    return whole.hexdigest()
+    return digests
 
 
-def _commit(hub_id: str, revision: str | None) -> str:
+class _NoSuchFileError(KtraceError):
+    """The hub has the model, but not this file of it."""
+
+
+def _download(hub_id: str, revision: str | None, name: str) -> Path:
     asked = f"model.path={hub_id}" + (f" model.revision={revision}" if revision else "")
     try:
-        # The file lies at .../snapshots/<commit>/config.json, fresh or from the cache.
-        config = hf_hub_download(hub_id, "config.json", revision=revision)
+        return Path(hf_hub_download(hub_id, name, revision=revision))
     except HFValidationError as error:
         raise KtraceError(f"{asked} is neither a folder here nor a hub id (owner/name)") from error
     except GatedRepoError as error:
@@ -121,7 +257,6 @@ def _commit(hub_id: str, revision: str | None) -> str:
             "or give the folder of a downloaded copy"
         ) from error
     except EntryNotFoundError as error:
-        raise KtraceError(f"{asked} is not a model: it has no config.json") from error
+        raise _NoSuchFileError(f"{asked} is not a model: it has no {name}") from error
     except (HfHubHTTPError, OSError) as error:
         raise KtraceError(f"{asked} cannot be reached: {error}") from error
-    return Path(config).parent.name

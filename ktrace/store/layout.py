@@ -43,5 +43,10 @@ class RunFolders:
 
     @property
     def run_yaml(self) -> Path:
-        """Resolved config, versions and fingerprint."""
+        """Resolved config, versions and fingerprint of the run that last added to the stores."""
         return self.run / "run.yaml"
+
+    @property
+    def runs(self) -> Path:
+        """The same of every run, analyses among them: a file each."""
+        return self.run / "runs"

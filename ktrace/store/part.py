@@ -40,9 +40,20 @@ def part_name(indices: Sequence[int]) -> str:
 
 
 def write_part(
-    folder: Path, schema: Schema, fingerprint: Mapping[str, Any], records: Sequence[Record]
+    folder: Path,
+    schema: Schema,
+    fingerprint: Mapping[str, Any],
+    records: Sequence[Record],
+    provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write records as one part.
+
+    Args:
+        folder: the store's.
+        schema: the fields of each record.
+        fingerprint: what determines the numbers; parts of different ones are never mixed.
+        records: one for each fact.
+        provenance: who computed them, where and when; nothing is compared with it.
 
     Raises:
         KtraceError: the folder cannot be written.
@@ -53,6 +64,7 @@ def write_part(
     with h5py.File(buffer, "w", libver=_FORMAT) as file:
         file.attrs["schema_version"] = VERSION
         _set_text(file, "fingerprint", json.dumps(fingerprint, sort_keys=True))
+        _set_text(file, "provenance", json.dumps(dict(provenance or {})))
         file.attrs["n_facts"] = len(records)
         for name, field in schema.items():
             _write_field(file, name, field, [record[name] for record in records])
@@ -122,6 +134,17 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
     with _opened(path) as file:
         fingerprint: dict[str, Any] = json.loads(file.attrs["fingerprint"])
         return fingerprint
+
+
+def read_provenance(path: Path) -> tuple[dict[str, Any], int]:
+    """Who computed a part, where and when (empty where it does not say); and its number of facts.
+
+    Raises:
+        DamagedPartError: the file is not a complete part of this schema version.
+    """
+    with _opened(path) as file:
+        provenance: dict[str, Any] = json.loads(file.attrs.get("provenance", "{}"))
+        return provenance, int(file.attrs["n_facts"])
 
 
 def read_part(path: Path, schema: Schema, names: Iterable[str]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from ktrace.errors import KtraceError
-from ktrace.store.part import DamagedPartError, read_fingerprint, read_part, write_part
+from ktrace.store.part import (
+    DamagedPartError,
+    read_fingerprint,
+    read_part,
+    read_provenance,
+    write_part,
+)
 from ktrace.store.schema import Record, Schema
 
 # A part is closed at whichever comes first; a killed run loses the part in hand and no more.
@@ -73,9 +80,20 @@ class Store:
                     seen.add(record["index"])
                     yield record
 
-    def writer(self, fingerprint: Mapping[str, Any]) -> "PartWriter":
-        """A context that collects records and writes them as parts."""
-        return PartWriter(self, fingerprint)
+    def provenance(self) -> list[tuple[dict[str, Any], int]]:
+        """Of each part: who computed it, where and when; and its number of facts.
+
+        Raises:
+            KtraceError: a part is damaged.
+        """
+        with _naming_damage():
+            return [read_provenance(path) for path in self.parts()]
+
+    def writer(
+        self, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+    ) -> "PartWriter":
+        """A context that collects records and writes them as parts; see `write_part`."""
+        return PartWriter(self, fingerprint, provenance or {})
 
 
 class PartWriter:
@@ -84,12 +102,15 @@ class PartWriter:
     Leaving the context writes what is in hand, also after an exception: those facts are complete.
     """
 
-    def __init__(self, store: Store, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(
+        self, store: Store, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> None:
         self._store = store
         self._fingerprint = fingerprint
+        self._provenance = provenance
         self._records: list[Record] = []
         self._bytes = 0
-        self._opened = time.monotonic()
+        self._opened = self._began = time.monotonic()
 
     def __enter__(self) -> "PartWriter":
         return self
@@ -115,8 +136,15 @@ class PartWriter:
     def flush(self) -> None:
         """Write what is in hand as one part."""
         records, self._records, self._bytes = self._records, [], 0
-        if records:
-            write_part(self._store.folder, self._store.schema, self._fingerprint, records)
+        if not records:
+            return
+        began, self._began = self._began, time.monotonic()
+        own = {
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "wall_seconds": round(self._began - began, 3),
+        }
+        store, provenance = self._store, {**self._provenance, **own}
+        write_part(store.folder, store.schema, self._fingerprint, records, provenance)
 
 
 @contextmanager

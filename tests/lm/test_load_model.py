@@ -1,6 +1,7 @@
 """From a folder to a proven model, and what is refused on the way."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,21 @@ def test_missing_weights_are_refused(copied: Path) -> None:
     )
 
 
+def test_weights_without_a_place_are_named(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A config with fewer layers than the weights have: the model runs, but it is another one."""
+    with caplog.at_level(logging.WARNING, logger="ktrace"):
+        loaded(copied, device="cpu")
+        assert caplog.messages == []
+        change_config(copied, num_hidden_layers=2)
+        assert loaded(copied, device="cpu").n_layers == 2
+    [message] = caplog.messages
+    assert message == (
+        f"model.path={copied}: weights that the model has no place for are ignored: "
+        "model.layers.2.input_layernorm.weight, model.layers.2.mlp.down_proj.weight, "
+        "model.layers.2.mlp.gate_proj.weight and 6 more"
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64])
 def test_garbage_for_weights(copied: Path, content: bytes) -> None:
     (copied / "model.safetensors").write_bytes(content)
@@ -119,9 +135,31 @@ def test_code_beside_the_weights_runs_only_when_allowed(copied: Path, tmp_path: 
     assert not mark.exists()
 
 
-def test_an_unknown_device(model_folder: Path) -> None:
-    for name in ("gpu", "cuda:77"):
-        assert refusal(model_folder, device=name).startswith(f"model.device={name!r} is not here")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gpu", "is no device; auto, cpu, cuda"),
+        ("cuda:-1", "is no device; auto, cpu, cuda"),
+        ("", "is no device; auto, cpu, cuda"),
+        ("meta", "holds no numbers; auto, cpu, cuda"),
+        ("cuda:77", "is not here ("),
+        ("fpga", "is not here (this torch was built without it); auto, cpu, cuda"),
+        ("privateuseone", "is not here (this torch was built without it); auto, cpu, cuda"),
+    ],
+)
+def test_a_device_that_cannot_be_used(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", None)  # not read in vain
+    message = refusal(model_folder, device=name)
+    assert message.startswith(f"model.device={name!r} {reason}")
+    assert len(message) < 250
+
+
+def test_what_a_model_can_read(llama: load.LanguageModel) -> None:
+    config: Any = llama.model.config
+    assert llama.n_embeddings == config.vocab_size
+    assert llama.max_positions == config.max_position_embeddings
 
 
 def test_no_fast_tokenizer(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,26 @@
 """A folder's identity is its content; what is no model is refused before torch is loaded."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import errors as hub
+from safetensors.torch import save_file
 
 from ktrace.errors import KtraceError
 from ktrace.lm import source
-from ktrace.lm.source import find_model
+from ktrace.lm.source import (
+    ModelSource,
+    checkpoint_dtype,
+    content_hashes,
+    find_model,
+    local_folder,
+    own_dtype,
+)
 
 
 @pytest.fixture
@@ -146,6 +156,101 @@ def test_a_hub_model_is_pinned_by_its_commit(
     # Not `main`, which may be another commit when the weights are loaded.
     assert (found.location, found.revision) == ("owner/name", COMMIT)
     assert found.identity == f"commit:{COMMIT}"
+
+
+def with_dtype(folder: Path, **named: object) -> Path:
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    for key in ("dtype", "torch_dtype"):
+        content.pop(key, None)
+    path.write_text(json.dumps(content | named))
+    return folder
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])
+def test_the_config_says_the_checkpoints_dtype(copied: Path, key: str, name: str) -> None:
+    assert checkpoint_dtype(with_dtype(copied, **{key: name})) == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_else_the_weights_do(copied: Path, dtype: str) -> None:
+    with_dtype(copied)
+    weights = {
+        "a": torch.zeros(2, dtype=torch.int64),
+        "b": torch.zeros(2, dtype=getattr(torch, dtype)),
+    }
+    save_file(weights, copied / "model.safetensors")
+    assert checkpoint_dtype(copied) == dtype
+
+
+def test_neither_says_the_dtype(copied: Path) -> None:
+    save_file({"a": torch.zeros(2, dtype=torch.int64)}, with_dtype(copied) / "model.safetensors")
+    assert checkpoint_dtype(copied) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64])
+def test_weights_that_say_nothing_readable(copied: Path, content: bytes) -> None:
+    (with_dtype(copied) / "model.safetensors").write_bytes(content)
+    with pytest.raises(KtraceError, match=r"the model cannot be loaded: model\.safetensors: "):
+        checkpoint_dtype(copied)
+
+
+def test_a_hub_models_weights_are_fetched_when_its_config_is_silent(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = copied / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    asked = []
+
+    def download(hub_id: str, name: str, revision: str | None) -> str:
+        asked.append((hub_id, name, revision))
+        weights.write_bytes(content)
+        return str(copied / name)
+
+    monkeypatch.setattr(source, "hf_hub_download", download)
+    found = ModelSource("owner/name", COMMIT, f"commit:{COMMIT}", copied)
+    assert own_dtype(found) == "float32"  # its config says so
+    assert asked == []
+    with_dtype(copied)
+    assert own_dtype(found) == "float32"
+    assert asked == [("owner/name", "model.safetensors", COMMIT)]
+
+
+def test_weights_and_tokenizer_are_named_with_their_digests(model_folder: Path) -> None:
+    found = content_hashes(find_model(str(model_folder)))
+    files = {**found["weights"], **found["tokenizer"]}
+    assert {"model.safetensors", "tokenizer.json", "tokenizer_config.json"} == files.keys()
+    for name, digest in files.items():
+        assert digest == hashlib.sha256((model_folder / name).read_bytes()).hexdigest()
+
+
+def test_a_hub_models_digests_are_those_of_the_cache(tmp_path: Path) -> None:
+    """Large files link to a blob named by its SHA-256, small ones to git's name."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / COMMIT
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for name, blob in (("model.safetensors", "ab" * 32), ("tokenizer.json", "cd" * 20)):
+        (blobs / blob).write_text("content")
+        (snapshot / name).symlink_to(blobs / blob)
+    (snapshot / "README.md").write_text("")
+    assert content_hashes(ModelSource("owner/name", COMMIT, "", snapshot)) == {
+        "weights": {"model.safetensors": "ab" * 32},
+        "tokenizer": {"tokenizer.json": hashlib.sha256(b"content").hexdigest()},
+    }
+
+
+def test_a_local_folder_is_found_without_the_hub(
+    copied: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "hf_hub_download", None)
+    assert local_folder(str(copied)) == copied
+    assert local_folder("/nowhere") is None
+    assert local_folder("nobody/no-such-model", "v1") is None
+    cached = str(copied / "config.json")
+    monkeypatch.setattr(source, "try_to_load_from_cache", lambda *args, **kwargs: cached)
+    assert local_folder("owner/name") == copied
 
 
 @pytest.mark.parametrize(

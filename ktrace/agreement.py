@@ -1,0 +1,84 @@
+"""Before an analysis: whether the stores hold what the config asks for.
+
+The stages that run a model compare the whole fingerprint. The analysis needs neither the model nor
+the facts, so it compares what is at hand here, and says what is not. No torch, no network.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ktrace.config import DatasetConfig, Dtype, ModelConfig, RunConfig
+from ktrace.facts import load_facts
+from ktrace.lm.source import checkpoint_dtype, local_folder
+from ktrace.settings import (
+    dataset_fingerprint,
+    model_fingerprint,
+    noise_fingerprint,
+    resolved_dtype,
+)
+from ktrace.store import RunFolders
+
+log = logging.getLogger(__name__)
+
+
+def require_agreement(config: RunConfig, folders: RunFolders) -> None:
+    """Refuse stores of other settings; log what could not be compared.
+
+    Raises:
+        KtraceError: stores of another dtype, quantization, module paths, noise or dataset content,
+            with both values; or a file of the model or the dataset that cannot be read.
+    """
+    stored = folders.clean.fingerprint()
+    if stored is None:  # the analysis says what to do
+        return
+    model = _model(config.model, stored.get("model", {}))
+    dataset = _dataset(config.dataset, stored.get("dataset", {}))
+    folders.clean.done(stored | {"model": model, "dataset": dataset})
+    of_noise = folders.corrupted.fingerprint()
+    if of_noise is not None:
+        folders.corrupted.done(of_noise | {"noise": noise_fingerprint(config.noise)})
+    _note_other_model(config.model, folders, stored.get("model", {}))
+
+
+def _model(config: ModelConfig, stored: dict[str, Any]) -> dict[str, Any]:
+    """The config's fingerprint; the identity, which needs the weights, is taken as it is stored."""
+    if config.dtype is Dtype.auto:
+        folder = local_folder(config.path, config.revision)
+        own = checkpoint_dtype(folder) if folder else None
+        if own is None:
+            return model_fingerprint(config, stored["identity"]) | {"dtype": stored["dtype"]}
+        config = replace(config, dtype=resolved_dtype(config, own))
+    return model_fingerprint(config, stored["identity"])
+
+
+def _dataset(config: DatasetConfig, stored: dict[str, Any]) -> dict[str, Any]:
+    if not Path(config.path).expanduser().is_file():
+        log.info(
+            "dataset.path=%s: not on this machine: the stores are not compared with it (sha256:%s)",
+            config.path,
+            stored.get("sha256"),
+        )
+        return stored
+    facts = load_facts(config.path, sha256=config.sha256)
+    return dataset_fingerprint(config, facts.digest, len(facts))
+
+
+def _note_other_model(config: ModelConfig, folders: RunFolders, stored: dict[str, Any]) -> None:
+    """The weights are not read, so that an analysis takes seconds whatever the model's size."""
+    identity = stored["identity"]
+    origins = {
+        about["model"]["path"] for about, _ in folders.clean.provenance() if "model" in about
+    }
+    folder = local_folder(config.path, config.revision)
+    if origins and config.path not in origins:
+        there = ", ".join(sorted(origins))
+        what = f"the stores were computed with model.path={there}"
+    elif folder is None:
+        what = "not on this machine: the stores are not compared with it"
+    elif identity.startswith("commit:") and folder.name != identity.removeprefix("commit:"):
+        what = f"the commit at hand is {folder.name}, the stores are of another"
+    else:
+        return
+    log.info("model.path=%s: %s (%s)", config.path, what, identity)

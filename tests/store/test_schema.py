@@ -1,0 +1,24 @@
+"""Parts of another layout are refused by their version, so a changed layout needs a new one."""
+
+import hashlib
+import json
+
+from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED, VERSION
+
+# SHA-256 of the fields of each version. A line that is there never changes.
+_LAYOUTS = {
+    1: "536ac7ca19870f824c36156d1a6721da6701749b7a7901ef1a3dec6b853fa120",
+    2: "00b8d5bad332c687e25b7ed51bd9b401acfac8b9f637168b7f3e6114d89e3844",
+}
+
+
+def test_a_changed_field_raises_the_version() -> None:
+    """If this fails: raise `VERSION`, add its line here, and describe it in docs/store.md."""
+    stores = {"clean": CLEAN, "corrupted": CORRUPTED, "restored": RESTORED}
+    layout = {
+        store: {name: [field.dtype, *field.axes] for name, field in schema.items()}
+        for store, schema in stores.items()
+    }
+    found = hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest()
+    assert max(_LAYOUTS) == VERSION
+    assert found == _LAYOUTS[VERSION], f"the fields are those of no known version: {found}"

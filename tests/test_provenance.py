@@ -1,0 +1,182 @@
+"""What a run says about itself: in run.yaml, in runs/, on every part and in summary.json."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Ktrace, refused
+
+from ktrace import pipeline, provenance
+from ktrace.config import RunConfig
+from ktrace.store import RESTORED, RunFolders, Store
+from ktrace.store.provenance import UNRECORDED, provenance_of
+from ktrace.tracing import select
+
+Compose = Callable[..., RunConfig]
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    return content
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Of every run, the oldest first."""
+    return [read(path) for path in sorted((folder / "runs").glob("*.yaml"))]
+
+
+def test_run_yaml_says_what_made_the_numbers(config: Compose, model_folder: Path) -> None:
+    outcome = pipeline.run(config("noise.std=0.5", "noise.seed=4"))
+    assert outcome.folder.name == "gaussian-std0.5-n3-seed4"
+    content = read(outcome.folder / "run.yaml")
+    assert content["status"] == "done"
+    assert content["config"]["noise"]["seed"] == content["seeds"]["noise"] == 4
+    assert content["model"]["identity"].startswith("sha256:")
+    assert content["model"]["path"] == str(model_folder)
+    assert content["model"]["dtype"] == "float32"  # the config says auto
+    assert set(content["model"]["weights"]) == {"model.safetensors"}
+    assert "tokenizer.json" in content["model"]["tokenizer"]
+    assert len(content["dataset"]["sha256"]) == 64
+    assert content["device"]["device"] == "cpu"
+    assert content["engine"] == {"asked": "suffix", "used": "suffix"}
+    assert content["noise"]["level"] == 0.5
+    assert content["noise"]["multiple"] == pytest.approx(0.5 / content["noise"]["sigma"])
+    assert content["versions"]["torch"] == version("torch")
+    assert content["wall_seconds"] >= sum(content["wall_seconds_by_stage"].values()) > 0
+    assert list(content["wall_seconds_by_stage"]) == ["clean", "corrupted", "restore", "analyze"]
+    assert {"host", "platform", "python", "git", "started", "fingerprint"} <= content.keys()
+
+
+@pytest.mark.parametrize("stage", ["filter", "clean", "corrupted"])
+def test_a_run_that_stops_early_is_recorded_too(config: Compose, stage: str) -> None:
+    folder = pipeline.run(config(f"stage={stage}")).folder
+    content = read(folder / "run.yaml")
+    assert (content["status"], content["config"]["stage"]) == ("done", stage)
+    assert records(folder) == [content]
+
+
+def test_run_yaml_stays_that_of_the_run_which_made_the_numbers(config: Compose) -> None:
+    folder = pipeline.run(config()).folder
+    traced = (folder / "run.yaml").read_text()
+    pipeline.run(config("stage=analyze"))
+    pipeline.run(config())  # computes nothing either
+    assert (folder / "run.yaml").read_text() == traced
+    assert [r["config"]["stage"] for r in records(folder)] == ["all", "analyze", "all"]
+    pipeline.run(config("mediator=mlp"))
+    assert read(folder / "run.yaml")["config"]["mediator"]["names"] == ["mlp"]
+    assert len({record["run"] for record in records(folder)}) == 4
+
+
+def test_every_part_names_its_run(config: Compose) -> None:
+    folder = pipeline.run(config()).folder
+    pipeline.run(config("mediator=mlp", "noise.seed=1"))
+    first, second = (record["run"] for record in records(folder))
+    found = provenance_of(RunFolders(folder), ["hidden", "mlp-w10"])
+    by_store = {name: list(runs) for name, runs in found["stores"].items()}
+    assert by_store == {
+        "clean": [first],
+        "corrupted": [first],
+        "restored/hidden": [first],
+        "restored/mlp-w10": [second],
+    }
+    assert found["stores"]["clean"][first]["facts"] == 7
+    assert found["stores"]["restored/mlp-w10"][second]["facts"] == 6
+    assert found["stores"]["corrupted"][first]["wall_seconds"] > 0
+    told = found["runs"][first]
+    assert told["engine"]["used"] == "suffix"
+    assert told["noise"]["multiple"] == pytest.approx(3)
+    assert told["model"]["weights"]
+    # The paths of the parts and the numbers are the contract's: nothing is compared with this.
+    assert "provenance" not in (RunFolders(folder).clean.fingerprint() or {})
+    summary = json.loads((folder / "analysis" / "summary.json").read_text())
+    assert summary["provenance"] == found
+
+
+def test_parts_without_a_record_are_named_so(tmp_path: Path) -> None:
+    folders = RunFolders(tmp_path / "noise")
+    record = {"index": 0, "known_id": 0}
+    store = Store(folders.restored("hidden").folder, {name: RESTORED[name] for name in record})
+    with store.writer({}) as writer:
+        writer.add(record)
+    assert list(provenance_of(folders, ["hidden"])["stores"]["restored/hidden"]) == [UNRECORDED]
+
+
+def test_the_engine_that_ran_is_told_and_proven_once(
+    config: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def disproof(lm: Any) -> str:
+        asked.append(lm)
+        return "it was made up"
+
+    monkeypatch.setattr(select, "_disproof", disproof)
+    folder = pipeline.run(config()).folder
+    assert read(folder / "run.yaml")["engine"] == {"asked": "suffix", "used": "reference"}
+    assert len(asked) == 1, "corrupted runs and restorations share an engine"
+
+
+def test_a_run_that_fails_says_why(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> Any:
+        raise RuntimeError("the roof is on fire")
+
+    monkeypatch.setattr("ktrace.tracing.suffix.SuffixEngine.restored", fail)
+    monkeypatch.setattr(select, "_disproof", lambda lm: None)
+    run = config()
+    with pytest.raises(RuntimeError):
+        pipeline.run(run)
+    [path] = Path(run.output_dir).rglob("run.yaml")
+    content = read(path)
+    assert (content["status"], content["reason"]) == ("failed", "the roof is on fire")
+    assert content["engine"]["used"] == "suffix"
+
+
+def test_a_killed_run_leaves_its_start(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance.RunLog, "__exit__", lambda *_: None)
+    folder = pipeline.run(config("stage=corrupted")).folder
+    content = read(folder / "run.yaml")
+    assert content["status"] == "started"
+    assert content["noise"]["sigma"] > 0
+
+
+def test_a_refused_run_leaves_nothing(ktrace: Ktrace, own: tuple[str, ...]) -> None:
+    refused(ktrace(*own, "stage=analyze"), "holds no clean runs")
+    assert not Path("outputs").exists()
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as ktrace itself, run from a source tree on the path."""
+    monkeypatch.setattr(provenance, "_PACKAGES", ("no-such-package-anywhere", "numpy"))
+    found = provenance.package_versions()
+    assert found == {"no-such-package-anywhere": None, "numpy": version("numpy")}
+
+
+def test_the_commit_is_that_of_the_package_not_of_a_repository_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    module = tmp_path / "provenance.py"
+    module.write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    provenance.git_commit.cache_clear()
+    assert provenance.git_commit() is None, "nothing is committed"
+    (tmp_path / "other").write_text("")
+    subprocess.run([*git, "add", "other"], check=True)
+    subprocess.run([*git, "commit", "-qm", "x"], check=True)
+    provenance.git_commit.cache_clear()
+    assert provenance.git_commit() is None, "the module is not tracked: an environment lies there"
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "y"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    provenance.git_commit.cache_clear()
+    assert provenance.git_commit() == head.stdout.strip()
+    module.write_text("changed")
+    provenance.git_commit.cache_clear()
+    assert provenance.git_commit() == f"{head.stdout.strip()}-dirty"
+    provenance.git_commit.cache_clear()
