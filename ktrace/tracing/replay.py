@@ -1,240 +1,191 @@
-"""Call single blocks again, on some positions and against kept keys and values.
+"""Call single blocks again, on some positions and against recorded keys and values.
 
-A model's forward pass is recorded once: what each block was called with, and its keys and values.
-Afterwards a block can be called on the positions from t on, as if the model had run up to there.
-Nothing here knows an architecture; what a family does with its arguments is proven when an engine
-is made (ktrace/tracing/select.py).
+A restoration at position t is run on the suffix from t on, as if the model had run up to there.
+Many suffixes make one call: as rows of a batch where all begin at the same position, else packed,
+side by side in one sequence whose mask lets each see its own past alone. Nothing here knows an
+architecture; what a family does with its arguments is proven when an engine is made
+(ktrace/tracing/select.py).
 """
 
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from ktrace.errors import KtraceError
 from ktrace.lm.head import logits_from
-from ktrace.lm.hooks import Edit, hooked, module_at
+from ktrace.lm.hooks import module_at
 from ktrace.lm.load import LanguageModel
+from ktrace.tracing.recording import Call, Recording, blocks_of
 
 
 @dataclass(frozen=True)
-class Call:
-    """What a block was called with.
+class Pack:
+    """Suffixes that go through a block together.
 
     Attributes:
-        block: the block.
-        states: its input, `(rows, n_positions, d_model)`.
-        arguments: everything else, by name.
-        axes: what the axes of the tensors among them are, by name.
+        positions: where they begin.
+        n_positions: of the whole sequence.
+        n_rows: suffixes at each position.
     """
 
-    block: nn.Module
-    states: torch.Tensor
-    arguments: dict[str, Any]
-    axes: dict[str, Any]
+    positions: tuple[int, ...]
+    n_positions: int
+    n_rows: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of one suffix, by position."""
+        return [self.n_positions - position for position in self.positions]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of all suffixes, by position."""
+        return [self.n_rows * length for length in self.lengths]
+
+    def first_tokens(self, number: int, rows: list[int]) -> list[int]:
+        """Where the suffixes of some rows begin in the pack, at the position with this number."""
+        offset = sum(self.sizes[:number])
+        return [offset + row * self.lengths[number] for row in rows]
+
+    def last_tokens(self, n_last: int) -> list[int]:
+        """The last tokens of every suffix in the pack."""
+        rows = list(range(self.n_rows))
+        return [
+            first + length - back
+            for number, length in enumerate(self.lengths)
+            for first in self.first_tokens(number, rows)
+            for back in range(n_last, 0, -1)
+        ]
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One forward pass.
-
-    Attributes:
-        calls: one for each layer.
-        keys: for each layer, `(rows, heads, n_positions, d_head)`.
-        values: likewise.
-        logits: at the last positions, `(rows, n_logits, vocabulary)`.
-        blocks_return_tuples: some families' blocks wrap their states in a tuple.
-    """
-
-    calls: list[Call]
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    logits: torch.Tensor
-    blocks_return_tuples: bool
-
-
-def record(
-    lm: LanguageModel, input_ids: torch.Tensor, edits: Mapping[str, Edit], n_logits: int = 1
-) -> Recording:
-    """Run the model on `(rows, n_positions)` ids under edits, and keep what a replay needs.
+def call_block(
+    recording: Recording, layer: int, states: torch.Tensor, pack: Pack, rows: slice
+) -> torch.Tensor:
+    """The output of a block on suffixes.
 
     Args:
-        lm: the model.
-        input_ids: the rows, all alike in length.
-        edits: as for `hooked`.
-        n_logits: so many last positions' logits are kept.
+        recording: of the run whose keys and values come before the suffixes.
+        layer: the block.
+        states: its input, `(n_base, tokens of the pack, d_model)`.
+        pack: what the tokens are.
+        rows: the base rows among the recording's rows.
+
+    Returns:
+        As `states`.
 
     Raises:
-        KtraceError: the model has no keys and values to keep.
+        KtraceError: several positions were packed, and the block does not take our mask alone.
     """
-    blocks = _blocks(lm)
-    other = _arguments_of_another_shape(lm, len(input_ids), input_ids.shape[1])
-    calls: list[Call] = []
-    outputs: list[Any] = []
-    cache: Any = DynamicCache()
-    with ExitStack() as stack:
-        for layer, block in enumerate(blocks):
-            stack.enter_context(_kept_calls(block, calls, other[layer]))
-        handle = blocks[-1].register_forward_hook(lambda block, args, out: outputs.append(out))
-        stack.callback(handle.remove)
-        head = cast(Any, lm.model).get_output_embeddings()
-        if head is not None:
-            stack.callback(head.register_forward_pre_hook(_contiguous).remove)
-        stack.enter_context(hooked(lm.model, edits))
-        output = lm.model(
-            input_ids=input_ids, past_key_values=cache, use_cache=True, **_last_logits(lm, n_logits)
-        )
-    kept = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    if len(kept) != lm.n_layers:
-        raise KtraceError("its layers do not all keep keys and values of each position")
-    return Recording(
-        calls=calls,
-        keys=[layer.keys for layer in cache.layers],
-        values=[layer.values for layer in cache.layers],
-        logits=output.logits[:, -n_logits:],
-        blocks_return_tuples=isinstance(outputs[0], tuple),
+    call = recording.calls[layer]
+    if len(pack.positions) == 1:
+        suffixes = states.reshape(len(states) * pack.n_rows, -1, states.shape[-1])
+        arguments = _arguments_of_suffixes(recording, layer, pack, rows, len(suffixes))
+        return _states(call.block(suffixes, **arguments)).view(states.shape)
+    arguments = _arguments_of_pack(recording, layer, pack, rows, states.device)
+    return _states(call.block(states, **arguments))
+
+
+def _states(output: Any) -> torch.Tensor:
+    states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+def _arguments_of_suffixes(
+    recording: Recording, layer: int, pack: Pack, rows: slice, n_rows: int
+) -> dict[str, Any]:
+    call, [position] = recording.calls[layer], pack.positions
+
+    def later(value: torch.Tensor, axis: int) -> torch.Tensor:
+        return value.narrow(axis, position, value.shape[axis] - position)
+
+    prefix = _Prefix(
+        recording.keys[layer][rows, :, :position], recording.values[layer][rows, :, :position]
     )
+    arguments = _arguments(call, later, prefix, n_rows)
+    if "attention_mask" in arguments and arguments["attention_mask"] is None:
+        device = call.states.device
+        mask = _causal_mask(call.block, position, pack.n_positions, device)
+        arguments["attention_mask"] = mask
+    return arguments
 
 
-def _contiguous(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The last position is a strided view, which a CPU would multiply row by row."""
-    return tuple(arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args)
+def _arguments_of_pack(
+    recording: Recording, layer: int, pack: Pack, rows: slice, device: torch.device
+) -> dict[str, Any]:
+    call = recording.calls[layer]
+    if "attention_mask" not in call.arguments or _is_flash(call.block):
+        raise KtraceError("its blocks take no mask")
+    if any(b.ndim == 4 and b.shape[-2] == b.shape[-1] > 1 for b in call.block.buffers()):
+        # By distance in the sequence (GPT-Neo), which in a pack says nothing.
+        raise KtraceError("its blocks have a mask of their own")
+    rows_at = [position for position in pack.positions for _ in range(pack.n_rows)]
+    starts = torch.tensor(rows_at, device=device)
+    lengths = pack.n_positions - starts
+    suffix = torch.arange(len(rows_at), device=device).repeat_interleave(lengths)
+    first = (lengths.cumsum(0) - lengths)[suffix]
+    places = torch.arange(len(suffix), device=device) - first + starts[suffix]
+
+    def placed(value: torch.Tensor, axis: int) -> torch.Tensor:
+        return value.index_select(axis, places)
+
+    keys, values = recording.keys[layer][rows], recording.values[layer][rows]
+    others = {name: value for name, value in call.arguments.items() if name != "attention_mask"}
+    arguments = _arguments(
+        Call(call.block, call.states, others, call.axes), placed, _Prefix(keys, values), len(keys)
+    )
+    mask = call.arguments["attention_mask"]
+    if mask is None:
+        everywhere = torch.arange(pack.n_positions, device=device)
+        mask = (everywhere <= everywhere[:, None])[None, None]
+    # Without padding all rows have the same mask.
+    to_prefix = mask[:1].index_select(2, places)
+    to_pack = to_prefix.index_select(3, places)
+    before = torch.arange(pack.n_positions, device=device) < starts[suffix][:, None]
+    own = suffix[:, None] == suffix
+    seen = torch.cat([before, own], dim=1)
+    joined = torch.cat([to_prefix, to_pack], dim=3)
+    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    arguments["attention_mask"] = joined.masked_fill(~seen, hidden).expand(len(keys), -1, -1, -1)
+    return arguments
 
 
-def _last_logits(lm: LanguageModel, n_logits: int) -> dict[str, int]:
-    accepted = inspect.signature(type(lm.model).forward).parameters
-    return {"logits_to_keep": n_logits} if "logits_to_keep" in accepted else {}
+# Takes from an argument's axis what belongs to the positions at hand.
+Select = Callable[[torch.Tensor, int], torch.Tensor]
 
 
-def _blocks(lm: LanguageModel) -> list[nn.Module]:
-    return [lm.model.get_submodule(lm.paths.sites(layer)["hidden"]) for layer in range(lm.n_layers)]
+def _arguments(call: Call, select: Select, prefix: "_Prefix", n_rows: int) -> dict[str, Any]:
+    return {
+        name: prefix
+        if isinstance(value, Cache)
+        else _selected(value, call.axes[name], select, n_rows)
+        for name, value in call.arguments.items()
+    }
 
 
-@contextmanager
-def _kept_calls(block: nn.Module, calls: list[Call], other: dict[str, Any]) -> Iterator[None]:
-    """Append what a block is called with, beside its arguments in a pass of another shape."""
+def _selected(value: Any, axes: Any, select: Select, n_rows: int) -> Any:
+    """An argument for some positions, and for so many rows.
 
-    def pre_hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states, arguments = _named(block, args, kwargs)
-        rows, n_positions = states.shape[:2]
-        axes = {
-            name: _axes_of(value, other.get(name), rows, n_positions)
-            for name, value in arguments.items()
-        }
-        calls.append(Call(block, states, arguments, axes))
-
-    handle = block.register_forward_pre_hook(pre_hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _named(
-    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The states that a block is called with, and its other arguments by name."""
-    signature = inspect.signature(block.forward)
-    arguments = signature.bind(*args, **kwargs).arguments
-    states = arguments.pop(next(iter(signature.parameters)))
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(name, {})
-    return states, arguments
-
-
-# By model and number of positions.
-_OTHERS: WeakKeyDictionary[nn.Module, dict[int, list[dict[str, Any]]]] = WeakKeyDictionary()
-
-
-def _arguments_of_another_shape(
-    lm: LanguageModel, rows: int, n_positions: int
-) -> list[dict[str, Any]]:
-    """Each block's arguments in a pass over one row that is one position longer, by their shapes.
-
-    An axis is known by how its size changes between two passes: sizes of one pass alone may agree
-    by chance. The longer one has at least the masks of the shorter; only where a model takes no
-    longer one is it one position shorter.
+    Without padding all rows have the same masks and positions: the first row's serve every row.
     """
-    assert rows > 1
-    known = _OTHERS.setdefault(lm.model, {})
-    if n_positions not in known:
-        found: list[dict[str, Any]] = []
-        config = lm.model.config.get_text_config()
-        longest = getattr(config, "max_position_embeddings", None) or getattr(
-            config, "max_seq_len", None
+    if isinstance(value, list | tuple):
+        return tuple(
+            _selected(item, a, select, n_rows) for item, a in zip(value, axes, strict=True)
         )
-        change = -1 if n_positions == longest else 1
-
-        def pre_hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(_shapes(_named(block, args, kwargs)[1]))
-
-        with ExitStack() as stack:
-            for block in _blocks(lm):
-                handle = block.register_forward_pre_hook(pre_hook, with_kwargs=True)
-                stack.callback(handle.remove)
-            lm.model(
-                input_ids=torch.zeros(1, n_positions + change, dtype=torch.long, device=lm.device),
-                past_key_values=DynamicCache(),
-                use_cache=True,
-                **_last_logits(lm, 1),
-            )
-        known[n_positions] = found
-    return known[n_positions]
-
-
-def _shapes(value: Any) -> Any:
-    """Tensors by their shapes; whatever holds them stays."""
-    if isinstance(value, torch.Tensor):
-        return value.shape
-    if isinstance(value, dict):
-        return {name: _shapes(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_shapes(item) for item in value)
-    return None
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """What the axes of an argument are.
-
-    Attributes:
-        positions: axis of the positions that a block is called on; None where there is none, as in
-            a bias for keys.
-        per_row: entries of the first axis for each row of the batch (ALiBi has one a head); 0 where
-            all rows share the argument.
-    """
-
-    positions: int | None
-    per_row: int
-
-
-def _axes_of(value: Any, other: Any, rows: int, n_positions: int) -> Any:
-    """Axes of an argument, `other` being its shape in the pass of another shape."""
-    if isinstance(value, list | tuple):
-        known = isinstance(other, tuple) and len(other) == len(value)
-        others = other if known else [None] * len(value)
-        return [_axes_of(item, o, rows, n_positions) for item, o in zip(value, others, strict=True)]
     if not isinstance(value, torch.Tensor):
-        return None
-    sizes = tuple(value.shape)
-    if not isinstance(other, torch.Size) or len(other) != len(sizes):
-        # It is no tensor at the other length, and only its own shape tells.
-        other = torch.Size(
-            1 if axis == 0 < len(sizes) - 1 and size == rows else size + (size == n_positions)
-            for axis, size in enumerate(sizes)
-        )
-    per_row = other[0] if sizes and sizes[0] == rows * other[0] else 0
-    # The last axis of a mask (rows, heads, queries, keys) or a bias (rows, 1, keys) is the keys.
-    candidates = range(1 if per_row else 0, len(sizes) if len(sizes) <= 2 else len(sizes) - 1)
-    grown = [n for n in candidates if sizes[n] == n_positions != other[n]]
-    return _Axes(grown[0] if grown else None, per_row)
+        return value
+    if axes.positions is not None:
+        value = select(value, axes.positions)
+    if not axes.per_row:
+        return value
+    first = value[: axes.per_row]
+    if axes.per_row == 1:
+        return first.expand(n_rows, *first.shape[1:])
+    return first.repeat(n_rows, *[1] * (first.ndim - 1))
 
 
 class _Prefix:
@@ -257,64 +208,12 @@ class _Prefix:
         length = prefix.shape[-2]
         joined = new.new_empty(*new.shape[:-2], length + new.shape[-2], new.shape[-1])
         joined[..., length:, :] = new
-        joined.view(-1, *prefix.shape[:-2], *joined.shape[-2:])[..., :length, :] = prefix
+        by_base = joined.view(len(prefix), -1, *joined.shape[1:])
+        by_base[..., :length, :] = prefix[:, None]
         return joined
 
     def get_seq_length(self, *args: Any) -> int:
         return int(self.keys.shape[-2])
-
-
-def call_block(
-    recording: Recording,
-    layer: int,
-    states: torch.Tensor,
-    position: int,
-    rows: slice,
-) -> torch.Tensor:
-    """The output of a block on the positions from `position` on.
-
-    Args:
-        recording: of the run whose keys and values come before `position`.
-        layer: the block.
-        states: its input, `(n x base rows, n_positions - position, d_model)`, base rows fastest.
-        position: the first one.
-        rows: the base rows among the recording's rows.
-    """
-    call = recording.calls[layer]
-    keys = recording.keys[layer][rows, :, :position]
-    values = recording.values[layer][rows, :, :position]
-    n_positions = call.states.shape[1]
-    arguments = {
-        name: _Prefix(keys, values)
-        if isinstance(value, Cache)
-        else _from(value, call.axes[name], position, len(states))
-        for name, value in call.arguments.items()
-    }
-    if "attention_mask" in arguments and arguments["attention_mask"] is None:
-        mask = _causal_mask(call.block, position, n_positions, states.device)
-        arguments["attention_mask"] = mask
-    output = call.block(states, **arguments)
-    states_out: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return states_out
-
-
-def _from(value: Any, axes: Any, position: int, n_rows: int) -> Any:
-    """An argument for the positions from `position` on, and for so many rows.
-
-    Without padding all rows have the same masks and positions: the first row's serve every row.
-    """
-    if isinstance(value, list | tuple):
-        return tuple(_from(item, a, position, n_rows) for item, a in zip(value, axes, strict=True))
-    if not isinstance(value, torch.Tensor):
-        return value
-    if axes.positions is not None:
-        value = value.narrow(axes.positions, position, value.shape[axes.positions] - position)
-    if not axes.per_row:
-        return value
-    first = value[: axes.per_row]
-    if axes.per_row == 1:
-        return first.expand(n_rows, *first.shape[1:])
-    return first.repeat(n_rows, *[1] * (first.ndim - 1))
 
 
 def _causal_mask(
@@ -323,18 +222,22 @@ def _causal_mask(
     """What a block that was called without a mask, because it is causal by itself, now needs."""
     if position == 0 or position == n_positions - 1:
         return None  # still causal by itself, or one query that sees everything
-    attention = next((m for m in block.modules() if hasattr(m, "config")), block)
-    if "flash" in str(getattr(getattr(attention, "config", None), "_attn_implementation", "")):
+    if _is_flash(block):
         return None  # aligns its causal mask with the last key
     queries = torch.arange(position, n_positions, device=device)[:, None]
     return (torch.arange(n_positions, device=device) <= queries)[None, None]
 
 
-@contextmanager
-def mlp_on_last_positions(lm: LanguageModel, layer: int, n_last: int) -> Iterator[None]:
-    """Let a layer's MLP see the last positions alone.
+def _is_flash(block: nn.Module) -> bool:
+    attention = next((m for m in block.modules() if hasattr(m, "config")), block)
+    return "flash" in str(getattr(getattr(attention, "config", None), "_attn_implementation", ""))
 
-    Its output is zero at the others: right at the last ones, meaningless elsewhere.
+
+@contextmanager
+def mlp_on(lm: LanguageModel, layer: int, tokens: slice | list[int]) -> Iterator[None]:
+    """Let a layer's MLP see some places of the sequence alone.
+
+    Its output is zero at the others: right at those seen, meaningless elsewhere.
     """
     paths = lm.paths
     block, last = (module_at(lm.model, paths.sites(layer)[site]) for site in ("hidden", "mlp"))
@@ -349,16 +252,16 @@ def mlp_on_last_positions(lm: LanguageModel, layer: int, n_last: int) -> Iterato
         states = args[0] if args else kwargs[name]
         # Some blocks flatten (rows, positions) before their MLP.
         if states.ndim == 2:
-            narrowed = states.unflatten(0, batch)[:, -n_last:].flatten(0, 1)
+            narrowed = states.unflatten(0, batch)[:, tokens].flatten(0, 1)
         else:
-            narrowed = states[:, -n_last:]
+            narrowed = states[:, tokens]
         return ((narrowed, *args[1:]), kwargs) if args else (args, kwargs | {name: narrowed})
 
     def widen(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output
         n_rows, n_positions = batch
         wide = states.new_zeros(n_rows, n_positions, states.shape[-1])
-        wide[:, -n_last:] = states.view(n_rows, n_last, -1)
+        wide[:, tokens] = states.view(n_rows, -1, states.shape[-1])
         if states.ndim == 2:
             wide = wide.flatten(0, 1)
         return (wide, *output[1:]) if isinstance(output, tuple) else wide
@@ -384,4 +287,4 @@ def logits_of(lm: LanguageModel, recording: Recording, states: torch.Tensor) -> 
     Returns:
         `(rows, vocabulary)`.
     """
-    return logits_from(lm.model, _blocks(lm), states, in_tuples=recording.blocks_return_tuples)
+    return logits_from(lm.model, blocks_of(lm), states, in_tuples=recording.blocks_return_tuples)

@@ -1,9 +1,11 @@
 """Make an engine, and prove the suffix engine on the model before trusting it."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ktrace.errors import KtraceError
@@ -35,14 +37,14 @@ def make_engine(
     """
     if name == "reference":
         return ReferenceEngine(lm, noise)
-    try:
-        problem = _disproof(lm)
-    except KtraceError as error:
-        problem = str(error)
-    except Exception as error:  # whatever a family does with its arguments may raise anything
-        problem = f"{type(error).__name__}: {error}"
+    expected: _Cells = {}
+    problem = _disproof(lm, SuffixEngine(lm, _probe_noise(lm)), expected)
     if problem is None:
-        return SuffixEngine(lm, noise, row_budget)
+        # Some families' blocks take no packs; each position then has calls of its own.
+        packed = _disproof(lm, SuffixEngine(lm, _probe_noise(lm), packed=True), expected)
+        if packed is not None:
+            log.info("%s takes no packed suffixes: %s", type(lm.model).__name__, packed)
+        return SuffixEngine(lm, noise, row_budget, packed=packed is None)
     log.warning(
         "engine=suffix cannot be proven on %s (%s): going on with engine=reference",
         type(lm.model).__name__,
@@ -51,33 +53,57 @@ def make_engine(
     return ReferenceEngine(lm, noise)
 
 
-def _disproof(lm: LanguageModel) -> str | None:
-    """How the engines differ on a made-up prompt; None where they agree in every cell tried."""
+# log p of the reference engine by mediator key, layer and position.
+_Cells = dict[tuple[str, int, int], npt.NDArray[np.float64]]
+
+
+def _probe_noise(lm: LanguageModel) -> Noise:
+    return RandomNoise(3 * float(lm.embedding_weight.float().std()), samples=2)
+
+
+def _disproof(lm: LanguageModel, engine: SuffixEngine, expected: _Cells) -> str | None:
+    """How an engine differs from the reference engine on a made-up prompt.
+
+    None where they agree in every cell tried. `expected` is filled with what the reference engine
+    says, or used if it is filled already.
+    """
     ids = tuple(range(1, 7))
-    noise: Noise = RandomNoise(3 * float(lm.embedding_weight.float().std()), samples=2)
     case = Case(0, ids, Span(1, 3), clean_run(lm, ids).predicted_ids)
-    suffix, reference = SuffixEngine(lm, noise), ReferenceEngine(lm, noise)
     have = lm.paths.sites(0)
     mediators = [
         mediator
         for mediator in (make_mediator(name, 2) for name in MEDIATOR_NAMES)
         if mediator.site in have and (mediator.severs is None or mediator.severs in have)
     ]
-    [(_, ours)] = suffix.restored([case], mediators)
-    tolerance = _TOLERANCE.get(lm.model.dtype) or _half_tolerance(lm, case, noise)
-    for mediator in mediators:
-        # First, middle and last layers and positions meet every kind of step.
-        for layer in sorted({0, lm.n_layers // 2, lm.n_layers - 1}):
-            for position in (1, 4, 5):
-                expected = reference.cell(case, mediator, layer, position)["probability"]
-                found = ours[mediator.key]["probability"][:, layer, position]
-                difference = float(np.abs(np.log(found) - np.log(expected)).max())
-                if not difference <= tolerance:
-                    return (
-                        f"log p of {mediator.key} at layer {layer}, position {position} is off by "
-                        f"{difference:.2g}"
-                    )
+    try:
+        [(_, ours)] = engine.restored([case], mediators)
+    except KtraceError as error:
+        return str(error)
+    except Exception as error:  # whatever a family does with its arguments may raise anything
+        return f"{type(error).__name__}: {error}"
+    if not expected:
+        _fill(expected, ReferenceEngine(lm, engine.noise), case, mediators)
+    tolerance = _TOLERANCE.get(lm.model.dtype) or _half_tolerance(lm, case, engine.noise)
+    for (key, layer, position), log_p in expected.items():
+        found = ours[key]["log_probability"][:, layer, position]
+        difference = float(np.abs(found - log_p).max())
+        if not difference <= tolerance:
+            return (
+                f"log p of {key} at layer {layer}, position {position} is off by {difference:.2g}"
+            )
     return None
+
+
+def _fill(
+    expected: _Cells, engine: ReferenceEngine, case: Case, mediators: Sequence[Mediator]
+) -> None:
+    n_layers = engine.lm.n_layers
+    # First, middle and last layers and positions meet every kind of step.
+    for mediator in mediators:
+        for layer in sorted({0, n_layers // 2, n_layers - 1}):
+            for position in (1, 4, 5):
+                cell = engine.cell(case, mediator, layer, position)
+                expected[mediator.key, layer, position] = cell["log_probability"]
 
 
 @dataclass(frozen=True)

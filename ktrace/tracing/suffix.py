@@ -1,34 +1,27 @@
 """The suffix engine: the reference engine's numbers without its repetitions.
 
-Restoring (layer l, position t) changes nothing at positions before t nor in layers up to l. So for
-each t the layers are walked once, on the positions from t on, against the corrupted run's keys and
+Restoring (layer l, position t) changes nothing at positions before t nor in layers up to l. So the
+layers are walked once, for each t on the positions from t on, against the corrupted run's keys and
 values before t; at each layer the batch holds every restoration that has begun (ktrace/tracing/
-plan.py says which). Work falls from S·T²·L² block calls to about S·L²/2·Σ(T - t).
+plan.py says which, walk.py runs them). Block calls fall from S·T²·L² to about S·L²/2·Σ(T - t).
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TypeVar
 
 import numpy as np
 import torch
 
 from ktrace.errors import KtraceError
-from ktrace.lm.hooks import Edit, hooked
 from ktrace.lm.load import LanguageModel
-from ktrace.tracing.engine import METRICS, Baseline, Case, Scores, Shape, make_targets, score
+from ktrace.tracing.engine import METRICS, Baseline, Case, Scores, Shape
 from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.memory import is_out_of_memory, release, rows_that_fit
 from ktrace.tracing.noise import Noise
-from ktrace.tracing.plan import Cell, Plan, Step, make_plan, split
-from ktrace.tracing.replay import (
-    Recording,
-    call_block,
-    logits_of,
-    mlp_on_last_positions,
-    record,
-)
+from ktrace.tracing.plan import Cell, make_plan, split
+from ktrace.tracing.runs import Runs
+from ktrace.tracing.walk import Walk
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +29,9 @@ log = logging.getLogger(__name__)
 # multiplications in one block call on a CPU, and on an accelerator.
 _ENOUGH_WORK = {"cpu": 4e10, "cuda": 2e12}
 _MOST_CASES = 32
+# Suffixes of several positions share a block call until it has so many tokens: products of small
+# matrices are slow. More would cost more in attention, where a packed token meets all others.
+_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 
 T = TypeVar("T")
 
@@ -48,11 +44,21 @@ class SuffixEngine:
         noise: what corrupts.
         row_budget: most rows in one block call; None takes what fits into memory. One fact's clean
             and corrupted runs are never parted, nor are the samples of one restoration.
+        packed: whether suffixes of several positions may share a block call; not every family's
+            blocks can (ktrace/tracing/select.py proves it).
     """
 
-    def __init__(self, lm: LanguageModel, noise: Noise, row_budget: int | None = None) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        noise: Noise,
+        row_budget: int | None = None,
+        *,
+        packed: bool = False,
+    ) -> None:
         self.lm = lm
         self.noise = noise
+        self.packed = packed
         self._row_budget = row_budget
 
     def cases_together(self, shape: Shape) -> int:
@@ -121,7 +127,7 @@ class SuffixEngine:
             log.warning("out of memory: going on with engine.row_budget=%d", self._row_budget)
 
     def _baseline(self, group: Sequence[Case], budget: int) -> list[tuple[Case, Baseline]]:
-        runs = _Runs(self.lm, self.noise, group, sites=())
+        runs = Runs(self.lm, self.noise, group, sites=())
         clean = runs.clean_scores()
         corrupted = _by_case(runs.corrupted_scores(), len(group))
         found = []
@@ -138,7 +144,7 @@ class SuffixEngine:
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
         lm = self.lm
         sites = {m.site for m in mediators} | {m.severs for m in mediators if m.severs}
-        runs = _Runs(lm, self.noise, group, sites=sorted(sites | {"hidden"}))
+        runs = Runs(lm, self.noise, group, sites=sorted(sites | {"hidden"}))
         n_prompt = len(group[0].input_ids)
         unchanged, last_restored = _known(runs, group)
         shape = (runs.n_base, lm.n_layers, n_prompt)
@@ -155,12 +161,13 @@ class SuffixEngine:
                 for metric in METRICS:
                     results[mediator.key][metric][:, -1, -1] = last_restored[metric]
         cells = [Cell(m, layer) for m in mediators for layer in range(lm.n_layers)]
+        positions = range(group[0].span.start, n_prompt)
+        pack_tokens = self._pack_tokens(runs, budget)
         for chunk in split(cells, max(1, budget // runs.n_base)):
             plan = make_plan(chunk, lm.n_layers)
             if not plan.row_of:
                 continue
-            positions = range(group[0].span.start, n_prompt)
-            final = torch.stack([_Walk(runs, plan, position).run() for position in positions])
+            final = Walk(runs, plan, positions, pack_tokens).run()
             # (positions, rows of the plan, base rows): one call of the head serves all positions.
             scores = {
                 metric: values.reshape(final.shape[:3])
@@ -177,8 +184,15 @@ class SuffixEngine:
             for number, case in enumerate(group)
         ]
 
+    def _pack_tokens(self, runs: Runs, budget: int) -> int:
+        if not self.packed:
+            return 1
+        most = _PACK_TOKENS.get(self.lm.device.type, _PACK_TOKENS["cuda"])
+        # Of each base row no more than keep attention small beside the products with weights.
+        return min(most, budget * runs.n_positions, runs.n_base * self.lm.d_embedding // 2)
 
-def _known(runs: "_Runs", group: Sequence[Case]) -> tuple[Scores, Scores]:
+
+def _known(runs: Runs, group: Sequence[Case]) -> tuple[Scores, Scores]:
     """Scores that need no walk, `(n_base,)`: where nothing changes, and of the last state restored.
 
     Those of a case with a baseline are the baseline's to the bit: it may have been run in other
@@ -200,177 +214,3 @@ def _by_case(scores: Scores, n_cases: int) -> list[Scores]:
     """Cut arrays with base rows first, (case, sample), into one for each case."""
     cut = {metric: np.split(values, n_cases) for metric, values in scores.items()}
     return [{metric: values[number] for metric, values in cut.items()} for number in range(n_cases)]
-
-
-class _Runs:
-    """Clean and corrupted runs of a group, recorded in one forward pass.
-
-    The first rows are clean, one for each case; the base rows follow, (case, sample), with the
-    sample fastest.
-    """
-
-    def __init__(
-        self, lm: LanguageModel, noise: Noise, group: Sequence[Case], sites: Sequence[str]
-    ) -> None:
-        self.lm = lm
-        self.n_cases = len(group)
-        self.n_samples = noise.samples
-        self.n_answer = len(group[0].answer_ids)
-        self.n_positions = len(group[0].forced_ids)
-        self.n_base = self.n_cases * self.n_samples
-        ids = torch.tensor([case.forced_ids for case in group], device=lm.device)
-        self.outputs: dict[str, torch.Tensor] = {}
-        edits: dict[str, Edit] = {lm.paths.embedding: self._add_noise(noise, group)}
-        for layer in range(lm.n_layers):
-            for site in sites:
-                path = lm.paths.sites(layer)[site]
-                edits[path] = self._keep(path)
-        rows = torch.cat([ids, ids.repeat_interleave(self.n_samples, dim=0)])
-        self.recording: Recording = record(lm, rows, edits, self.n_answer)
-        logits = self.recording.logits
-        self.targets = make_targets(group, logits[: self.n_cases], self._by_case(logits))
-
-    def _add_noise(self, noise: Noise, group: Sequence[Case]) -> Edit:
-        def edit(embeddings: torch.Tensor) -> torch.Tensor:
-            noised = embeddings.clone()
-            base = self._by_case(noised)
-            for number, case in enumerate(group):
-                start, stop = case.span
-                base[number, :, start:stop] = noise.corrupt(case, embeddings[number, start:stop])
-            return noised
-
-        return edit
-
-    def _by_case(self, rows: torch.Tensor) -> torch.Tensor:
-        """The base rows among all rows, `(n_cases, n_samples, ...)`; a view."""
-        return rows[self.n_cases :].view(self.n_cases, self.n_samples, *rows.shape[1:])
-
-    def _keep(self, path: str) -> Edit:
-        def watch(output: torch.Tensor) -> None:
-            self.outputs[path] = output.clone()  # a block may add to it in place (Falcon)
-
-        return watch
-
-    def clean(self, site: str, layer: int, position: int) -> torch.Tensor:
-        """A site's clean output at one position, for each base row, `(n_base, d_model)`."""
-        output = self.outputs[self.lm.paths.sites(layer)[site]]
-        return output[: self.n_cases, position].repeat_interleave(self.n_samples, dim=0)
-
-    def corrupted(self, site: str, layer: int, position: int) -> torch.Tensor:
-        """A site's corrupted output at one position, `(n_base, d_model)`."""
-        return self.outputs[self.lm.paths.sites(layer)[site]][self.n_cases :, position]
-
-    def corrupted_input(self, layer: int, position: int) -> torch.Tensor:
-        """A block's corrupted input from one position on, `(n_base, positions, d_model)`."""
-        return self.recording.calls[layer].states[self.n_cases :, position:]
-
-    def clean_scores(self) -> Scores:
-        """Of the clean run, repeated for each base row, `(n_base,)`."""
-        scores = score(self.recording.logits[None, : self.n_cases, None], self.targets)
-        return {
-            metric: values.repeat(self.n_samples) for metric, values in _as_arrays(scores).items()
-        }
-
-    def corrupted_scores(self) -> Scores:
-        """Of the corrupted run, `(n_base,)`."""
-        return _as_arrays(score(self._by_case(self.recording.logits)[None], self.targets))
-
-    def last_restored_scores(self) -> Scores:
-        """With the last block's output at the prompt's last position restored, `(n_base,)`."""
-        logits = self._by_case(self.recording.logits).clone()
-        logits[:, :, 0] = self.recording.logits[: self.n_cases, None, 0]
-        return _as_arrays(score(logits[None], self.targets))
-
-    def scores(self, states: torch.Tensor) -> Scores:
-        """From last-layer states, some at a time: logits are large.
-
-        Args:
-            states: `(n, n_base, n_answer, d_model)`.
-
-        Returns:
-            `(n x n_base,)` for each metric.
-        """
-        parts = []
-        for some in torch.split(states, max(1, _HEAD_ROWS // (self.n_base * self.n_answer))):
-            logits = logits_of(self.lm, self.recording, some.flatten(0, 2))
-            by_fact = logits.view(len(some), self.n_cases, self.n_samples, self.n_answer, -1)
-            parts.append(_as_arrays(score(by_fact, self.targets)))
-        return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}
-
-
-def _as_arrays(scores: Mapping[str, torch.Tensor]) -> Scores:
-    return {metric: values.double().cpu().numpy().ravel() for metric, values in scores.items()}
-
-
-_HEAD_ROWS = 256
-
-
-class _Walk:
-    """One pass over the layers, on the positions from `position` on."""
-
-    def __init__(self, runs: _Runs, plan: Plan, position: int) -> None:
-        self.runs = runs
-        self.plan = plan
-        self.position = position
-        self.n_positions = runs.n_positions - position
-
-    def run(self) -> torch.Tensor:
-        """Last-layer states that predict, `(rows of the plan, n_base, n_answer, d_model)`."""
-        runs, lm = self.runs, self.runs.lm
-        base_rows = slice(runs.n_cases, None)
-        states: torch.Tensor | None = None
-        for layer, step in enumerate(self.plan.steps):
-            if not step.n_rows:
-                continue
-            states = self._input(step, layer, states)
-            is_last = layer == lm.n_layers - 1
-            # In the last layer only the predicting positions count: edits at others do not.
-            alone = is_last and self.n_positions > runs.n_answer
-            edits = {} if alone else self._edits(step, layer)
-            context = mlp_on_last_positions(lm, layer, runs.n_answer) if alone else nullcontext()
-            with context, hooked(lm.model, edits):
-                output = call_block(
-                    runs.recording, layer, states.flatten(0, 1), self.position, base_rows
-                )
-            states = output.view(step.n_rows, runs.n_base, *output.shape[1:])
-        assert states is not None
-        return states[:, :, -runs.n_answer :]
-
-    def _input(self, step: Step, layer: int, states: torch.Tensor | None) -> torch.Tensor:
-        parts: list[torch.Tensor] = []
-        if states is not None:
-            unchanged = step.sources == list(range(len(states)))
-            parts.append(states if unchanged else states[step.sources])
-        for restored in step.joining_restored:
-            joining = self.runs.corrupted_input(layer, self.position)
-            if restored:
-                joining = joining.clone()
-                joining[:, 0] = self.runs.clean("hidden", layer - 1, self.position)
-            parts.append(joining[None])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _edits(self, step: Step, layer: int) -> dict[str, Edit]:
-        paths = self.runs.lm.paths.sites(layer)
-        edits: dict[str, Edit] = {}
-        for site in {*step.restored, *step.severed}:
-            changes = []
-            if site in step.restored:
-                clean = self.runs.clean(site, layer, self.position)
-                changes.append((step.restored[site], clean))
-            if site in step.severed:
-                held = self.runs.corrupted(site, layer, self.position)
-                changes.append((step.severed[site], held))
-            edits[paths[site]] = self._set_first_position(step.n_rows, changes)
-        return edits
-
-    def _set_first_position(
-        self, n_rows: int, changes: Sequence[tuple[list[int], torch.Tensor]]
-    ) -> Edit:
-        def edit(output: torch.Tensor) -> torch.Tensor:
-            edited = output.clone()
-            by_row = edited.view(n_rows, -1, *edited.shape[1:])
-            for rows, values in changes:
-                by_row[rows, :, 0] = values
-            return edited
-
-        return edit

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,18 +19,21 @@ from ktrace.errors import KtraceError
 from ktrace.facts import Span
 from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import LanguageModel, language_model
-from ktrace.tracing import select, suffix
+from ktrace.tracing import runs, select, suffix, walk
 from ktrace.tracing.engine import METRICS, Baseline, Case, Engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.plan import Cell, make_plan, split
 from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.replay import Pack
 from ktrace.tracing.suffix import SuffixEngine
 
 NOISE = RandomNoise(1.0, samples=3)
 MEDIATORS = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
 TOLERANCE = 1e-6  # of probabilities, in float32
+# Their blocks know more of positions than the mask says: biases by distance, or a window.
+NOT_PACKED = {"BloomForCausalLM", "MptForCausalLM", "GPTNeoForCausalLM"}
 
 
 def scores(
@@ -65,6 +69,7 @@ def test_parity_on_every_family(architecture: str) -> None:
     assert min(spreads.values()) >= 0.1, spreads
     engine = select.make_engine("suffix", lm, NOISE)
     assert isinstance(engine, SuffixEngine), "fell back to the reference engine"
+    assert engine.packed == (architecture not in NOT_PACKED)
     assert largest_difference(scores(engine, cases), expected) <= TOLERANCE
 
 
@@ -85,7 +90,7 @@ def wide_llama() -> LanguageModel:
     return language_model(micro_llama(3).double())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_parity_on_every_shape(data: st.DataObject) -> None:
     lm = wide_llama()
@@ -108,7 +113,10 @@ def test_parity_on_every_shape(data: st.DataObject) -> None:
     window = data.draw(st.integers(1, 5), "window")
     mediators = [make_mediator(name, window) for name in MEDIATOR_NAMES]
     budget = data.draw(st.sampled_from([None, 1, 5, 12]), "row budget")
-    ours = scores(SuffixEngine(lm, noise, budget), cases, mediators)
+    # From one position a call, over some, to all of them.
+    pack_tokens = data.draw(st.sampled_from([1, 8, 30, 1000]), "tokens of a pack")
+    with mock.patch.dict(suffix._PACK_TOKENS, cpu=pack_tokens):
+        ours = scores(SuffixEngine(lm, noise, budget, packed=True), cases, mediators)
     theirs = scores(ReferenceEngine(lm, noise), cases, mediators)
     assert largest_difference(ours, theirs) <= 1e-12
 
@@ -186,7 +194,7 @@ def test_the_same_groups_give_the_same_bits(llama: LanguageModel) -> None:
 
 def hold_rows(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Let memory hold so many rows, in the recorded pass as in the walks; returns rows that ran."""
-    originals, ran = (suffix.record, suffix.call_block), []
+    originals, ran = (runs.record, walk.call_block), []
 
     def check(n_rows: int) -> None:
         if n_rows > most:
@@ -197,27 +205,29 @@ def hold_rows(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
         check(len(input_ids))
         return originals[0](lm, input_ids, *rest)
 
-    def call_block(recording: Any, layer: int, states: torch.Tensor, *rest: Any) -> Any:
-        check(len(states))
-        return originals[1](recording, layer, states, *rest)
+    def call_block(recording: Any, layer: int, states: torch.Tensor, pack: Pack, *rest: Any) -> Any:
+        check(-(-states.shape[:2].numel() // pack.n_positions))
+        return originals[1](recording, layer, states, pack, *rest)
 
-    monkeypatch.setattr(suffix, "record", record)
-    monkeypatch.setattr(suffix, "call_block", call_block)
+    monkeypatch.setattr(runs, "record", record)
+    monkeypatch.setattr(walk, "call_block", call_block)
     return ran
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("most", [4, 9, 13])
 def test_out_of_memory_goes_on_with_less_and_loses_nothing(
     llama: LanguageModel,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     most: int,
+    packed: bool,
 ) -> None:
     """Rows of a group: 16 recorded, up to 240 in a walk. One fact needs 4 of them."""
     cases = [known_case(llama, seed) for seed in range(4)]
     expected = scores(SuffixEngine(llama, NOISE), cases)
     hold_rows(monkeypatch, most)
-    engine = SuffixEngine(llama, NOISE, row_budget=300)
+    engine = SuffixEngine(llama, NOISE, row_budget=300, packed=packed)
     with caplog.at_level(logging.WARNING):
         found = scores(engine, cases)
     assert "going on with engine.row_budget=" in caplog.text
@@ -236,12 +246,13 @@ def test_out_of_memory_in_corrupted_runs_goes_on_too(
     assert found == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 def test_a_row_budget_bounds_every_call(
-    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
     cases = [known_case(llama, seed) for seed in range(4)]
     ran = hold_rows(monkeypatch, 12)
-    engine = SuffixEngine(llama, NOISE, row_budget=12)
+    engine = SuffixEngine(llama, NOISE, row_budget=12, packed=packed)
     scores(engine, cases)
     list(engine.baseline(cases))
     assert 4 < max(ran) <= 12
@@ -253,7 +264,7 @@ def test_out_of_memory_with_one_row_is_the_users_to_mend(
     def no_memory(*args: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
 
-    monkeypatch.setattr(suffix, "call_block", no_memory)
+    monkeypatch.setattr(walk, "call_block", no_memory)
     with pytest.raises(KtraceError, match=r"noise\.samples"):
         scores(SuffixEngine(llama, NOISE), [known_case(llama, 1)])
 
@@ -264,7 +275,7 @@ def test_other_runtime_errors_are_not_swallowed(
     def broken(*args: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(suffix, "call_block", broken)
+    monkeypatch.setattr(walk, "call_block", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         scores(SuffixEngine(llama, NOISE), [known_case(llama, 1)])
 
@@ -296,12 +307,12 @@ def test_the_proof_sees_a_missing_severing_in_half_precision(
     """Whose effect is 0.1 on the small Gemma-3: a guess at rounding would let it pass."""
     lm = language_model(tiny_model(architecture).to(torch.bfloat16))
     assert isinstance(select.make_engine("suffix", lm, NOISE), SuffixEngine)
-    original = suffix._Walk._edits
+    original = walk.Walk._edits
 
-    def edits_without_severing(walk: Any, step: Any, layer: int) -> Any:
-        return original(walk, replace(step, severed={}), layer)
+    def edits_without_severing(self: Any, step: Any, *rest: Any) -> Any:
+        return original(self, replace(step, severed={}), *rest)
 
-    monkeypatch.setattr(suffix._Walk, "_edits", edits_without_severing)
+    monkeypatch.setattr(walk.Walk, "_edits", edits_without_severing)
     assert isinstance(select.make_engine("suffix", lm, NOISE), ReferenceEngine)
 
 

@@ -1,0 +1,115 @@
+"""The clean and the corrupted runs of a group of cases, as the suffix engine needs them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from ktrace.lm.hooks import Edit
+from ktrace.lm.load import LanguageModel
+from ktrace.tracing.engine import METRICS, Case, Scores, make_targets, score
+from ktrace.tracing.noise import Noise
+from ktrace.tracing.recording import Recording, record
+from ktrace.tracing.replay import logits_of
+
+_HEAD_ROWS = 256
+
+
+class Runs:
+    """Clean and corrupted runs of a group, recorded in one forward pass.
+
+    The first rows are clean, one for each case; the base rows follow, (case, sample), with the
+    sample fastest.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, noise: Noise, group: Sequence[Case], sites: Sequence[str]
+    ) -> None:
+        self.lm = lm
+        self.n_cases = len(group)
+        self.n_samples = noise.samples
+        self.n_answer = len(group[0].answer_ids)
+        self.n_positions = len(group[0].forced_ids)
+        self.n_base = self.n_cases * self.n_samples
+        ids = torch.tensor([case.forced_ids for case in group], device=lm.device)
+        self.outputs: dict[str, torch.Tensor] = {}
+        edits: dict[str, Edit] = {lm.paths.embedding: self._add_noise(noise, group)}
+        for layer in range(lm.n_layers):
+            for site in sites:
+                path = lm.paths.sites(layer)[site]
+                edits[path] = self._keep(path)
+        rows = torch.cat([ids, ids.repeat_interleave(self.n_samples, dim=0)])
+        self.recording: Recording = record(lm, rows, edits, self.n_answer)
+        logits = self.recording.logits
+        self.targets = make_targets(group, logits[: self.n_cases], self._by_case(logits))
+
+    def _add_noise(self, noise: Noise, group: Sequence[Case]) -> Edit:
+        def edit(embeddings: torch.Tensor) -> torch.Tensor:
+            noised = embeddings.clone()
+            base = self._by_case(noised)
+            for number, case in enumerate(group):
+                start, stop = case.span
+                base[number, :, start:stop] = noise.corrupt(case, embeddings[number, start:stop])
+            return noised
+
+        return edit
+
+    def _by_case(self, rows: torch.Tensor) -> torch.Tensor:
+        """The base rows among all rows, `(n_cases, n_samples, ...)`; a view."""
+        return rows[self.n_cases :].view(self.n_cases, self.n_samples, *rows.shape[1:])
+
+    def _keep(self, path: str) -> Edit:
+        def watch(output: torch.Tensor) -> None:
+            self.outputs[path] = output.clone()  # a block may add to it in place (Falcon)
+
+        return watch
+
+    def clean(self, site: str, layer: int, position: int) -> torch.Tensor:
+        """A site's clean output at one position, for each base row, `(n_base, d_model)`."""
+        output = self.outputs[self.lm.paths.sites(layer)[site]]
+        return output[: self.n_cases, position].repeat_interleave(self.n_samples, dim=0)
+
+    def corrupted(self, site: str, layer: int, position: int) -> torch.Tensor:
+        """A site's corrupted output at one position, `(n_base, d_model)`."""
+        return self.outputs[self.lm.paths.sites(layer)[site]][self.n_cases :, position]
+
+    def corrupted_input(self, layer: int, position: int) -> torch.Tensor:
+        """A block's corrupted input from one position on, `(n_base, positions, d_model)`."""
+        return self.recording.calls[layer].states[self.n_cases :, position:]
+
+    def clean_scores(self) -> Scores:
+        """Of the clean run, repeated for each base row, `(n_base,)`."""
+        scores = score(self.recording.logits[None, : self.n_cases, None], self.targets)
+        return {
+            metric: values.repeat(self.n_samples) for metric, values in _as_arrays(scores).items()
+        }
+
+    def corrupted_scores(self) -> Scores:
+        """Of the corrupted run, `(n_base,)`."""
+        return _as_arrays(score(self._by_case(self.recording.logits)[None], self.targets))
+
+    def last_restored_scores(self) -> Scores:
+        """With the last block's output at the prompt's last position restored, `(n_base,)`."""
+        logits = self._by_case(self.recording.logits).clone()
+        logits[:, :, 0] = self.recording.logits[: self.n_cases, None, 0]
+        return _as_arrays(score(logits[None], self.targets))
+
+    def scores(self, states: torch.Tensor) -> Scores:
+        """From last-layer states, some at a time: logits are large.
+
+        Args:
+            states: `(n, n_base, n_answer, d_model)`.
+
+        Returns:
+            `(n x n_base,)` for each metric.
+        """
+        parts = []
+        for some in torch.split(states, max(1, _HEAD_ROWS // (self.n_base * self.n_answer))):
+            logits = logits_of(self.lm, self.recording, some.flatten(0, 2))
+            by_fact = logits.view(len(some), self.n_cases, self.n_samples, self.n_answer, -1)
+            parts.append(_as_arrays(score(by_fact, self.targets)))
+        return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}
+
+
+def _as_arrays(scores: Mapping[str, torch.Tensor]) -> Scores:
+    return {metric: values.double().cpu().numpy().ravel() for metric, values in scores.items()}
