@@ -8,7 +8,7 @@ _SHARE = 0.5  # of what is free: the estimate is rough, and others use the devic
 _MOST_ROWS = 4096
 # glibc gives larger blocks back to the system whenever they are freed; to fault their pages in
 # again costs more than larger batches gain.
-_LARGEST_CPU_BLOCK = 32 * 2**20
+LARGEST_CPU_BLOCK = 32 * 2**20
 
 
 def rows_that_fit(lm: LanguageModel, n_positions: int) -> int:
@@ -23,7 +23,7 @@ def rows_that_fit(lm: LanguageModel, n_positions: int) -> int:
     d_inner = int(getattr(config, "intermediate_size", None) or 4 * d_model)
     size = torch.finfo(lm.model.dtype).bits // 8
     if lm.device.type == "cpu":
-        rows = int(_LARGEST_CPU_BLOCK / (n_positions * d_inner * size))
+        rows = int(LARGEST_CPU_BLOCK / (n_positions * d_inner * size))
     else:
         # Inputs, outputs, residuals, queries, keys and values, and the MLP's inner states, gates.
         numbers = n_positions * (10 * d_model + 4 * d_inner)

@@ -8,11 +8,12 @@ import torch
 from ktrace.lm.hooks import Edit
 from ktrace.lm.load import LanguageModel
 from ktrace.tracing.engine import METRICS, Case, Scores, make_targets, score
+from ktrace.tracing.memory import LARGEST_CPU_BLOCK
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.recording import Recording, record
 from ktrace.tracing.replay import logits_of
 
-_HEAD_ROWS = 256
+_HEAD_ROWS = 256  # at most
 
 
 class Runs:
@@ -104,7 +105,9 @@ class Runs:
             `(n x n_base,)` for each metric.
         """
         parts = []
-        for some in torch.split(states, max(1, _HEAD_ROWS // (self.n_base * self.n_answer))):
+        row_bytes = self.recording.logits.shape[-1] * self.recording.logits.element_size()
+        n_rows = min(_HEAD_ROWS, LARGEST_CPU_BLOCK // row_bytes)
+        for some in torch.split(states, max(1, n_rows // (self.n_base * self.n_answer))):
             logits = logits_of(self.lm, self.recording, some.flatten(0, 2))
             by_fact = logits.view(len(some), self.n_cases, self.n_samples, self.n_answer, -1)
             parts.append(_as_arrays(score(by_fact, self.targets)))
