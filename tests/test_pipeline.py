@@ -121,7 +121,7 @@ def test_another_mediator_reuses_the_clean_and_corrupted_runs(
     before = snapshot(outcome.folder.parent)
     forbid(monkeypatch, clean, "clean_run")
     forbid(monkeypatch, suffix.SuffixEngine, "baseline")
-    monkeypatch.setattr("ktrace.tracing.select._disproof", lambda lm: None)  # it runs its own
+    monkeypatch.setattr("ktrace.tracing.select._disproof", lambda *args: None)  # it runs its own
     outcome = pipeline.run(config("mediator=mlp"))
     after = snapshot(outcome.folder.parent)
     assert before.items() < after.items()
@@ -179,7 +179,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
             yield result
 
     monkeypatch.setattr(suffix.SuffixEngine, "restored", interrupted)
-    monkeypatch.setattr("ktrace.tracing.select._disproof", lambda lm: None)
+    monkeypatch.setattr("ktrace.tracing.select._disproof", lambda *args: None)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(config("mediator=all"))
     done = snapshot(tmp_path / "out")
