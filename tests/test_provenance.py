@@ -111,7 +111,7 @@ def test_the_engine_that_ran_is_told_and_proven_once(
 ) -> None:
     asked = []
 
-    def disproof(lm: Any) -> str:
+    def disproof(lm: Any, *args: Any) -> str:
         asked.append(lm)
         return "it was made up"
 
@@ -126,7 +126,7 @@ def test_a_run_that_fails_says_why(config: Compose, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("the roof is on fire")
 
     monkeypatch.setattr("ktrace.tracing.suffix.SuffixEngine.restored", fail)
-    monkeypatch.setattr(select, "_disproof", lambda lm: None)
+    monkeypatch.setattr(select, "_disproof", lambda *args: None)
     run = config()
     with pytest.raises(RuntimeError):
         pipeline.run(run)
