@@ -1,5 +1,14 @@
 """Causal tracing of factual knowledge in language models.
 
+    model = ktrace.load_model("tiny")               a preset, a folder or a hub id
+    trace = ktrace.trace(model, prompt, subject)    every layer and position of one prompt
+    trace.plot(); trace.to_frame()                  a figure; a pandas frame
+    ktrace.load_effects(run_folder)                 the frame of a stored run, without torch
+    ktrace.load_activations(run_folder, ...)        clean activations of a stored run
+
+Runs over many facts are commands: `python -m ktrace --help`. Errors that a person can mend are
+`ktrace.KtraceError`.
+
 The public API is what `__all__` names; each name is imported when it is first used, so that
 `import ktrace` stays light and reading stores never imports torch.
 """
@@ -10,15 +19,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ktrace.analysis.activations import load_activations
     from ktrace.analysis.effects import load_effects
+    from ktrace.api import Trace, load_model, trace
     from ktrace.errors import KtraceError
 
 _HOMES = {
     "KtraceError": "ktrace.errors",
+    "Trace": "ktrace.api",
     "load_activations": "ktrace.analysis.activations",
     "load_effects": "ktrace.analysis.effects",
+    "load_model": "ktrace.api",
+    "trace": "ktrace.api",
 }
 
-__all__ = ["KtraceError", "load_activations", "load_effects"]
+__all__ = ["KtraceError", "Trace", "load_activations", "load_effects", "load_model", "trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrace.config import DatasetConfig, Dtype, ModelConfig, RunConfig
-from ktrace.facts import load_facts
+from ktrace.datasets import facts_of
 from ktrace.lm.source import checkpoint_dtype, local_folder
 from ktrace.settings import (
     dataset_fingerprint,
@@ -54,14 +54,15 @@ def _model(config: ModelConfig, stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dataset(config: DatasetConfig, stored: dict[str, Any]) -> dict[str, Any]:
-    if not Path(config.path).expanduser().is_file():
+    on_disk = config.hub is None and config.path and Path(config.path).expanduser().is_file()
+    if config.prompt is None and not on_disk:
         log.info(
             "dataset.path=%s: not on this machine: the stores are not compared with it (sha256:%s)",
             config.path,
             stored.get("sha256"),
         )
         return stored
-    facts = load_facts(config.path, sha256=config.sha256)
+    facts = facts_of(config)
     return dataset_fingerprint(config, facts.digest, len(facts))
 
 

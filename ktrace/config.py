@@ -6,6 +6,7 @@ because OmegaConf would then refuse every override; nothing changes one after `t
 No torch here: this module is on the road to `--help`.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -153,15 +154,37 @@ class Answer(Enum):
 
 
 @dataclass
+class ColumnsConfig:
+    """Where a file of another schema keeps the fields of a fact; `a.b` is b inside a."""
+
+    known_id: str | None = None  # `_row` numbers the records from 0
+    prompt: str | None = None
+    subject: str | None = None
+    attribute: str | None = None
+    template: str | None = None  # a prompt with {} where the subject belongs
+    relation_id: str | None = None
+    subject_start: str | None = None
+
+
+@dataclass
 class DatasetConfig:
-    """Which facts."""
+    """Which facts: those of a file here or on the hub, or one prompt."""
 
     name: str = MISSING  # folder of the store
-    path: str = MISSING
+    path: str | None = MISSING
     limit: int | None = None  # the first n facts; never changes a fact's numbers
     url: str | None = None  # where a missing file is downloaded from
     sha256: str | None = None  # of the canonical JSON, checked after reading
     answer: Answer = Answer.first_token
+    hub: str | None = None  # dataset repository that holds `path`
+    revision: str | None = None  # its branch, tag or commit
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    prompt: str | None = None  # in place of a file
+    subject: str | None = None
+    attribute: str | None = None  # null: what the model predicts
+    subject_start: int | None = None  # character, where the prompt holds the subject twice
+    # Facts whose subjects the noise is measured on; null: the dataset's own.
+    noise_facts: str | None = None
 
 
 @dataclass
@@ -206,6 +229,14 @@ def register(bundled: "Any") -> None:
         "basename", lambda path: PurePosixPath(str(path)).name, replace=True
     )
     OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
+    OmegaConf.register_new_resolver("prompt_name", _prompt_name, replace=True)
+
+
+def _prompt_name(subject: object, *rest: object) -> str:
+    """A folder for one prompt: readable, and another one for every other prompt."""
+    slug = re.sub(r"[^a-z0-9]+", "-", str(subject).lower()).strip("-")[:24].strip("-")
+    digest = hashlib.sha256(repr((subject, *rest)).encode(errors="surrogatepass")).hexdigest()
+    return "-".join(part for part in ("prompt", slug, digest[:8]) if part)
 
 
 def to_run_config(config: DictConfig) -> RunConfig:
@@ -245,9 +276,9 @@ def check(config: RunConfig) -> None:
     Raises:
         KtraceError: naming the key, the value and what is allowed.
     """
-    for key, path in (("model.path", config.model.path), ("dataset.path", config.dataset.path)):
-        if not path:  # names follow from paths
-            raise KtraceError(f"{key} is empty")
+    if not config.model.path:  # names follow from paths
+        raise KtraceError("model.path is empty")
+    _check_dataset(config.dataset)
     for key, name in (("model.name", config.model.name), ("dataset.name", config.dataset.name)):
         if not _FOLDER_NAME.fullmatch(name):
             raise KtraceError(
@@ -293,6 +324,27 @@ def check(config: RunConfig) -> None:
         raise KtraceError(
             f"model.device={config.model.device!r} and model.device_map exclude each other"
         )
+
+
+def _check_dataset(dataset: DatasetConfig) -> None:
+    for key in ("hub", "prompt"):  # empty where a choice needs it (conf/dataset)
+        if getattr(dataset, key) == "":
+            raise KtraceError(f"dataset.{key} is not set: give dataset.{key}=...")
+    if dataset.prompt is None:
+        if dataset.path is None:
+            raise KtraceError("dataset.path is not set: give dataset.path=... or dataset=prompt")
+        if dataset.revision is not None and dataset.hub is None:
+            raise KtraceError(
+                f"dataset.revision={dataset.revision!r} is for dataset=hub; "
+                f"dataset.path={dataset.path} is a file"
+            )
+        if dataset.url is not None and dataset.hub is not None:
+            raise KtraceError(f"dataset.url={dataset.url} and dataset.hub exclude each other")
+        return
+    if dataset.path is not None:
+        raise KtraceError(f"dataset.path={dataset.path} and dataset.prompt exclude each other")
+    if dataset.subject is None:
+        raise KtraceError("dataset.subject is not set: give dataset.subject=...")
 
 
 def _check_noise(noise: NoiseConfig) -> None:

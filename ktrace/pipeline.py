@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +17,18 @@ import numpy as np
 from ktrace.agreement import require_agreement
 from ktrace.config import Answer, Dtype, EngineName, ModelConfig, RunConfig, Stage
 from ktrace.console import progress
+from ktrace.datasets import facts_of, noise_facts_of
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, Span, load_facts
-from ktrace.lm.families import ModulePaths
+from ktrace.facts import Fact, Span
 from ktrace.lm.source import ModelSource, find_model, own_dtype
 from ktrace.provenance import RunLog, about_model, about_noise
-from ktrace.records import Encoded, clean_record, decoded, encode, require_numbers, subject_ids
+from ktrace.records import clean_record
 from ktrace.settings import (
     dataset_fingerprint,
     dataset_key,
     model_fingerprint,
     noise_fingerprint,
     noise_key,
-    noise_multiple,
     resolved_dtype,
 )
 from ktrace.store import METRICS, RunFolders, Store
@@ -38,6 +37,7 @@ from ktrace.tracing.mediators import Mediator, make_mediator
 
 if TYPE_CHECKING:
     from ktrace.analysis.analyze import Analysis
+    from ktrace.cases import EncodedFact
     from ktrace.lm.load import LanguageModel
     from ktrace.tracing.engine import Baseline, Case, Engine
     from ktrace.tracing.noise import MeasuredNoise
@@ -109,7 +109,8 @@ class _Stages:
         self.folders = folders
         self.mediators = mediators
         self.log = run_log
-        self.facts = load_facts(dataset.path, url=dataset.url, sha256=dataset.sha256)
+        self.facts = facts_of(dataset)
+        self.noise_facts = noise_facts_of(dataset)
         self.limit = len(self.facts) if dataset.limit is None else dataset.limit
         self.source = find_model(
             config.model.path, config.model.revision, allow_pickle=config.model.allow_pickle
@@ -121,6 +122,11 @@ class _Stages:
             "dataset": dataset_fingerprint(dataset, self.facts.digest, len(self.facts)),
         }
         self.noise_print = self.clean_print | {"noise": noise_fingerprint(config.noise)}
+        if self.noise_facts is not None:
+            self.noise_print["noise_facts"] = {
+                "sha256": self.noise_facts.digest,
+                "n_facts": len(self.noise_facts),
+            }
 
     def run_all(self) -> dict[str, int]:
         """Run up to the config's stage; returns the counts of facts."""
@@ -135,7 +141,7 @@ class _Stages:
         if not cases:
             reasons = "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
             raise KtraceError(
-                f"dataset.path={self.config.dataset.path}: none of its first {len(facts)} facts is "
+                f"{self.facts.origin}: none of its first {len(facts)} facts is "
                 f"a candidate for model.name={self.config.model.name} ({reasons}); nothing to trace"
             )
         if self.config.stage in (Stage.filter, Stage.clean):
@@ -168,9 +174,11 @@ class _Stages:
         return lm
 
     @cached_property
-    def _encoded(self) -> list[Encoded]:
+    def _encoded(self) -> list["EncodedFact"]:
+        from ktrace.cases import encode_fact
+
         whole = self.config.dataset.answer is Answer.full
-        return [encode(self._lm, fact, whole_answer=whole) for fact in self.facts.facts]
+        return [encode_fact(self._lm, fact, whole_answer=whole) for fact in self.facts.facts]
 
     def _grouped(self, cases: Sequence["Case"]) -> list[list["Case"]]:
         """Cases by the groups of the whole dataset, so that each always meets the same company."""
@@ -190,27 +198,11 @@ class _Stages:
 
     @cached_property
     def _noise(self) -> "MeasuredNoise":
-        from ktrace.tracing.noise import NoiseChoice, Subject, make_noise
+        from ktrace.cases import measured_noise
 
-        lm, noise = self._lm, self.config.noise
-        # Of the whole dataset, so that dataset.limit does not change a fact's numbers.
-        subjects = []
-        for fact, encoded in zip(self.facts.facts, self._encoded, strict=True):
-            alone = subject_ids(lm, fact)
-            in_prompt = encoded.prompt.input_ids[encoded.span.start : encoded.span.stop]
-            subjects.append(
-                Subject(alone, in_prompt, fact.subject, fact.relation_id, fact.attribute)
-            )
-        choice = NoiseChoice(
-            kind=noise.kind.value,
-            replace=noise.replace,
-            multiple=noise_multiple(noise),
-            std=noise.std,
-            samples=noise.samples,
-            seed=noise.seed,
-            degrees=noise.degrees,
+        measured = measured_noise(
+            self._lm, self.config.noise, self.facts, self._encoded, self.noise_facts
         )
-        measured = make_noise(choice, lm, subjects)
         self.log.add(noise=about_noise(measured.sigma, measured.level))
         return measured
 
@@ -279,6 +271,8 @@ class _Stages:
         return kept
 
     def _run_corrupted(self, cases: Sequence["Case"], done: Container[int]) -> None:
+        from ktrace.cases import decoded, require_numbers
+
         measured, lm, engine = self._noise, self._lm, self._engine
         about = {"sigma": measured.sigma, "noise_level": measured.level}
         with (
@@ -363,21 +357,12 @@ class _ModelCache:
         self._model: LanguageModel | None = None
 
     def get(self, source: ModelSource, config: ModelConfig) -> "LanguageModel":
-        from ktrace.lm.load import load_language_model
+        from ktrace.cases import load_configured
 
         key = repr((source, replace(config, name="", window=0)))  # those two do not change it
         if self._model is None or key != self._key:
             self._model = None  # before the next one is loaded: both may not fit
-            self._model = load_language_model(
-                source,
-                dtype=config.dtype.value,
-                device=config.device,
-                device_map=config.device_map,
-                quantization=config.quantization.value if config.quantization else None,
-                trust_remote_code=config.trust_remote_code,
-                allow_pickle=config.allow_pickle,
-                paths=ModulePaths(**asdict(config.modules)) if config.modules else None,
-            )
+            self._model = load_configured(source, config)
             self._key = key
         return self._model
 

@@ -16,11 +16,12 @@ PACKAGE = Path(ktrace.__file__).parent
 GROUND = {"errors"}
 ROOMS: dict[str, set[str]] = {
     "config": GROUND,
-    "facts": GROUND,
-    "lm": GROUND,
+    "facts": GROUND | {"hub"},
+    "lm": GROUND | {"hub"},
     "tracing": GROUND | {"facts", "lm"},
     "store": GROUND,
     "analysis": GROUND | {"store"},
+    "hub": GROUND,
     "errors": set(),
     "resources": set(),
 }
@@ -28,7 +29,10 @@ COMPOSERS = {
     "",
     "__main__",
     "agreement",
+    "api",
+    "cases",
     "console",
+    "datasets",
     "messages",
     "pipeline",
     "provenance",

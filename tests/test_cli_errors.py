@@ -27,7 +27,10 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
         ("model=gpt9", ["model=gpt9 is unknown", "choose from auto, bloom_7b1, falcon_7b"]),
         ("mediator=hiden", ["mediator=hiden", "did you mean hidden?", "all, attn, hidden, "]),
         ("noise=unifrom", ["noise=unifrom is unknown (did you mean uniform?): choose from"]),
-        ("dataset=known", ["dataset=known is unknown", "facts, file, known_1000"]),
+        (
+            "dataset=known",
+            ["dataset=known is unknown", "counterfact, facts, file, hub, known_1000, prompt"],
+        ),
         ("engine=fast", ["engine=fast is unknown", "reference"]),
         ("experiment=none", ["experiment=none is unknown: choose from seed"]),
         ("modle.path=x", ["unknown key modle (did you mean model?)", "model, mediator, noise"]),

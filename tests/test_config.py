@@ -29,8 +29,10 @@ CONF = ROOT / "conf"
 GROUPS = ("model", "mediator", "noise", "dataset", "engine", "experiment")
 # What a user must give beside the choice itself.
 NEEDED = {
-    ("model", "auto"): "model.path=some/where/my-model",
-    ("dataset", "file"): "dataset.path=/data/my.facts.jsonl",
+    ("model", "auto"): ["model.path=some/where/my-model"],
+    ("dataset", "file"): ["dataset.path=/data/my.facts.jsonl"],
+    ("dataset", "hub"): ["dataset.hub=owner/cities", "dataset.path=data/train.jsonl"],
+    ("dataset", "prompt"): ["dataset.prompt='Rome is in'", "dataset.subject=Rome"],
 }
 MEDIATORS = ["hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp", "attn"]
 
@@ -54,14 +56,14 @@ def composed(*overrides: str) -> RunConfig:
     ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
 )
 def test_every_choice_composes(group: str, choice: str) -> None:
-    needed = [NEEDED[group, choice]] if (group, choice) in NEEDED else []
+    needed = NEEDED.get((group, choice), [])
     run = composed(f"{group}={choice}", *needed)
     # Of the schema all the way down: no DictConfig travels past the door.
     assert isinstance(run.noise, NoiseConfig)
     assert isinstance(run.model.dtype, Dtype)
     assert type(run.mediator.names) is list
     assert run.model.path
-    assert run.dataset.path
+    assert run.dataset.path or run.dataset.prompt
     if group in ("model", "dataset") and not needed:
         assert getattr(run, group).name == choice  # the store's folder says what it holds
 
@@ -146,7 +148,7 @@ def test_module_paths_are_given_key_by_key() -> None:
         ("stage=trace", "expected one of [filter, clean, corrupted, restore, analyze, all]"),
         ("roles.scheme=rom", "expected one of [rome, seed]"),
         ("model.dtype=float8", "expected one of [auto, float32, float64, bfloat16, float16]"),
-        ("dataset.path=null", "is not Optional"),
+        ("dataset.url=[1]", "Cannot convert 'list' to string"),
         ("mediator.names=hidden", "is not a ListConfig, list or tuple"),
     ],
 )
@@ -223,6 +225,46 @@ def test_the_least_that_is_allowed(override: str) -> None:
     for name in key.split("."):
         owner = getattr(owner, name)
     assert str(owner) in (value, f"{value}.0")
+
+
+def named(*overrides: str) -> str:
+    return composed(
+        "dataset=prompt", *(f"dataset.{override}" for override in overrides)
+    ).dataset.name
+
+
+def test_every_prompt_has_a_folder_of_its_own() -> None:
+    rome = named("prompt='Rome, in'", "subject=Rome")
+    assert rome.startswith("prompt-rome-")
+    others = [
+        named("prompt='Rome, in the'", "subject=Rome"),
+        named("prompt='Rome, in'", "subject=in"),
+        named("prompt='Rome, in'", "subject=Rome", "attribute=Italy"),
+        named("prompt='Rome, in'", "subject=Rome", "subject_start=0"),
+        named("prompt='日本 is'", "subject='日本'"),
+    ]
+    assert len({rome, *others}) == 6
+    assert named("prompt='Rome, in'", "subject=Rome") == rome
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset.path=null"], "dataset.path is not set: give dataset.path=... or dataset=prompt"),
+        (["dataset=prompt", "dataset.prompt=x"], "dataset.subject is not set: give dataset.sub"),
+        (["dataset=prompt", "dataset.subject=x"], "dataset.prompt is not set: give dataset.prompt"),
+        (["dataset.prompt=x"], "dataset.path=/shipped/facts.jsonl and dataset.prompt exclude each"),
+        (["dataset=prompt", "dataset.prompt=x", "dataset.subject=null"], "dataset.subject is not"),
+        (["dataset.revision=v1"], "dataset.revision='v1' is for dataset=hub; dataset.path=/shipp"),
+        (["dataset=known_1000", "dataset.hub=a/b"], "dataset.url=https://rome.baulab.info/data/ds"),
+        (["dataset=hub", "dataset.path=a.csv"], "dataset.hub is not set: give dataset.hub=..."),
+        (["dataset.columns.text=x"], "unknown key dataset.columns.text; keys here: known_id, pro"),
+    ],
+)
+def test_what_says_where_the_facts_are(overrides: list[str], message: str) -> None:
+    with pytest.raises((HydraException, OmegaConfBaseException, KtraceError)) as raised:
+        composed(*overrides)
+    assert explain(raised.value).startswith(message)
 
 
 def test_the_noise_level_is_relative_or_absolute_but_not_both() -> None:

@@ -1,7 +1,18 @@
 """Facts: reading and checking them, and where a subject's tokens stand in its prompt."""
 
-from ktrace.facts.load import Fact, FactSet, load_facts
+from ktrace.facts.fact import Fact, FactSet
+from ktrace.facts.load import load_facts, load_hub_facts, prompt_facts
 from ktrace.facts.roles import ROLES, role_of_positions
 from ktrace.facts.span import Span, token_span
 
-__all__ = ["ROLES", "Fact", "FactSet", "Span", "load_facts", "role_of_positions", "token_span"]
+__all__ = [
+    "ROLES",
+    "Fact",
+    "FactSet",
+    "Span",
+    "load_facts",
+    "load_hub_facts",
+    "prompt_facts",
+    "role_of_positions",
+    "token_span",
+]

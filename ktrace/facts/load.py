@@ -1,95 +1,138 @@
-"""Read facts from JSON, JSONL or CSV and refuse what is not in the schema.
+"""Read facts from a file, from a publisher's address, from the hub, or from one prompt.
 
-The schema is that of known_1000 (Meng et al. 2022): `known_id, prompt, subject, attribute`, and
-optionally `template` and `relation_id`; other columns (such as the published `prediction`) are
-ignored. Every complaint names the file and the record.
+Every complaint names the file and the record, or the config key.
 """
 
-import csv
-import hashlib
 import http.client
-import io
-import json
 import os
 import urllib.request
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ktrace.errors import KtraceError
+from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_of, fact_set, renamed
+from ktrace.facts.records import FORMATS, Records, parse
+from ktrace.hub import hub_file
 
-FORMATS = (".json", ".jsonl", ".csv")
 _DOWNLOAD_SECONDS = 60
-_TOO_MANY_DIGITS = "a number with more digits than Python reads"  # its one other ValueError
-_SHOWN = 100  # characters of a value in a message
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One prompt with its subject and answer."""
-
-    known_id: int
-    prompt: str
-    subject: str
-    attribute: str
-    template: str = ""
-    relation_id: str = ""
-
-    @property
-    def subject_start(self) -> int:
-        """First character of the subject in the prompt; `load_facts` made sure there is one."""
-        return self.prompt.index(self.subject)
-
-
-@dataclass(frozen=True)
-class FactSet:
-    """All facts of a file in their order, and the digest of their content."""
-
-    facts: tuple[Fact, ...]
-    digest: str  # SHA-256 of the facts' canonical JSON: what the numbers depend on
-
-    def __len__(self) -> int:
-        return len(self.facts)
-
-
-def load_facts(path: str | Path, *, url: str | None = None, sha256: str | None = None) -> FactSet:
+def load_facts(
+    path: str | Path,
+    *,
+    url: str | None = None,
+    sha256: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> FactSet:
     """Read and check every fact of a file.
 
     Args:
-        path: `.json` (a list of records), `.jsonl` (a record a line) or `.csv` (with a header).
+        path: `.json` (a list of records), `.jsonl` (a record a line), `.csv` (with a header) or
+            `.parquet`.
         url: where a missing file is downloaded from; nothing is written before it is checked.
         sha256: expected digest of the records' canonical JSON (sorted keys, no spaces, UTF-8).
+        columns: for files of another schema, column by field; see `ktrace.facts.fact.renamed`.
 
     Raises:
         KtraceError: the file is missing, empty or malformed, a record does not fit the schema, a
-            `known_id` comes twice, or a subject is not exactly once in its prompt.
+            `known_id` comes twice, or a subject is not exactly once in its prompt and no
+            `subject_start` says which one is meant.
     """
     path = _expanded(Path(path))
-    if path.suffix.lower() not in FORMATS:
-        raise KtraceError(
-            f"dataset.path={path} has no known format: {', '.join(FORMATS)} can be read"
-        )
+    suffix = _format(path)
     if _is_file(path):
         source, raw = str(path), _read(path)
     elif url is not None:
         source, raw = url, _download(path, url)
     else:
         raise KtraceError(f"dataset.path={path} is not a file")
+    facts = _facts(parse(source, suffix, raw), source, sha256, columns)
+    if not _is_file(path):
+        _write(path, raw)
+    return fact_set(facts, f"dataset.path={path}")
+
+
+def load_hub_facts(
+    repository: str,
+    path: str,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> FactSet:
+    """Read and check every fact of a file in a dataset repository of the Hugging Face hub.
+
+    Args:
+        repository: `owner/name`.
+        path: of the file in the repository, in a format that `load_facts` reads.
+        revision: branch, tag or commit; `refs/convert/parquet` has most datasets as Parquet.
+        sha256: see `load_facts`.
+        columns: see `load_facts`.
+
+    Raises:
+        KtraceError: the file cannot be had, or as `load_facts`.
+    """
+    suffix = _format(Path(path))
+    origin = f"dataset.hub={repository} dataset.path={path}"
+    asked = origin + (f" dataset.revision={revision}" if revision else "")
+    raw = _read(hub_file(repository, path, revision=revision, kind="dataset", asked=asked))
+    source = f"{repository}/{path}"
+    return fact_set(_facts(parse(source, suffix, raw), source, sha256, columns), origin)
+
+
+def prompt_facts(
+    prompt: str,
+    subject: str,
+    attribute: str | None = None,
+    *,
+    subject_start: int | None = None,
+) -> FactSet:
+    """A dataset of one fact, `known_id` 0.
+
+    Args:
+        prompt: ends where the answer begins.
+        subject: a part of the prompt.
+        attribute: the answer; None for what the model predicts.
+        subject_start: which one is meant, where the prompt holds the subject more than once.
+
+    Raises:
+        KtraceError: the subject is not in the prompt, or more than once without `subject_start`.
+    """
+    record: dict[str, Any] = {
+        "known_id": 0,
+        "prompt": prompt,
+        "subject": subject,
+        "attribute": attribute,
+        "subject_start": subject_start,
+    }
+    return fact_set((fact_of(record, "dataset.prompt", open_answer=True),), "dataset.prompt")
+
+
+def _format(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise KtraceError(
+            f"dataset.path={path} has no known format: {', '.join(FORMATS)} can be read"
+        )
+    return suffix
+
+
+def _facts(
+    records: Records, source: str, sha256: str | None, columns: Mapping[str, str] | None
+) -> tuple[Fact, ...]:
+    if not records:
+        raise KtraceError(f"dataset.path={source} holds no facts")
     try:
-        records = _parse(source, path.suffix.lower(), raw)
-        if not records:
-            raise KtraceError(f"dataset.path={source} holds no facts")
         _check_digest(records, sha256, source)
     except RecursionError as error:
         raise KtraceError(f"{source}: malformed JSON: it is nested too deeply") from error
-    facts = tuple(_fact(record, where) for where, record in records)
+    facts = tuple(
+        fact_of(renamed(record, columns or {}, row, where), where)
+        for row, (where, record) in enumerate(records)
+    )
     _check_unique(facts, [where for where, _ in records])
-    if not _is_file(path):
-        _write(path, raw)
-    return FactSet(facts, _digest([asdict(fact) for fact in facts]))
-
-
-_Records = list[tuple[str, dict[str, Any]]]  # (where it stands, for messages; its fields)
+    return facts
 
 
 def _expanded(path: Path) -> Path:
@@ -138,125 +181,6 @@ def _write(path: Path, raw: bytes) -> None:
         raise KtraceError(f"dataset.path={path} cannot be written: {error.strerror}") from error
 
 
-def _parse(source: str, suffix: str, raw: bytes) -> _Records:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise KtraceError(f"{source}, line {line}: not UTF-8 text") from error
-    if suffix == ".json":
-        return _parse_json(source, text)
-    if suffix == ".jsonl":
-        return _parse_jsonl(source, text)
-    return _parse_csv(source, text)
-
-
-def _parse_json(source: str, text: str) -> _Records:
-    if not text.strip():
-        return []
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise KtraceError(f"{source}, line {error.lineno}: malformed JSON: {error.msg}") from error
-    except ValueError as error:
-        raise KtraceError(f"{source}: malformed JSON: {_TOO_MANY_DIGITS}") from error
-    if not isinstance(data, list):
-        raise KtraceError(f"{source}: a list of facts was expected, not {type(data).__name__}")
-    places = [f"{source}, record {number}" for number in range(1, len(data) + 1)]
-    return [(where, _as_object(r, where)) for where, r in zip(places, data, strict=True)]
-
-
-def _parse_jsonl(source: str, text: str) -> _Records:
-    records = []
-    # Not splitlines(): a JSON string may hold U+2028 and its like, which are no line ends here.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise KtraceError(f"{where}: malformed JSON: {error.msg}") from error
-        except ValueError as error:
-            raise KtraceError(f"{where}: malformed JSON: {_TOO_MANY_DIGITS}") from error
-        records.append((where, _as_object(record, where)))
-    return records
-
-
-def _parse_csv(source: str, text: str) -> _Records:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    records = []
-    try:
-        for row in reader:
-            where = f"{source}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise KtraceError(f"{where}: the row has more or fewer cells than the header")
-            records.append((where, dict[str, Any](row)))
-    except csv.Error as error:
-        line = reader.reader.line_num  # DictReader's own counts finished rows only
-        raise KtraceError(f"{source}, line {line}: malformed CSV: {error}") from error
-    return records
-
-
-def _as_object(record: object, where: str) -> dict[str, Any]:
-    if not isinstance(record, dict):
-        raise KtraceError(f"{where}: a fact must be an object, not {type(record).__name__}")
-    return record
-
-
-def _fact(record: dict[str, Any], where: str) -> Fact:
-    missing = [k for k in ("known_id", "prompt", "subject", "attribute") if k not in record]
-    if missing:
-        raise KtraceError(
-            f"{where}: no {', '.join(missing)}; a fact has known_id, prompt, subject, attribute"
-        )
-    try:
-        known_id = _integer(record["known_id"])
-    except ValueError as error:
-        raise KtraceError(
-            f"{where}: known_id={_shown(record['known_id'])} is not a whole number below 2**63"
-        ) from error
-    texts = {}
-    for key in ("prompt", "subject", "attribute", "template", "relation_id"):
-        value = record.get(key, "")
-        if not isinstance(value, str):
-            raise KtraceError(f"{where}: {key}={_shown(value)} is not text")
-        # Half of a surrogate pair and NUL pass through JSON, but neither is text for a tokenizer.
-        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise KtraceError(f"{where}: {key}={_shown(value)} holds a character that is not text")
-        texts[key] = value
-    for key in ("prompt", "subject", "attribute"):
-        if not texts[key].strip():
-            raise KtraceError(f"{where}: {key} is empty")
-    prompt, subject = texts["prompt"], texts["subject"]
-    # Overlapping occurrences count too, so str.count is not enough.
-    first = prompt.find(subject)
-    if first < 0:
-        raise KtraceError(
-            f"{where}: subject {_shown(subject)} is not in the prompt {_shown(prompt)}"
-        )
-    if prompt.find(subject, first + 1) >= 0:
-        raise KtraceError(
-            f"{where}: subject {_shown(subject)} is more than once in the prompt {_shown(prompt)}"
-        )
-    return Fact(known_id=known_id, **texts)
-
-
-def _shown(value: object) -> str:
-    """As Python writes it, cut where a message would run over many lines."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError
-    number = int(value)
-    if not -(2**63) <= number < 2**63:
-        raise ValueError
-    return number
-
-
 def _check_unique(facts: tuple[Fact, ...], places: list[str]) -> None:
     seen: dict[int, str] = {}
     for fact, where in zip(facts, places, strict=True):
@@ -267,15 +191,10 @@ def _check_unique(facts: tuple[Fact, ...], places: list[str]) -> None:
         seen[fact.known_id] = where
 
 
-def _digest(records: list[dict[str, Any]]) -> str:
-    text = json.dumps(records, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def _check_digest(records: _Records, expected: str | None, source: str) -> None:
+def _check_digest(records: Records, expected: str | None, source: str) -> None:
     if expected is None:
         return
-    found = _digest([record for _, record in records])
+    found = canonical_digest([record for _, record in records])
     if found != expected:
         raise KtraceError(
             f"{source} is not the published dataset: SHA-256 {found}, expected {expected}"

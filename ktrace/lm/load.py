@@ -38,6 +38,8 @@ class LanguageModel:
         paths: where its sites are.
         n_layers: number of blocks.
         d_embedding: width of the embedding's output, which receives the noise.
+        name: for tables and titles.
+        window: layers that `mlp` and `attn` restore together, unless another window is given.
     """
 
     model: PreTrainedModel
@@ -45,6 +47,8 @@ class LanguageModel:
     paths: ModulePaths
     n_layers: int
     d_embedding: int
+    name: str = "model"
+    window: int = 10
 
     @property
     def device(self) -> torch.device:

@@ -1,5 +1,6 @@
 """Text to token ids: what the tokenizer does, with characters kept in sight."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,49 @@ def encode_prompt(tokenizer: Any, prompt: str) -> EncodedPrompt:
     n = len(ids)
     while n and offsets[n - 1][0] == offsets[n - 1][1] and ids[n - 1] in tokenizer.all_special_ids:
         n -= 1
+    offsets = _own_characters(prompt, tokenizer.convert_ids_to_tokens(ids[:n]), offsets[:n])
     tokens = tuple(
         prompt[first:last].strip() or tokenizer.convert_ids_to_tokens(token)
-        for token, (first, last) in zip(ids[:n], offsets[:n], strict=True)
+        for token, (first, last) in zip(ids[:n], offsets, strict=True)
     )
-    return EncodedPrompt(tuple(ids[:n]), tuple(offsets[:n]), tokens)
+    return EncodedPrompt(tuple(ids[:n]), tuple(offsets), tokens)
+
+
+_SPACES = "▁Ġ"  # how SentencePiece and byte-level tokenizers write one
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token of its byte fallback
+
+
+def _own_characters(
+    prompt: str, pieces: list[str], offsets: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Offsets that name the characters of each token and no others.
+
+    Tokenizers say too much in two places. The space that some put in front of a text is said to
+    hold the text's first character, if it is a token of its own. And where SentencePiece spells
+    characters in bytes, each byte is said to hold all the neighbours that are spelled so, too.
+    """
+    exact = list(offsets)
+    for position, (piece, following) in enumerate(zip(pieces, offsets[1:], strict=False)):
+        if piece in _SPACES and offsets[position][0] == 0 == following[0] < following[1]:
+            exact[position] = (0, 0)
+    position = 0
+    while position < len(pieces):
+        stop = position
+        while (
+            stop < len(pieces)
+            and offsets[stop] == offsets[position]
+            and _BYTE.fullmatch(pieces[stop])
+        ):
+            stop += 1
+        spelled = bytes(int(piece[3:5], 16) for piece in pieces[position:stop])
+        first, last = offsets[position]
+        if spelled == prompt[first:last].encode():
+            for n, letter in enumerate(prompt[first:last], start=first):
+                for _ in letter.encode():
+                    exact[position] = (n, n + 1)
+                    position += 1
+        position = max(stop, position + 1)
+    return exact
 
 
 def answer_token_ids(tokenizer: Any, prompt: str, answer: str) -> tuple[int, ...]:

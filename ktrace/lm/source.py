@@ -2,27 +2,18 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from ktrace.errors import KtraceError
+from ktrace.hub import NoSuchHubFileError, hub_file
 
 # Number formats as safetensors and as torch name them.
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -168,7 +159,7 @@ def _fetch_first_weights(hub_id: str, commit: str) -> None:
     # Nothing is fetched in vain: loading the model takes these files from the cache.
     try:
         _download(hub_id, commit, "model.safetensors")
-    except _NoSuchFileError:
+    except NoSuchHubFileError:
         index = _download(hub_id, commit, "model.safetensors.index.json")
         first = min(json.loads(index.read_text("utf-8"))["weight_map"].values())
         _download(hub_id, commit, first)
@@ -225,38 +216,6 @@ def _file_digests(folder: Path, allow_pickle: bool) -> dict[str, str]:
     return digests
 
 
-class _NoSuchFileError(KtraceError):
-    """The hub has the model, but not this file of it."""
-
-
 def _download(hub_id: str, revision: str | None, name: str) -> Path:
     asked = f"model.path={hub_id}" + (f" model.revision={revision}" if revision else "")
-    try:
-        return Path(hf_hub_download(hub_id, name, revision=revision))
-    except HFValidationError as error:
-        raise KtraceError(f"{asked} is neither a folder here nor a hub id (owner/name)") from error
-    except GatedRepoError as error:
-        raise KtraceError(
-            f"{asked} is gated: accept its licence at https://huggingface.co/{hub_id} and log in "
-            "with 'hf auth login'"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise KtraceError(f"{asked}: the hub has no such revision") from error
-    except RepositoryNotFoundError as error:
-        raise KtraceError(
-            f"{asked}: no such folder here, and the hub has no such model that you may see"
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        why = (
-            "HF_HUB_OFFLINE is set"
-            if os.environ.get("HF_HUB_OFFLINE")
-            else "the hub is out of reach"
-        )
-        raise KtraceError(
-            f"{asked} is no folder here and not in the hub cache, and {why}: go online once, "
-            "or give the folder of a downloaded copy"
-        ) from error
-    except EntryNotFoundError as error:
-        raise _NoSuchFileError(f"{asked} is not a model: it has no {name}") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise KtraceError(f"{asked} cannot be reached: {error}") from error
+    return hub_file(hub_id, name, revision=revision, kind="model", asked=asked)

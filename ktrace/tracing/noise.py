@@ -191,16 +191,23 @@ def covariance_root(embeddings: Array) -> Array:
     return np.asarray(singular[:, None] * directions / np.sqrt(len(embeddings) - 1))
 
 
-def partners_of(subjects: Sequence[Subject]) -> dict[int, list[tuple[int, ...]]]:
-    """For each fact, the subjects of its relation and length that have another answer."""
-    pools: dict[tuple[str, int], list[Subject]] = {}
-    for subject in subjects:
-        pools.setdefault((subject.relation, len(subject.in_prompt)), []).append(subject)
+def partners_of(
+    subjects: Sequence[Subject], among: Sequence[Subject]
+) -> dict[int, list[tuple[int, ...]]]:
+    """For each fact, the subjects of its relation and length that have another answer.
+
+    A fact without a relation takes its partners from every relation.
+    """
+    pools: dict[int, list[Subject]] = {}
+    for subject in among:
+        pools.setdefault(len(subject.in_prompt), []).append(subject)
     return {
         index: [
             other.in_prompt
-            for other in pools[subject.relation, len(subject.in_prompt)]
-            if other.text != subject.text and other.answer != subject.answer
+            for other in pools.get(len(subject.in_prompt), ())
+            if subject.relation in ("", other.relation)
+            and other.text != subject.text
+            and other.answer != subject.answer
         ]
         for index, subject in enumerate(subjects)
     }
@@ -240,7 +247,10 @@ NO_PARTNER = "no other subject of its relation and length has another answer"
 
 
 def make_noise(
-    choice: NoiseChoice, lm: LanguageModel, subjects: Sequence[Subject]
+    choice: NoiseChoice,
+    lm: LanguageModel,
+    subjects: Sequence[Subject],
+    measured_on: Sequence[Subject] | None = None,
 ) -> MeasuredNoise:
     """Make a noise, measured on every subject of a dataset.
 
@@ -249,11 +259,14 @@ def make_noise(
         lm: the model.
         subjects: one for each row of the dataset, also of those that are no candidates: a fact's
             noise must not depend on `dataset.limit`.
+        measured_on: the subjects that sigma, mean and covariance are of, and that may stand in for
+            another; None for `subjects`.
 
     Raises:
         KtraceError: unknown kind.
     """
-    tokens = [token for subject in subjects for token in subject.alone]
+    measured_on = subjects if measured_on is None else measured_on
+    tokens = [token for subject in measured_on for token in subject.alone]
     embeddings = np.asarray(embed(lm, tokens).double().cpu().numpy())
     sigma = spread(embeddings)
     level = choice.multiple * sigma if choice.std is None else choice.std
@@ -276,7 +289,7 @@ def make_noise(
     if choice.kind in constants:
         return MeasuredNoise(ConstantNoise(constants[choice.kind]), sigma, float("nan"), {})
     if choice.kind == "token_replacement":
-        partners = partners_of(subjects)
+        partners = partners_of(subjects, measured_on)
         used = sorted({t for pool in partners.values() for ids in pool for t in ids})
         table = dict(zip(used, embed(lm, used), strict=True)) if used else {}
         noise = TokenReplacement(table, partners, choice.samples, choice.seed)

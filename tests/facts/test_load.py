@@ -12,10 +12,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import yaml
+from conftest import ROOT
 
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, load_facts
+from ktrace.facts import Fact, load_facts, prompt_facts
 
 Records = list[dict[str, Any]]
 
@@ -81,6 +85,12 @@ def canonical_sha256(records: Records) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def as_parquet(records: Records) -> bytes:
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), stream)
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "bom"])
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
@@ -94,6 +104,16 @@ def test_every_format_gives_the_same_facts(
     # The digest is of the content: a store does not care how the facts were written down.
     assert facts.digest == canonical_sha256(RECORDS)
     assert len(facts) == 2
+
+
+def test_parquet_gives_the_same_facts(tmp_path: Path) -> None:
+    facts = load_facts(write(tmp_path / "facts.parquet", as_parquet(RECORDS)))
+    assert facts.facts == FACTS
+    assert facts.digest == canonical_sha256(RECORDS)
+    # A table has a cell for every column: an empty one is a field that is not given.
+    four = {key: RECORDS[0][key] for key in ("known_id", "prompt", "subject", "attribute")}
+    two = [four | {"subject_start": None, "template": None}, RECORDS[1]]
+    assert load_facts(write(tmp_path / "b.parquet", as_parquet(two))).facts[0] == Fact(**four)
 
 
 def test_text_keeps_its_line_ends_in_csv(tmp_path: Path) -> None:
@@ -124,9 +144,138 @@ def test_subject_start_counts_characters(tmp_path: Path) -> None:
     assert [fact.subject_start for fact in facts] == [4, 5]
 
 
+TWICE = {"prompt": "Ana met Anatol, and Ana is", "subject": "Ana"}
+
+
+@pytest.mark.parametrize("start", [8, 20])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_subject_start_says_which_one_is_meant(tmp_path: Path, name: str, start: int) -> None:
+    records = changed(**TWICE, subject_start=start)
+    if name == "a.csv":
+        records[0] = records[0] | {"subject_start": ""}  # every row has the cell
+    write_as = {"a.jsonl": as_jsonl, "a.csv": as_csv, "a.parquet": as_parquet}[name]
+    if name == "a.parquet":
+        records.reverse()  # the first row names the columns
+    facts = load_facts(write(tmp_path / name, write_as(records)))
+    starts = {fact.known_id: fact.subject_start for fact in facts.facts}
+    assert starts == {7: 4, 8: start}
+
+
+def test_another_place_is_another_dataset(tmp_path: Path) -> None:
+    def digest(records: Records) -> str:
+        return load_facts(write(tmp_path / "a.jsonl", as_jsonl(records))).digest
+
+    digests = {digest(changed(**TWICE, subject_start=start)) for start in (0, 8, 20)}
+    assert len(digests) == 3
+    # To say what is plain changes nothing: stores made before stay valid.
+    assert digest(changed(subject_start=4)) == digest(changed())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            TWICE,
+            "subject 'Ana' is more than once in the prompt 'Ana met Anatol, and Ana is': "
+            "subject_start says which one is meant, by its first character (0 or 8 or 20)",
+        ),
+        (TWICE | {"subject_start": 4}, "subject_start=4 is not where subject 'Ana' begins"),
+        (TWICE | {"subject_start": -1}, "subject_start=-1 is not where subject 'Ana' begins"),
+        (TWICE | {"subject_start": 1.0}, "subject_start=1.0 is not a whole number"),
+        ({"subject_start": 5}, "subject_start=5 is not where subject 'Eiffel Tower' begins"),
+    ],
+)
+def test_a_subject_start_that_is_refused(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "facts.jsonl", as_jsonl(changed(**fields)))
+    with pytest.raises(KtraceError) as raised:
+        load_facts(path)
+    assert str(raised.value).startswith(f"{path}, line 2: {message}")
+
+
+# As published with ROME: what CounterFact's records look like.
+COUNTERFACT: Records = [
+    {
+        "case_id": 5,
+        "pararel_idx": 1,
+        "requested_rewrite": {
+            "prompt": "The mother tongue of {} is",
+            "relation_id": "P103",
+            "target_new": {"str": "English", "id": "Q1860"},
+            "target_true": {"str": "French", "id": "Q150"},
+            "subject": "Danielle Darrieux",
+        },
+        "paraphrase_prompts": ["..."],
+    },
+    {
+        "case_id": 9,
+        "requested_rewrite": {
+            "prompt": "Ana likes {} and",  # the subject is also elsewhere: the slot says which
+            "relation_id": "P1",
+            "target_true": {"str": "tea"},
+            "subject": "Ana",
+        },
+    },
+]
+
+
+def counterfact_columns() -> dict[str, str]:
+    columns: dict[str, str] = yaml.safe_load(
+        (ROOT / "conf" / "dataset" / "counterfact.yaml").read_text()
+    )["columns"]
+    return columns
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
+def test_counterfact_is_read_by_its_columns(tmp_path: Path, name: str) -> None:
+    write_as = {"a.json": as_json, "a.jsonl": as_jsonl, "a.parquet": as_parquet}[name]
+    path = write(tmp_path / name, write_as(COUNTERFACT))
+    first, second = load_facts(path, columns=counterfact_columns()).facts
+    assert first == Fact(
+        known_id=5,
+        prompt="The mother tongue of Danielle Darrieux is",
+        subject="Danielle Darrieux",
+        attribute="French",
+        template="The mother tongue of {} is",
+        relation_id="P103",
+    )
+    assert (second.prompt, second.subject_start) == ("Ana likes Ana and", 10)
+
+
+def test_columns_of_another_schema(tmp_path: Path) -> None:
+    records = [{"text": f"{name} is in", "a.b": name, "answer": "x"} for name in ("Rome", "Bonn")]
+    columns = {"known_id": "_row", "prompt": "text", "subject": "a.b", "attribute": "answer"}
+    path = write(tmp_path / "a.csv", as_csv(records))
+    facts = load_facts(path, columns=columns).facts
+    assert facts == (Fact(0, "Rome is in", "Rome", "x"), Fact(1, "Bonn is in", "Bonn", "x"))
+    with pytest.raises(KtraceError) as raised:
+        load_facts(path, columns=columns | {"subject": "a.c"})
+    assert str(raised.value) == (
+        f"{path}, line 2: there is no 'a.c' (dataset.columns.subject); here are text, a.b, answer"
+    )
+
+
+@pytest.mark.parametrize("template", ["no slot", "{} and {}"])
+def test_a_template_has_one_slot(tmp_path: Path, template: str) -> None:
+    path = write(tmp_path / "a.jsonl", as_jsonl(changed(prompt=None, template=template)))
+    with pytest.raises(KtraceError, match=rf"line 2: template='{template}' needs one {{}} for"):
+        load_facts(path)
+
+
+def test_one_prompt() -> None:
+    [fact] = prompt_facts("Ana met Ana at", "Ana", subject_start=8).facts
+    assert fact == Fact(0, "Ana met Ana at", "Ana", "", subject_start=8)
+    assert prompt_facts("Ana is", "Ana", "x").digest != prompt_facts("Ana is", "Ana").digest
+    with pytest.raises(KtraceError, match=r"^dataset\.prompt: subject 'Bo' is not in the prompt"):
+        prompt_facts("Ana is", "Bo")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.parquet", b"PAR1 not", "{path}: malformed Parquet: "),
+        ("a.parquet", as_parquet([{"known_id": 1}]), "{path}, row 1: no prompt, subject, attrib"),
         ("a.jsonl", "", "dataset.path={path} holds no facts"),
         ("a.jsonl", "\n \n", "dataset.path={path} holds no facts"),
         ("a.json", "", "dataset.path={path} holds no facts"),
@@ -166,7 +315,7 @@ def test_files_that_are_refused(
     [
         (changed(known_id=7), "known_id=7 is already at {path}, line 1"),
         (changed(known_id=None), "no known_id;"),
-        (changed(prompt=None, attribute=None), "no prompt, attribute;"),
+        (changed(prompt=None, template=None, attribute=None), "no prompt, attribute;"),
         (changed(known_id="eight"), "known_id='eight' is not a whole number"),
         (changed(known_id=8.5), "known_id=8.5 is not a whole number"),
         (changed(known_id="9" * 5000), f"known_id='{'9' * 99}... is not a whole number"),
@@ -257,6 +406,19 @@ def test_a_missing_file_is_downloaded_once(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["facts.json"]
     # The server is gone: what is there is not asked for again.
     assert load_facts(path, url=url, sha256=canonical_sha256(RECORDS)).facts == FACTS
+
+
+def test_counterfact_is_downloaded_and_checked_as_published(tmp_path: Path) -> None:
+    """The digest is of the publisher's records, not of what the columns make of them."""
+    path, digest = tmp_path / "counterfact.json", canonical_sha256(COUNTERFACT)
+    columns = counterfact_columns()
+    with serving(as_json(COUNTERFACT).encode()) as url:
+        # What the preset advises where no digest is known: any value, and the message names it.
+        with pytest.raises(KtraceError, match=f"SHA-256 {digest}, expected 0"):
+            load_facts(path, url=url, sha256="0", columns=columns)
+        facts = load_facts(path, url=url, sha256=digest, columns=columns)
+    assert [fact.known_id for fact in facts.facts] == [5, 9]
+    assert path.is_file()
 
 
 def test_a_file_url_is_downloaded(tmp_path: Path) -> None:

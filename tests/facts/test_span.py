@@ -1,14 +1,10 @@
 """The subject's characters become exactly the tokens that hold them."""
 
-from typing import Any
-
 import pytest
-import yaml
-from conftest import ROOT, SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktrace.facts import Span, load_facts, token_span
+from ktrace.facts import Span, token_span
 
 Offsets = list[tuple[int, int]]
 
@@ -79,35 +75,3 @@ def test_a_special_token_in_front_shifts_the_span_by_one(case: tuple[Offsets, in
     offsets, start, stop = case
     span = token_span(offsets, start, stop)
     assert token_span([(0, 0), *offsets], start, stop) == Span(span.start + 1, span.stop + 1)
-
-
-@pytest.fixture(scope="module")
-def gpt2_tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "gpt2")
-
-
-@needs_shared
-def test_every_published_fact_has_its_span(gpt2_tokenizer: Any) -> None:
-    """Not one of them may be matched by words: every hundredth has punctuation or possessives."""
-    from ktrace.lm.prompt import encode_prompt
-
-    published = yaml.safe_load((ROOT / "conf" / "dataset" / "known_1000.yaml").read_text())
-    facts = load_facts(SHARED / "data" / "known_1000.json", sha256=published["sha256"])
-    assert len(facts) == 1209
-    for fact in facts.facts:
-        prompt = encode_prompt(gpt2_tokenizer, fact.prompt)
-        begin = fact.subject_start
-        start, stop = token_span(prompt.offsets, begin, begin + len(fact.subject))
-        before, within, after = (
-            gpt2_tokenizer.decode(prompt.input_ids[part])
-            for part in (slice(start), slice(start, stop), slice(stop, None))
-        )
-        assert before + within + after == fact.prompt
-        assert fact.subject in within, fact
-        # A token less on either side and the subject is no longer whole.
-        assert fact.subject not in gpt2_tokenizer.decode(prompt.input_ids[start + 1 : stop]), fact
-        assert fact.subject not in gpt2_tokenizer.decode(prompt.input_ids[start : stop - 1]), fact
-        assert before == fact.prompt[: len(before)]
-        assert len(before) <= begin

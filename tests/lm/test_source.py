@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import errors as hub
 from safetensors.torch import save_file
 
+from ktrace import hub as hub_access
 from ktrace.errors import KtraceError
 from ktrace.lm import source
 from ktrace.lm.source import (
@@ -115,7 +116,7 @@ def test_a_file_is_no_model(facts_file: Path) -> None:
 def test_what_is_written_as_a_folder_is_never_asked_of_the_hub(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "hf_hub_download", None)
+    monkeypatch.setattr(hub_access, "hf_hub_download", None)
     assert refusal(path) == f"model.path={path} is not a folder"
 
 
@@ -146,13 +147,13 @@ def test_a_hub_model_is_pinned_by_its_commit(
 ) -> None:
     asked = []
 
-    def download(hub_id: str, name: str, revision: str | None) -> str:
-        asked.append((hub_id, name, revision))
+    def download(hub_id: str, name: str, revision: str | None, repo_type: str) -> str:
+        asked.append((hub_id, name, revision, repo_type))
         return f"/cache/models--owner--name/snapshots/{COMMIT}/config.json"
 
-    monkeypatch.setattr(source, "hf_hub_download", download)
+    monkeypatch.setattr(hub_access, "hf_hub_download", download)
     found = find_model("owner/name", "main")
-    assert asked == [("owner/name", "config.json", "main")]
+    assert asked == [("owner/name", "config.json", "main", "model")]
     # Not `main`, which may be another commit when the weights are loaded.
     assert (found.location, found.revision) == ("owner/name", COMMIT)
     assert found.identity == f"commit:{COMMIT}"
@@ -204,12 +205,12 @@ def test_a_hub_models_weights_are_fetched_when_its_config_is_silent(
     weights.unlink()
     asked = []
 
-    def download(hub_id: str, name: str, revision: str | None) -> str:
+    def download(hub_id: str, name: str, revision: str | None, repo_type: str) -> str:
         asked.append((hub_id, name, revision))
         weights.write_bytes(content)
         return str(copied / name)
 
-    monkeypatch.setattr(source, "hf_hub_download", download)
+    monkeypatch.setattr(hub_access, "hf_hub_download", download)
     found = ModelSource("owner/name", COMMIT, f"commit:{COMMIT}", copied)
     assert own_dtype(found) == "float32"  # its config says so
     assert asked == []
@@ -244,7 +245,7 @@ def test_a_hub_models_digests_are_those_of_the_cache(tmp_path: Path) -> None:
 def test_a_local_folder_is_found_without_the_hub(
     copied: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "hf_hub_download", None)
+    monkeypatch.setattr(hub_access, "hf_hub_download", None)
     assert local_folder(str(copied)) == copied
     assert local_folder("/nowhere") is None
     assert local_folder("nobody/no-such-model", "v1") is None
@@ -259,7 +260,7 @@ def test_a_local_folder_is_found_without_the_hub(
         (hub.GatedRepoError, "is gated: accept its licence at https://huggingface.co/owner/name"),
         (hub.RepositoryNotFoundError, "no such folder here, and the hub has no such model"),
         (hub.RevisionNotFoundError, "the hub has no such revision"),
-        (hub.EntryNotFoundError, "is not a model: it has no config.json"),
+        (hub.EntryNotFoundError, "owner/name: the repository has no config.json"),
         (hub.LocalEntryNotFoundError, "the hub is out of reach: go online once"),
         (hub.HfHubHTTPError, "cannot be reached: what the hub said"),
         (ConnectionError, "cannot be reached: what the hub said"),
@@ -275,7 +276,7 @@ def test_every_answer_of_the_hub_has_its_own_message(
         raised.args = ("what the hub said",)
         raise raised
 
-    monkeypatch.setattr(source, "hf_hub_download", download)
+    monkeypatch.setattr(hub_access, "hf_hub_download", download)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     refused = refusal("owner/name")
     assert refused.startswith("model.path=owner/name")

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tracing.families import tiny_model
 
 from ktrace.facts import Span
-from ktrace.lm.load import LanguageModel
+from ktrace.lm.load import LanguageModel, language_model
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import (
@@ -59,6 +60,13 @@ def test_sigma_is_the_spread_of_all_subjects_tokens(
     assert made(llama, std=0.25).level == 0.25
 
 
+def test_sigma_is_measured_after_any_scaling() -> None:
+    """Gemma's embedding module multiplies by the root of the width."""
+    lm = language_model(tiny_model("GemmaForCausalLM"))
+    table = lm.embedding_weight.double().numpy() * np.sqrt(32)
+    assert made(lm).sigma == pytest.approx(table[TOKENS].std(ddof=1), rel=1e-6)
+
+
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize(
     ("kind", "unit"),
@@ -75,6 +83,14 @@ def test_levelled_noises(
     expected = measured.level * unit()  # type: ignore[operator]  # a parameter of the test
     if not replace:
         expected = expected + table[[5, 9]]
+    np.testing.assert_allclose(corrupted(llama, measured, case()), expected, atol=1e-5)
+
+
+def test_the_level_is_absolute_and_the_tails_are_as_asked(
+    llama: LanguageModel, table: np.ndarray
+) -> None:
+    measured = made(llama, kind="student_t", std=0.25, degrees=2.5)
+    expected = 0.25 * np.random.RandomState(3).standard_t(2.5, (4, 2, 32)) + table[[5, 9]]
     np.testing.assert_allclose(corrupted(llama, measured, case()), expected, atol=1e-5)
 
 
@@ -120,6 +136,21 @@ def test_replacement_takes_a_partner_of_the_same_relation_and_length(
     two = made(llama, kind="token_replacement", samples=2)
     first, second = corrupted(llama, two, case(1))
     assert {first[0, 0], second[0, 0]} == {table[5, 0], table[40, 0]}
+
+
+def test_a_noise_may_be_measured_on_other_subjects(llama: LanguageModel, table: np.ndarray) -> None:
+    alone = Subject((80, 81), (80, 81), "z", "", "")  # one prompt, without relation or answer
+    kinds = {
+        kind: make_noise(NoiseChoice(kind, samples=4, seed=3), llama, [alone], SUBJECTS)
+        for kind in ("gaussian", "mean", "token_replacement")
+    }
+    assert kinds["gaussian"].sigma == pytest.approx(table[TOKENS].std(ddof=1), rel=1e-6)
+    of = Case(0, (2, 80, 81, 3), Span(1, 3), (4,))
+    mean = corrupted(llama, kinds["mean"], of)[0, 0]
+    np.testing.assert_allclose(mean, table[TOKENS].mean(axis=0), atol=1e-6)
+    # Of every relation, as it has none: a, b, c and e are as long as it.
+    stand_ins = corrupted(llama, kinds["token_replacement"], of)
+    assert {row[0, 0] for row in stand_ins} == {table[token, 0] for token in (5, 30, 40, 60)}
 
 
 def test_noise_is_rounded_once() -> None:

@@ -1,0 +1,342 @@
+"""The Python API: load a model and trace one prompt, by the code path of the command line.
+
+What the keys `model.*`, `noise.*` and `engine.*` of the config are called there, arguments are
+called here; the same schema checks them.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ktrace import config as schema
+from ktrace.analysis.case_frame import case_frame
+from ktrace.analysis.fact_figure import draw_fact
+from ktrace.cases import clean_fact, decoded, encode_fact, load_configured, measured_noise
+from ktrace.config import Answer, RunConfig
+from ktrace.datasets import facts_of, noise_facts_of
+from ktrace.errors import KtraceError
+from ktrace.facts import Span, role_of_positions
+from ktrace.lm.load import LanguageModel
+from ktrace.lm.source import find_model
+from ktrace.messages import explain
+from ktrace.resources import resource
+from ktrace.settings import noise_key
+from ktrace.store import METRICS
+from ktrace.tracing.engine import Case
+from ktrace.tracing.mediators import MEDIATOR_NAMES, make_mediator
+from ktrace.tracing.select import make_engine
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Scores = Mapping[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One prompt traced with one mediator.
+
+    Axes are (sample, layer, position). Scores are by metric: `probability` (unitless, in [0, 1]),
+    `log_probability`, `logit`, `logit_difference`, `kl` (nats).
+
+    Attributes:
+        model: name of the model.
+        prompt: the text.
+        subject: the part of it that was corrupted.
+        answer: what is scored, as text: one token unless whole answers were asked for.
+        answer_ids: its token ids.
+        foil: what `logit_difference` compares with, as text.
+        tokens: the prompt's tokens as text, `(n_positions,)`.
+        input_ids: their ids.
+        span: positions of the subject, half-open.
+        roles: of each position in the scheme `rome`; None before the subject.
+        mediator: with its window, such as `mlp-w10`.
+        noise: kind, level, samples and seed, such as `gaussian-x3-n10-seed1`.
+        sigma: standard deviation of the embeddings of the subjects that the noise was measured on.
+        sigma_facts: how many facts these subjects are of.
+        noise_level: what draws were multiplied with; NaN for kinds without a level.
+        clean: scores of the clean run, a number for each metric.
+        corrupted: scores of the corrupted run, `(n_samples,)`.
+        restored: scores of the corrupted-with-restoration run,
+            `(n_samples, n_layers, n_positions)`.
+    """
+
+    model: str
+    prompt: str
+    subject: str
+    answer: str
+    answer_ids: tuple[int, ...]
+    foil: str
+    tokens: tuple[str, ...]
+    input_ids: tuple[int, ...]
+    span: Span
+    roles: tuple[str | None, ...]
+    mediator: str
+    noise: str
+    sigma: float
+    sigma_facts: int
+    noise_level: float
+    clean: Mapping[str, float]
+    corrupted: Scores
+    restored: Scores
+
+    @property
+    def p_clean(self) -> float:
+        """Probability of the answer in the clean run."""
+        return self.clean["probability"]
+
+    @property
+    def p_corrupted(self) -> npt.NDArray[np.float64]:
+        """Probability of the answer in the corrupted run, `(n_samples,)`."""
+        return self.corrupted["probability"]
+
+    @property
+    def p_restored(self) -> npt.NDArray[np.float64]:
+        """Its probability with a state restored, `(n_samples, n_layers, n_positions)`."""
+        return self.restored["probability"]
+
+    def indirect_effect(self, metric: str = "probability") -> npt.NDArray[np.float64]:
+        """Restored minus corrupted, the mean over samples, `(n_layers, n_positions)`.
+
+        Raises:
+            KtraceError: unknown metric.
+        """
+        _require_metric(metric)
+        effect = self.restored[metric] - self.corrupted[metric][:, None, None]
+        return np.asarray(effect.mean(axis=0))
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Every score, in the columns of `ktrace.load_effects`; `known_id` is 0."""
+        return case_frame(
+            model=self.model,
+            mediator=self.mediator,
+            tokens=self.tokens,
+            roles=self.roles,
+            clean=self.clean,
+            corrupted=self.corrupted,
+            restored=self.restored,
+        )
+
+    def plot(self, metric: str = "probability") -> "Figure":
+        """A heatmap of the indirect effect: tokens down, layers across, subject marked with `*`.
+
+        Returns:
+            A matplotlib figure, which Jupyter shows and `.savefig(path)` writes.
+
+        Raises:
+            KtraceError: unknown metric.
+        """
+        figure = draw_fact(
+            self.indirect_effect(metric),
+            tokens=self.tokens,
+            subject=self.span,
+            title=f"{self.model}, {self.mediator}: p({self.answer.strip()!r}) "
+            f"{self.p_clean:.3f} clean, {self.p_corrupted.mean():.3f} corrupted\n"
+            f"{self.noise}, σ = {self.sigma:.3g} over {self.sigma_facts} facts",
+            label=f"indirect effect ({metric.replace('_', ' ')})",
+        )
+        # What Jupyter looks for: a figure that pyplot does not know would show as its name alone.
+        setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010
+        return figure
+
+
+def _png(figure: "Figure") -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()
+
+
+def load_model(path_or_preset: str, **overrides: Any) -> LanguageModel:
+    """Load a model and its tokenizer, and prove its module paths.
+
+    Args:
+        path_or_preset: a preset (`tiny`, `gpt2_xl`, ...; see docs/models.md), a folder, or a hub
+            id. A folder that is called like a preset is written `./name`.
+        **overrides: keys `model.*` of the config, such as `dtype="bfloat16"`, `device="cuda:1"`,
+            `revision="main"`, `window=5`, or `modules={"embedding": ..., "block": ..., ...}`.
+
+    Returns:
+        The model, for `ktrace.trace`.
+
+    Raises:
+        KtraceError: an unknown override, or a model that cannot be had or loaded.
+    """
+    preset = path_or_preset in _choices("model") and path_or_preset != "auto"
+    given = overrides if preset else {"path": path_or_preset, **overrides}
+    choices = [f"model={path_or_preset if preset else 'auto'}"]
+    config = _configured(choices, {"model": given}).model
+    source = find_model(config.path, config.revision, allow_pickle=config.allow_pickle)
+    lm = load_configured(source, config)
+    return replace(lm, name=config.name, window=config.window)
+
+
+def trace(
+    model: LanguageModel,
+    prompt: str,
+    subject: str,
+    mediator: str = "hidden",
+    answer: str | None = None,
+    *,
+    window: int | None = None,
+    whole_answer: bool = False,
+    subject_start: int | None = None,
+    engine: str = "suffix",
+    noise_facts: str | None = None,
+    **noise: Any,
+) -> Trace:
+    """Trace one prompt: every layer and position, one mediator.
+
+    The noise is measured as with `dataset=prompt`: a single subject has too few tokens, so sigma
+    (and mean, covariance, partners) are those of the subjects of the embedded facts, as this
+    model's tokenizer cuts them. `std` gives an absolute level instead.
+
+    Args:
+        model: what `ktrace.load_model` gave.
+        prompt: ends where the answer begins.
+        subject: the part of the prompt to corrupt.
+        mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp` or `attn`.
+        answer: must be what the model predicts, as only candidates are traced; None takes the
+            prediction.
+        window: layers restored together by `mlp` and `attn`; None for the model's own.
+        whole_answer: whether all tokens of the answer are scored (`dataset.answer=full`), not the
+            first alone.
+        subject_start: first character of the subject, where the prompt holds it more than once.
+        engine: `suffix` or `reference`.
+        noise_facts: a file of facts to measure the noise on, in place of the embedded ones.
+        **noise: keys `noise.*` of the config: `kind` (`gaussian` by default), `multiple` or `std`,
+            `samples`, `seed`, `replace`, `degrees`.
+
+    Returns:
+        Scores, tokens and roles.
+
+    Raises:
+        KtraceError: an argument is not allowed, the subject is not once in the prompt, the answer
+            is not the prediction, or the noise cannot corrupt this subject.
+    """
+    if not isinstance(model, LanguageModel) or model.tokenizer is None:
+        raise KtraceError(
+            f"model={model!r:.60} is no model with a tokenizer: give what ktrace.load_model returns"
+        )
+    asked: dict[str, Any] = {"prompt": prompt, "subject": subject, "attribute": answer}
+    asked["subject_start"] = subject_start
+    asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
+    asked |= {} if noise_facts is None else {"noise_facts": noise_facts}
+    config = _configured(
+        [
+            "dataset=prompt",
+            _choice("noise", noise.pop("kind", "gaussian")),
+            _choice("mediator", mediator, MEDIATOR_NAMES),
+            _choice("engine", engine),
+        ],
+        {
+            "model": {"window": model.window},
+            "dataset": asked,
+            "noise": noise,
+            "mediator": {} if window is None else {"window": window},
+        },
+    )
+    return _traced(model, config)
+
+
+def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
+    mediator = make_mediator(config.mediator.names[0], config.mediator.window)
+    lm.paths.require(*(site for site in (mediator.site, mediator.severs) if site))
+    facts = facts_of(config.dataset)
+    fact = facts.facts[0]
+    encoded = encode_fact(lm, fact, whole_answer=config.dataset.answer is Answer.full)
+    run, left_out = clean_fact(lm, fact, encoded)
+    if run is None:
+        raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
+    if left_out:
+        raise KtraceError(
+            f"answer={fact.attribute!r}: {left_out} ({decoded(lm, run.predicted_ids)!r}, "
+            f"p = {run.predicted_probability:.3f}), and only candidates are traced; leave answer "
+            "out to take the prediction"
+        )
+    noise_facts = noise_facts_of(config.dataset)
+    measured = measured_noise(lm, config.noise, facts, [encoded], noise_facts)
+    for reason in measured.unusable.values():
+        raise KtraceError(
+            f"noise.kind={config.noise.kind.value} cannot corrupt {fact.subject!r}: {reason}"
+        )
+    ids = encoded.prompt.input_ids
+    case = Case(0, ids, encoded.span, encoded.answer_ids)
+    engine = make_engine(
+        config.engine.name.value, lm, measured.noise, row_budget=config.engine.row_budget
+    )
+    [(_, baseline)] = engine.baseline([case])
+    # As the stages do: what a restoration does not change keeps the very scores of the baseline.
+    [(_, restored)] = engine.restored([replace(case, baseline=baseline)], [mediator])
+    return Trace(
+        model=lm.name,
+        prompt=fact.prompt,
+        subject=fact.subject,
+        answer=decoded(lm, encoded.answer_ids),
+        answer_ids=encoded.answer_ids,
+        foil=decoded(lm, baseline.foil_ids),
+        tokens=encoded.prompt.tokens,
+        input_ids=ids,
+        span=encoded.span,
+        roles=role_of_positions(encoded.span, len(ids)),
+        mediator=mediator.key,
+        noise=noise_key(config.noise),
+        sigma=measured.sigma,
+        sigma_facts=len(noise_facts or facts),
+        noise_level=measured.level,
+        clean=baseline.clean,
+        corrupted=baseline.corrupted,
+        restored=restored[mediator.key],
+    )
+
+
+def _require_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise KtraceError(f"metric={metric!r} is unknown: choose from {', '.join(METRICS)}")
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (resource("conf") / group).glob("*.yaml"))
+
+
+def _choice(group: str, name: str, among: Sequence[str] = ()) -> str:
+    among = among or _choices(group)
+    if name not in among:
+        raise KtraceError(f"{group}={name!r} is unknown: choose from {', '.join(among)}")
+    return f"{group}={name}"
+
+
+def _configured(choices: list[str], values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """Compose a config, as Hydra does for the command line, and check it.
+
+    Args:
+        choices: `group=choice`.
+        values: by group and key. Not written as overrides: a prompt would need quoting.
+    """
+    with _one_line_errors():
+        schema.register(lambda name: resource(f"data/{name}"))
+        with initialize_config_dir(version_base="1.3", config_dir=str(resource("conf"))):
+            composed = compose("config", choices)
+        for group, entries in values.items():
+            for key, value in entries.items():
+                OmegaConf.update(composed, f"{group}.{key}", value)
+        assert isinstance(composed, DictConfig)
+        return schema.to_run_config(composed)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise KtraceError(explain(error)) from error

@@ -1,0 +1,69 @@
+"""A file of the Hugging Face hub, or one line that says why it cannot be had."""
+
+import os
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ktrace.errors import KtraceError
+
+_PAGES = {"model": "https://huggingface.co", "dataset": "https://huggingface.co/datasets"}
+
+
+class NoSuchHubFileError(KtraceError):
+    """The hub has the repository, but not this file in it."""
+
+
+def hub_file(repository: str, name: str, *, revision: str | None, kind: str, asked: str) -> Path:
+    """Download a file, or find it in the cache: `.../snapshots/<commit>/<name>`.
+
+    Args:
+        repository: `owner/name`.
+        name: path in the repository.
+        revision: branch, tag or commit; None for the main branch.
+        kind: `model` or `dataset`.
+        asked: the config keys that ask for it, for messages.
+
+    Raises:
+        NoSuchHubFileError: the repository has no such file.
+        KtraceError: no such repository or revision, no access, or no network.
+    """
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision, repo_type=kind))
+    except HFValidationError as error:
+        raise KtraceError(f"{asked} is neither a folder here nor a hub id (owner/name)") from error
+    except GatedRepoError as error:
+        raise KtraceError(
+            f"{asked} is gated: accept its licence at {_PAGES[kind]}/{repository} and log in "
+            "with 'hf auth login'"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise KtraceError(f"{asked}: the hub has no such revision") from error
+    except RepositoryNotFoundError as error:
+        raise KtraceError(
+            f"{asked}: no such folder here, and the hub has no such {kind} that you may see"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        why = (
+            "HF_HUB_OFFLINE is set"
+            if os.environ.get("HF_HUB_OFFLINE")
+            else "the hub is out of reach"
+        )
+        raise KtraceError(
+            f"{asked} is no folder here and not in the hub cache, and {why}: go online once, "
+            "or give the path of a downloaded copy"
+        ) from error
+    except EntryNotFoundError as error:
+        raise NoSuchHubFileError(f"{asked}: the repository has no {name}") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise KtraceError(f"{asked} cannot be reached: {error}") from error

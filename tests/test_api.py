@@ -1,0 +1,227 @@
+"""`ktrace.load_model` and `ktrace.trace`: the command line's numbers, from Python."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import PROMPTS, ROOT
+from hydra import compose, initialize_config_dir
+from transformers import AutoTokenizer
+
+import ktrace
+from ktrace import config as schema
+from ktrace.lm.load import LanguageModel
+from ktrace.pipeline import run
+from ktrace.resources import resource
+
+PROMPT, SUBJECT = PROMPTS[0][0].format(PROMPTS[0][1]), PROMPTS[0][1]
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> LanguageModel:
+    return ktrace.load_model(str(model_folder))
+
+
+@pytest.fixture(scope="module")
+def traced(model: LanguageModel) -> ktrace.Trace:
+    return ktrace.trace(model, PROMPT, SUBJECT, "mlp", window=2, samples=3, seed=5)
+
+
+def test_a_trace_is_what_the_command_line_stores(
+    model_folder: Path, traced: ktrace.Trace, in_folder: Path
+) -> None:
+    schema.register(lambda name: resource(f"data/{name}"))
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        overrides = [
+            "model=auto",
+            f"model.path={model_folder}",
+            "dataset=prompt",
+            f"dataset.prompt='{PROMPT}'",
+            f"dataset.subject='{SUBJECT}'",
+            "mediator=mlp",
+            "mediator.window=2",
+            "noise.samples=3",
+            "noise.seed=5",
+            "stage=restore",
+        ]
+        outcome = run(schema.to_run_config(compose("config", overrides)))
+    stored = ktrace.load_effects(outcome.folder)
+    assert outcome.folder.name == traced.noise == "gaussian-x3-n3-seed5"
+    frame = traced.to_frame()
+    pd.testing.assert_frame_equal(frame, stored, check_exact=True, check_categorical=False)
+    assert list(frame.columns) == list(stored.columns)
+    # The same folder with noise of another size would mix two corruptions.
+    few = in_folder / "few.jsonl"
+    few.write_text("".join((ROOT / "data" / "facts.jsonl").open().readlines()[:9]))
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        other = compose("config", [*overrides, f"dataset.noise_facts={few}"])
+    with pytest.raises(ktrace.KtraceError, match=r"noise_facts.*\"n_facts\": 9"):
+        run(schema.to_run_config(other))
+
+
+def test_what_a_trace_holds(model: LanguageModel, traced: ktrace.Trace) -> None:
+    n_positions = len(traced.input_ids)
+    assert traced.mediator == "mlp-w2"
+    assert traced.model == "random"
+    assert traced.p_corrupted.shape == (3,)
+    assert traced.p_restored.shape == (3, 3, n_positions)
+    assert len(traced.tokens) == len(traced.roles) == n_positions
+    start, stop = traced.span
+    assert "".join(traced.tokens[start:stop]) == SUBJECT.replace(" ", "")
+    assert traced.roles.index("last subject") == stop - 1
+    probabilities = model.model(torch.tensor([traced.input_ids])).logits[0, -1].softmax(dim=-1)
+    assert traced.answer_ids == (int(probabilities.argmax()),)
+    assert traced.p_clean == pytest.approx(float(probabilities.max()), abs=1e-6)
+    expected = (traced.p_restored - traced.p_corrupted[:, None, None]).mean(axis=0)
+    np.testing.assert_array_equal(traced.indirect_effect(), expected)
+    assert np.abs(expected).max() > 0.01
+
+
+def test_sigma_is_that_of_the_embedded_facts(
+    model_folder: Path, model: LanguageModel, traced: ktrace.Trace
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    lines = (ROOT / "data" / "facts.jsonl").read_text("utf-8").splitlines()
+    subjects = [json.loads(line)["subject"] for line in lines]
+    tokens = [t for s in subjects for t in tokenizer(s, add_special_tokens=False)["input_ids"]]
+    expected = model.embedding_weight.double().numpy()[tokens].std(ddof=1)
+    assert traced.sigma == pytest.approx(expected, rel=1e-6)
+    assert traced.noise_level == pytest.approx(3 * expected, rel=1e-6)
+
+
+def test_the_noise_is_measured_on_other_facts_where_they_are_given(
+    model: LanguageModel, facts_file: Path, traced: ktrace.Trace
+) -> None:
+    other = ktrace.trace(model, PROMPT, SUBJECT, noise_facts=str(facts_file), samples=1)
+    assert other.sigma != pytest.approx(traced.sigma, rel=1e-3)
+    # An absolute level needs nothing to be measured on.
+    levels = [
+        ktrace.trace(model, PROMPT, SUBJECT, std=0.5, samples=2, noise_facts=facts).p_corrupted
+        for facts in (None, str(facts_file))
+    ]
+    np.testing.assert_array_equal(*levels)
+
+
+def test_subject_start_chooses_between_two(model: LanguageModel) -> None:
+    prompt = "Lissom and Lissom stands in"
+    first, second = (
+        ktrace.trace(model, prompt, "Lissom", subject_start=start, samples=1) for start in (0, 11)
+    )
+    assert first.span.stop <= second.span.start
+    with pytest.raises(ktrace.KtraceError, match=r"subject_start says which .* \(0 or 11\)"):
+        ktrace.trace(model, prompt, "Lissom")
+
+
+def test_an_answer_is_the_prediction_or_refused(model: LanguageModel, traced: ktrace.Trace) -> None:
+    same = ktrace.trace(model, PROMPT, SUBJECT, answer=traced.answer.strip(), samples=1)
+    assert same.answer_ids == traced.answer_ids
+    with pytest.raises(ktrace.KtraceError, match="answer='Nowhere': another answer is predicted"):
+        ktrace.trace(model, PROMPT, SUBJECT, answer="Nowhere")
+
+
+def test_both_engines_and_whole_answers(model: LanguageModel, traced: ktrace.Trace) -> None:
+    # What the model says next, as far as text can be read back into the same tokens.
+    ids = list(traced.input_ids)
+    for _ in range(2):
+        ids.append(int(model.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    answer = model.tokenizer.decode(ids[-2:]).strip()
+    fast, plain = (
+        ktrace.trace(model, PROMPT, SUBJECT, answer=answer, whole_answer=True, engine=engine)
+        for engine in ("suffix", "reference")
+    )
+    assert fast.answer_ids == tuple(ids[-2:])
+    assert 0 < fast.p_clean < traced.p_clean
+    np.testing.assert_allclose(fast.p_restored, plain.p_restored, rtol=0, atol=1e-6)
+
+
+def test_a_subject_that_the_tokenizer_drops(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ktrace.lm.prompt._own_characters", lambda *given: [(0, 0)] * len(given[1]))
+    with pytest.raises(ktrace.KtraceError, match="keeps nothing of the subject 'Cape Morrow' in"):
+        ktrace.trace(model, PROMPT, SUBJECT)
+
+
+def test_a_replacement_needs_no_relation(model: LanguageModel, facts_file: Path) -> None:
+    noise = {"kind": "token_replacement", "samples": 2, "noise_facts": str(facts_file)}
+    replaced = ktrace.trace(model, PROMPT, SUBJECT, **noise)
+    assert replaced.noise == "token_replacement-n2-seed1"
+    assert np.isnan(replaced.noise_level)
+    assert (replaced.p_corrupted != replaced.p_clean).all()
+
+
+def test_the_figure_has_a_row_for_each_token(traced: ktrace.Trace) -> None:
+    figure = traced.plot("logit")
+    axis, bar = figure.axes
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    start, stop = traced.span
+    assert [label.endswith("*") for label in labels] == [
+        start <= position < stop for position in range(len(labels))
+    ]
+    assert [label.rstrip("*") for label in labels] == list(traced.tokens)
+    drawn = axis.collections[0].get_array()
+    np.testing.assert_allclose(
+        np.asarray(drawn).reshape(len(labels), -1), traced.indirect_effect("logit").T
+    )
+    assert bar.get_ylabel() == "indirect effect (logit)"
+    title = figure.get_suptitle()
+    assert "random, mlp-w2: " in title
+    assert f"gaussian-x3-n3-seed5, σ = {traced.sigma:.3g} over 408 facts" in title
+    with pytest.raises(ktrace.KtraceError, match="metric='loss' is unknown: choose from probab"):
+        traced.plot("loss")
+
+
+def test_presets_bring_their_settings() -> None:
+    model = ktrace.load_model("tiny", dtype="float64", window=4)
+    assert (model.name, model.window, model.model.dtype) == ("tiny", 4, torch.float64)
+    assert ktrace.load_model("tiny").window == 3  # the preset's own
+
+
+@pytest.mark.parametrize(
+    ("path", "overrides", "message"),
+    [
+        ("./nowhere", {}, "model.path=./nowhere is not a folder"),
+        ("tiny", {"dtyp": 1}, "unknown key model.dtyp (did you mean dtype?); keys here: name, pa"),
+        ("tiny", {"dtype": "float8"}, "model.dtype: Invalid value 'float8', expected one of [auto"),
+        (
+            "tiny",
+            {"device": "cpu", "device_map": "auto"},
+            "model.device='cpu' and model.device_map",
+        ),
+        ("tiny", {"modules": {"block": "x"}}, "model.modules lacks embedding, attn, mlp: give all"),
+    ],
+)
+def test_a_model_that_is_refused(path: str, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ktrace.KtraceError) as raised:
+        ktrace.load_model(path, **overrides)
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"subject": "Big Ben"}, "dataset.prompt: subject 'Big Ben' is not in the prompt"),
+        ({"mediator": "hiden"}, "mediator='hiden' is unknown: choose from hidden, hidden_attn_sev"),
+        ({"mediator": "all"}, "mediator='all' is unknown: choose from hidden, hidden_attn_severed"),
+        ({"engine": "fast"}, "engine='fast' is unknown: choose from reference, suffix"),
+        ({"kind": "gausian"}, "noise='gausian' is unknown: choose from gaussian, mean, multivari"),
+        ({"sigma": 3}, "unknown key noise.sigma; keys here: kind, multiple, std, samples, seed"),
+        ({"multiple": "big"}, "noise.multiple: Value 'big' of type 'str' could not be converted"),
+        ({"kind": "zero", "samples": 3}, "noise.samples=3 has no meaning for noise.kind=zero"),
+        ({"kind": "token_replacement", "subject": "The"}, "noise.kind=token_replacement cannot co"),
+        ({"window": 0}, "mediator.window=0 is out of range: at least 1"),
+        ({"noise_facts": "none.csv"}, "dataset.noise_facts=none.csv is not a file"),
+        ({"model": "tiny"}, "model='tiny' is no model with a tokenizer: give what ktrace.load_mo"),
+    ],
+)
+def test_a_trace_that_is_refused(
+    model: LanguageModel, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ktrace.KtraceError) as raised:
+        ktrace.trace(**{"model": model, "prompt": PROMPT, "subject": SUBJECT, **arguments})
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
