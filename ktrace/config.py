@@ -276,8 +276,10 @@ def check(config: RunConfig) -> None:
     Raises:
         KtraceError: naming the key, the value and what is allowed.
     """
-    if not config.model.path:  # names follow from paths
-        raise KtraceError("model.path is empty")
+    # Before the names, which follow from the paths.
+    for key, path in (("model.path", config.model.path), ("dataset.path", config.dataset.path)):
+        if path == "":
+            raise KtraceError(f"{key} is empty")
     _check_dataset(config.dataset)
     for key, name in (("model.name", config.model.name), ("dataset.name", config.dataset.name)):
         if not _FOLDER_NAME.fullmatch(name):

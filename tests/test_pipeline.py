@@ -307,12 +307,12 @@ def test_noise_beyond_the_dtype_is_an_error_not_a_result(
 def test_a_subject_without_tokens_names_its_fact(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ktrace import records
+    from ktrace import cases
 
     def nothing(*args: Any) -> Any:
         raise ValueError("no token covers the characters")
 
-    monkeypatch.setattr(records, "token_span", nothing)
+    monkeypatch.setattr(cases, "token_span", nothing)
     with pytest.raises(KtraceError, match=r"^known_id=100: .* keeps nothing of the subject"):
         pipeline.run(config())
 

@@ -183,7 +183,8 @@ def _subject_start(prompt: str, subject: str, asked: object, where: str) -> int:
         if len(places) > 1:
             raise KtraceError(
                 f"{where}: subject {_shown(subject)} is more than once in the prompt "
-                f"{_shown(prompt)}: subject_start says which one is meant, by its first character ({offered})"
+                f"{_shown(prompt)}: subject_start says which one is meant, by its first character "
+                f"({offered})"
             )
         return places[0]
     start = _integer("subject_start", asked, where)

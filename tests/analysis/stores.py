@@ -10,10 +10,22 @@ import numpy.typing as npt
 
 from ktrace.store import METRICS, RunFolders
 
-CLEAN_PRINT: dict[str, Any] = {"model": {"identity": "made up"}, "dataset": {"n_facts": 4}}
-NOISE_PRINT: dict[str, Any] = CLEAN_PRINT | {"noise": {"multiple": 3.0, "seed": 1}}
-
 N_SAMPLES, N_LAYERS, WIDTH = 2, 3, 5
+
+CLEAN_PRINT: dict[str, Any] = {
+    "model": {"identity": "made up", "dtype": "float32", "quantization": None, "modules": None},
+    "dataset": {"sha256": "made up", "n_facts": 4, "answer": "first_token"},
+}
+NOISE_PRINT: dict[str, Any] = CLEAN_PRINT | {
+    "noise": {
+        "kind": "gaussian",
+        "replace": False,
+        "multiple": 3.0,
+        "std": None,
+        "samples": N_SAMPLES,
+        "seed": 1,
+    }
+}
 
 
 @dataclass(frozen=True)

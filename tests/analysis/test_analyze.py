@@ -290,7 +290,7 @@ import sys
 from ktrace.__main__ import main
 sys.argv[1:] = [
     "stage=analyze", "model=auto", "model.path=nowhere/toy", "model.name=toy",
-    "dataset.name=made-up", "noise.samples=2", "output_dir=outputs",
+    "dataset=file", "dataset.path=made-up.jsonl", "noise.samples=2", "output_dir=outputs",
 ]
 main()
 heavy = {"torch", "transformers", "tokenizers"} & sys.modules.keys()
