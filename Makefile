@@ -20,7 +20,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[cluster,dev]'
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/run.stamp

@@ -4,7 +4,11 @@ No torch here: `--help` and `stage=analyze` must not wait for it.
 """
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import hydra
 from hydra.errors import HydraException
@@ -21,6 +25,10 @@ from ktrace.resources import resource
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _WANTS_TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
 _began: list[DictConfig] = []  # what was composed: from here on, an unknown error is a bug
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a job manager or a shutdown ends this run; what is finished is kept."""
 
 
 @hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")
@@ -51,10 +59,33 @@ def _run(config: DictConfig) -> None:
     print_summary(outcome.analysis.summary, outcome.analysis.files)
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that finished facts are kept."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: they are being kept
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> None:
-    """Entry point: errors that the user can mend are one message and exit code 1."""
+    """Entry point: errors that the user can mend are one message and exit code 1.
+
+    Ctrl-C and SIGTERM keep the facts that are finished, and exit with 130 and 143.
+    """
     _began.clear()
     config_schema.register(lambda name: resource(f"data/{name}"))
+    with _ended_by_sigterm():
+        _main()
+
+
+def _main() -> None:
     if _WANTS_TRACEBACK:
         _job()
     else:
@@ -67,13 +98,23 @@ def main() -> None:
             # A reader such as `head` has gone; the interpreter must not fail on it once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except KeyboardInterrupt:
-            sys.exit("ktrace: interrupted; the same command goes on where this run stopped")
+        except OSError as error:  # of Hydra's own files: ktrace's come with their key
+            name = f"{error.filename}: " if error.filename else ""
+            sys.exit(f"ktrace: {name}{error.strerror or error}")
+        except KeyboardInterrupt as stop:
+            terminated = isinstance(stop, Terminated)
+            what = "terminated" if terminated else "interrupted"
+            print(
+                f"ktrace: {what}; the same command goes on where this run stopped", file=sys.stderr
+            )
+            sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
         except Exception as error:
-            # Hydra raises whatever it likes about what was typed.
-            if _began:
+            # Before a job began, Hydra raises whatever it likes about what was typed; afterwards a
+            # launcher does, about the first job that it lost.
+            if not _began and not sweep.has_begun():
+                sys.exit(f"ktrace: {explain(error)}")
+            if not sweep.report_broken(error):
                 raise
-            sys.exit(f"ktrace: {explain(error)}")
     if sweep.failed_jobs():
         sys.exit(1)
 

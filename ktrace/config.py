@@ -214,6 +214,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     metric: Metric = Metric.probability  # of figures and closing table; aie.csv holds all
     stage: Stage = Stage.all
+    shard: str = "1/1"  # k/n: of n parts of equal cost, the k-th; all go into the same stores
     output_dir: str = "outputs"
 
 
@@ -291,6 +292,7 @@ def check(config: RunConfig) -> None:
         raise KtraceError("output_dir is empty: name a folder, or . for this one")
     if config.output_dir.startswith("~"):  # nobody means a folder of that name
         raise KtraceError(f"output_dir={config.output_dir}: write the home folder out, as $HOME")
+    parse_shard(config.shard)
     for key, value, least in (
         ("dataset.limit", config.dataset.limit, 1),
         ("model.window", config.model.window, 1),
@@ -347,6 +349,21 @@ def _check_dataset(dataset: DatasetConfig) -> None:
         raise KtraceError(f"dataset.path={dataset.path} and dataset.prompt exclude each other")
     if dataset.subject is None:
         raise KtraceError("dataset.subject is not set: give dataset.subject=...")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The k and n of `shard=k/n`.
+
+    Raises:
+        KtraceError: it is not of that form, or k is not from 1 to n.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise KtraceError(
+            f"shard={text!r} is out of range: k/n with k from 1 to n, such as 1/8 and 8/8"
+        )
+    return number, count
 
 
 def _check_noise(noise: NoiseConfig) -> None:

@@ -40,6 +40,8 @@ def _explain_choice(missing: str, options: Sequence[str]) -> str:
     levels = 2 if missing.startswith("hydra/") else 1
     parts = missing.split("/")
     group, choice = "/".join(parts[:levels]), "/".join(parts[levels:])
+    if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
+        return f"hydra/launcher={choice} needs the extra cluster: pip install 'ktrace[cluster]'"
     close = get_close_matches(choice, options, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"{group}={choice} is unknown{hint}: choose from {', '.join(options)}"

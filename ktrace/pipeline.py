@@ -31,8 +31,9 @@ from ktrace.settings import (
     noise_key,
     resolved_dtype,
 )
-from ktrace.store import METRICS, RunFolders, Store
-from ktrace.store.files import require_writable
+from ktrace.shards import Shard, fact_cost, is_complete, own_facts
+from ktrace.store import METRICS, RunFolders, Store, batch_of, claim_all, work_through
+from ktrace.store.files import remove_stale, require_writable
 from ktrace.tracing.mediators import Mediator, make_mediator
 
 if TYPE_CHECKING:
@@ -79,7 +80,12 @@ def run(config: RunConfig) -> Outcome:
         if config.stage is Stage.analyze:
             require_agreement(config, folders)
         else:
-            counts = _Stages(config, folders, mediators, run_log).run_all()
+            remove_stale(folder)
+            stages = _Stages(config, folders, mediators, run_log)
+            counts = stages.run_all()
+            if stages.shard.is_part and not is_complete(folders, keys, stages.limit):
+                log.info("shard=%s is done; the last shard to end draws the figures", config.shard)
+                return Outcome(folders.run, keys, None, counts)
         if config.stage not in (Stage.all, Stage.analyze):
             return Outcome(folders.run, keys, None, counts)
         from ktrace.analysis.analyze import analyze  # pandas and seaborn, when they are needed
@@ -111,7 +117,8 @@ class _Stages:
         self.log = run_log
         self.facts = facts_of(dataset)
         self.noise_facts = noise_facts_of(dataset)
-        self.limit = len(self.facts) if dataset.limit is None else dataset.limit
+        self.limit = min(len(self.facts), dataset.limit or len(self.facts))
+        self.shard = Shard.parse(config.shard)
         self.source = find_model(
             config.model.path, config.model.revision, allow_pickle=config.model.allow_pickle
         )
@@ -131,14 +138,15 @@ class _Stages:
     def run_all(self) -> dict[str, int]:
         """Run up to the config's stage; returns the counts of facts."""
         # Every store is compared with the settings before the first of them is written to.
-        done = self.folders.clean.done(self.clean_print)
-        corrupted_done = self.folders.corrupted.done(self.noise_print)
-        restored_done = {m.key: self._restored(m).done(self._print(m)) for m in self.mediators}
-        facts = list(enumerate(self.facts.facts))[: self.limit]
+        own = self._own
+        done = self.folders.clean.done(self.clean_print, own)
+        corrupted_done = self.folders.corrupted.done(self.noise_print, own)
+        restored_done = {m.key: self._restored(m).done(self._print(m), own) for m in self.mediators}
+        facts = [pair for pair in enumerate(self.facts.facts) if pair[0] in own]
         self._clean([(index, fact) for index, fact in facts if index not in done])
         cases, left_out = self._cases()
         counts = {"facts": len(facts), "candidates": len(cases)}
-        if not cases:
+        if not cases and not self.shard.is_part:
             reasons = "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
             raise KtraceError(
                 f"{self.facts.origin}: none of its first {len(facts)} facts is "
@@ -180,8 +188,9 @@ class _Stages:
         whole = self.config.dataset.answer is Answer.full
         return [encode_fact(self._lm, fact, whole_answer=whole) for fact in self.facts.facts]
 
-    def _grouped(self, cases: Sequence["Case"]) -> list[list["Case"]]:
-        """Cases by the groups of the whole dataset, so that each always meets the same company."""
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        """Facts of the whole dataset, so that each always meets the same company."""
         from ktrace.tracing.engine import Shape
         from ktrace.tracing.groups import group_facts
 
@@ -191,10 +200,25 @@ class _Stages:
             else None
             for e in self._encoded
         ]
+        return group_facts(shapes, self._engine.cases_together)
+
+    def _grouped(self, cases: Sequence["Case"]) -> list[list["Case"]]:
         by_index = {case.index: case for case in cases}
-        groups = group_facts(shapes, self._engine.cases_together)
-        kept = ([by_index[index] for index in group if index in by_index] for group in groups)
+        kept = ([by_index[index] for index in group if index in by_index] for group in self._groups)
         return [group for group in kept if group]
+
+    @cached_property
+    def _own(self) -> Container[int]:
+        """Indices of the facts that this run works on."""
+        everything = range(self.limit)
+        keys = [mediator.key for mediator in self.mediators]
+        if not self.shard.is_part or is_complete(self.folders, keys, self.limit):
+            return everything  # and no model is needed to tell
+        # Other settings are refused before a model is loaded for the split.
+        self.folders.clean.require(self.clean_print)
+        self.folders.corrupted.require(self.noise_print)
+        costs = [fact_cost(len(e.prompt.input_ids), e.span.start) for e in self._encoded]
+        return own_facts(self.shard, self._groups, costs[: self.limit])
 
     @cached_property
     def _noise(self) -> "MeasuredNoise":
@@ -229,9 +253,16 @@ class _Stages:
             self.folders.clean.writer(self.clean_print, self.log.on_parts()) as writer,
             progress("clean runs", len(todo)) as advance,
         ):
-            for index, fact in todo:
-                writer.add(clean_record(lm, index, fact, self._encoded[index]))
-                advance(1)
+
+            def attempt(unit: tuple[int, Fact]) -> bool:
+                index, fact = unit
+                lacking = writer.claim([index])
+                if lacking:
+                    writer.add(clean_record(lm, index, fact, self._encoded[index]))
+                advance(lacking is not None)
+                return lacking is not None
+
+            work_through(todo, attempt, writer.flush)
 
     def _cases(self) -> tuple[list["Case"], dict[str, int]]:
         from ktrace.tracing.engine import Case
@@ -239,7 +270,7 @@ class _Stages:
         cases, left_out = [], Counter[str]()
         names = ("is_candidate", "left_out", "input_ids", "span", "answer_ids")
         for record in self.folders.clean.read(*names):
-            if record["index"] >= self.limit:
+            if record["index"] not in self._own:
                 continue
             if not record["is_candidate"]:
                 left_out[record["left_out"]] += 1
@@ -263,7 +294,7 @@ class _Stages:
             for case in cases
             if case.index in baselines
         ]
-        if not kept:
+        if not kept and not self.shard.is_part:
             raise KtraceError(
                 f"noise.kind={self.config.noise.kind.value} can corrupt none of the {len(cases)} "
                 "candidates; analysis/summary.json of another noise shows them"
@@ -275,21 +306,25 @@ class _Stages:
 
         measured, lm, engine = self._noise, self._lm, self._engine
         about = {"sigma": measured.sigma, "noise_level": measured.level}
+        unusable = [[case] for case in cases if case.index in measured.unusable]
+        usable = self._grouped([case for case in cases if case.index not in measured.unusable])
         with (
             self.log.timed("corrupted"),
             self.folders.corrupted.writer(self.noise_print, self.log.on_parts()) as writer,
             progress("corrupted runs", len(cases)) as advance,
         ):
-            for case in cases:
-                if case.index in measured.unusable and case.index not in done:
+
+            def attempt(group: Sequence["Case"]) -> bool:
+                lacking = writer.claim([case.index for case in group])
+                if lacking is None:
+                    return False
+                if lacking and (reason := measured.unusable.get(group[0].index)):
                     nothing = {metric: np.empty(0) for metric in METRICS}
                     unknown = {f"clean_{metric}": np.nan for metric in METRICS}
-                    why = {"left_out": measured.unusable[case.index], "foil_ids": (), "foil": ""}
-                    writer.add({**self._key(case), **about, **why, **nothing, **unknown})
-                    advance(1)
-            # A group is run as a whole even where some of it is stored: other company, other bits.
-            for group in self._grouped([c for c in cases if c.index not in measured.unusable]):
-                lacking = {case.index for case in group if case.index not in done}
+                    why = {"left_out": reason, "foil_ids": (), "foil": ""}
+                    writer.add({**self._key(group[0]), **about, **why, **nothing, **unknown})
+                    lacking = frozenset()
+                # As a whole even where some of it is stored: other company, other bits.
                 results = engine.baseline(group) if lacking else ()
                 for case, baseline in results:
                     if case.index in lacking:
@@ -305,6 +340,9 @@ class _Stages:
                             {**self._key(case), **about, **foil, **clean, **baseline.corrupted}
                         )
                 advance(len(group))
+                return True
+
+            work_through([*unusable, *usable], attempt, writer.flush)
 
     def _restore(self, cases: Sequence["Case"], done: Mapping[str, Container[int]]) -> None:
         if all(case.index in have for case in cases for have in done.values()):
@@ -313,23 +351,34 @@ class _Stages:
         with ExitStack() as stack:
             stack.enter_context(self.log.timed("restore"))
             writers = {
-                m.key: stack.enter_context(self._restored(m).writer(self._print(m), origin))
+                m.key: stack.enter_context(
+                    self._restored(m).writer(self._print(m), origin, ["together"])
+                )
                 for m in self.mediators
             }
             title = f"restoring {', '.join(writers)}"
             advance = stack.enter_context(progress(title, len(cases)))
-            for group in self._grouped(cases):
-                lacking = {
-                    key: {case.index for case in group if case.index not in have}
-                    for key, have in done.items()
-                }
-                mediators = [m for m in self.mediators if lacking[m.key]]
+
+            def attempt(group: Sequence["Case"]) -> bool:
+                lacking = claim_all(writers, [case.index for case in group])
+                if lacking is None:
+                    return False
+                batch = batch_of(writers, lacking)
+                mediators = [m for m in self.mediators if m.key in batch]
+                together = {"together": " ".join(m.key for m in mediators)}
                 results = engine.restored(group, mediators) if mediators else ()
                 for case, restored in results:
                     for key, scores in restored.items():
                         if case.index in lacking[key]:
-                            writers[key].add({**self._key(case), **scores})
+                            writers[key].add({**self._key(case), **together, **scores})
                 advance(len(group))
+                return True
+
+            def let_go() -> None:
+                for writer in writers.values():
+                    writer.flush()
+
+            work_through(self._grouped(cases), attempt, let_go)
 
     def _key(self, case: "Case") -> dict[str, int]:
         return {"index": case.index, "known_id": self.facts.facts[case.index].known_id}

@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,18 @@ log = logging.getLogger(__name__)
 _RECORD = "job.json"
 _KILLED = "it started and left no result: killed, or still running"
 _failed: list[str] = []
+_told: set[str] = set()  # jobs whose failure this process has logged
+_open_sweeps: list[Path] = []  # begun in this process and not reported yet
 
 
 def is_sweep() -> bool:
     """Whether this job belongs to a multirun."""
     return HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def has_begun() -> bool:
+    """Whether a multirun is under way in this process."""
+    return bool(_open_sweeps)
 
 
 def failed_jobs() -> list[str]:
@@ -74,13 +82,18 @@ def run_job(config: DictConfig) -> None:
         }
     _write(path, record)
     if record["status"] == "failed":
-        log.error("job %s failed: %s", record["job"], record["message"])
+        _tell(record)
     else:
         log.info("job %s done: %s", record["job"], " ".join(record["overrides"]))
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def _tell(record: Mapping[str, Any]) -> None:
+    _told.add(record["job"])
+    log.error("job %s failed: %s", record["job"], record["message"])
 
 
 class SweepReport(Callback):
@@ -94,14 +107,59 @@ class SweepReport(Callback):
             require_writable(Path(str(config.hydra.sweep.dir)))
         except (KtraceError, OmegaConfBaseException) as error:
             sys.exit(f"ktrace: {explain(error)}")
+        _open_sweeps.append(Path(str(config.hydra.sweep.dir)))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """See Hydra's callbacks."""
-        from ktrace.console import print_comparison
+        _report(_open_sweeps.pop())
 
-        folder = Path(str(config.hydra.sweep.dir))
-        jobs = [json.loads(path.read_text("utf-8")) for path in folder.glob(f"*/{_RECORD}")]
-        jobs.sort(key=lambda job: int(job["job"]))
-        _failed.extend(job["job"] for job in jobs if job["status"] != "done")
-        print_comparison(jobs)
-        print(f"wrote {folder}")
+
+def report_broken(error: Exception) -> bool:
+    """Report on a sweep whose launcher gave up, as it does on the first job that was lost.
+
+    The other jobs go on without it. They are waited for, so that the report tells how they ended.
+
+    Returns:
+        Whether there was a sweep.
+    """
+    if not _open_sweeps:
+        return False
+    folder = _open_sweeps.pop()
+    submitted = _wait_for_submitted(folder)
+    jobs = _report(folder, submitted)
+    if all(job["status"] == "done" for job in jobs):  # then it is not about a job
+        raise error
+    return True
+
+
+def _report(folder: Path, submitted: Sequence[str] = ()) -> list[dict[str, Any]]:
+    from ktrace.console import print_comparison
+
+    records = [json.loads(path.read_text("utf-8")) for path in folder.glob(f"*/{_RECORD}")]
+    by_job = {job["job"]: job for job in records}
+    for job in submitted:
+        nothing = {"job": job, "overrides": [], "model": "", "status": "failed"}
+        by_job.setdefault(job, nothing | {"message": "ended before it began"})
+    jobs = sorted(by_job.values(), key=lambda job: int(job["job"]))
+    failed = [job for job in jobs if job["status"] != "done"]
+    for job in failed:
+        if job["job"] not in _told:  # it failed in another process
+            _tell(job)
+    _failed.extend(job["job"] for job in failed)
+    print_comparison(jobs)
+    print(f"wrote {folder}")
+    return jobs
+
+
+def _wait_for_submitted(folder: Path) -> list[str]:
+    """Numbers of the jobs that a sweep has handed to Slurm, when all of them have ended."""
+    files = sorted(folder.glob(".submitit/*/*_submitted.pkl"))  # only their names are read
+    if not files:
+        return []
+    from submitit import SlurmJob  # of the extra `cluster`, which submitted them
+
+    identifiers = [path.name.removesuffix("_submitted.pkl") for path in files]
+    log.info("waiting for the other jobs of this sweep")
+    for path, identifier in zip(files, identifiers, strict=True):
+        SlurmJob[Any](path.parent.parent / "%j", identifier).wait()
+    return [identifier.rpartition("_")[2] for identifier in identifiers]

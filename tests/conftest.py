@@ -281,3 +281,35 @@ def refused(ended: Ended, *parts: str) -> None:
     assert ended.stderr.count("\n") == 1, ended.stderr
     for part in parts:
         assert part in ended.stderr
+
+
+@pytest.fixture(scope="session")
+def runs(
+    model_folder: Path, facts_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """Starts runs over the random model and its seven facts, up to `stage=restore`."""
+    from durability.runs import Runs
+
+    common = (
+        "model=auto",
+        f"model.path={model_folder}",
+        "dataset=file",
+        f"dataset.path={facts_file}",
+        "noise.samples=2",
+        "mediator=all",
+        "stage=restore",
+    )
+    with Runs(tmp_path_factory.mktemp("runs"), *common) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def whole(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of such a run that nobody disturbed."""
+    from durability.runs import N_STORED, facts_in_parts
+
+    output = tmp_path_factory.mktemp("whole")
+    ended = runs.run(f"output_dir={output}")
+    assert ended.code == 0, ended.output
+    assert facts_in_parts(output) == N_STORED
+    return output

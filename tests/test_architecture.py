@@ -38,6 +38,7 @@ COMPOSERS = {
     "provenance",
     "records",
     "settings",
+    "shards",
     "sweep",
 }
 MAY_IMPORT_FOR_TYPES = {"ktrace", "ktrace.pipeline", "ktrace.provenance", "ktrace.records"}

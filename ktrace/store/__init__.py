@@ -1,8 +1,9 @@
 """Stores: folders of immutable HDF5 parts. Knows nothing of models, engines or statistics."""
 
+from ktrace.store.claims import work_through
 from ktrace.store.layout import RunFolders
 from ktrace.store.schema import CLEAN, CORRUPTED, METRICS, RESTORED, Field, Record
-from ktrace.store.store import PartWriter, Store
+from ktrace.store.store import PartWriter, Store, batch_of, claim_all
 
 __all__ = [
     "CLEAN",
@@ -14,4 +15,7 @@ __all__ = [
     "Record",
     "RunFolders",
     "Store",
+    "batch_of",
+    "claim_all",
+    "work_through",
 ]

@@ -9,9 +9,12 @@ Every dataset carries a checksum, and the file an end marker that is written las
 import hashlib
 import io
 import json
+import math
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ktrace.errors import KtraceError
+from ktrace.store.bounds import bounded_attribute, bounded_dataset, bounded_group
 from ktrace.store.files import new_file
 from ktrace.store.schema import ACTIVATION, TEXT, VERSION, Field, Record, Schema
 
@@ -129,10 +133,13 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
     """What the part's numbers were determined by.
 
     Raises:
-        DamagedPartError: the file is not a complete part of this schema version.
+        DamagedPartError: the file is not a complete part.
+        KtraceError: it is of another schema version, or may not be read.
     """
-    with _opened(path) as file:
-        fingerprint: dict[str, Any] = json.loads(file.attrs["fingerprint"])
+    with _opened(path) as part:
+        fingerprint = json.loads(part.attribute(part.file, "fingerprint"))
+        if not isinstance(fingerprint, dict):
+            raise ValueError("its fingerprint is no JSON object")
         return fingerprint
 
 
@@ -140,11 +147,16 @@ def read_provenance(path: Path) -> tuple[dict[str, Any], int]:
     """Who computed a part, where and when (empty where it does not say); and its number of facts.
 
     Raises:
-        DamagedPartError: the file is not a complete part of this schema version.
+        DamagedPartError: the file is not a complete part.
+        KtraceError: it is of another schema version, or may not be read.
     """
-    with _opened(path) as file:
-        provenance: dict[str, Any] = json.loads(file.attrs.get("provenance", "{}"))
-        return provenance, int(file.attrs["n_facts"])
+    with _opened(path) as part:
+        if "provenance" not in part.file.attrs:
+            return {}, part.n_facts
+        provenance = json.loads(part.attribute(part.file, "provenance"))
+        if not isinstance(provenance, dict):
+            raise ValueError("its provenance is no JSON object")
+        return provenance, part.n_facts
 
 
 def read_part(path: Path, schema: Schema, names: Iterable[str]) -> list[dict[str, Any]]:
@@ -152,49 +164,109 @@ def read_part(path: Path, schema: Schema, names: Iterable[str]) -> list[dict[str
 
     Raises:
         DamagedPartError: the part is incomplete, or a checksum does not fit.
+        KtraceError: it is of another schema version, or may not be read.
     """
-    with _opened(path) as file:
-        n_facts = int(file.attrs["n_facts"])
-        columns = {name: _read_field(file, name, schema[name]) for name in names}
-    if any(len(column) != n_facts for column in columns.values()):
-        raise DamagedPartError(f"{path}: fields of unequal length")
-    return [{name: column[row] for name, column in columns.items()} for row in range(n_facts)]
+    with _opened(path) as part:
+        columns = {name: part.column(name, schema[name]) for name in names}
+        return [
+            {name: column[row] for name, column in columns.items()} for row in range(part.n_facts)
+        ]
+
+
+def verify_part(path: Path, schema: Schema) -> None:
+    """Read a part as a whole, one field in memory at a time.
+
+    Raises:
+        DamagedPartError: as `read_part` would of any field.
+        KtraceError: it is of another schema version, or may not be read.
+    """
+    with _opened(path) as part:
+        for name, field in schema.items():
+            part.column(name, field)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def _opened(path: Path) -> Iterator["_Part"]:
     try:
-        with h5py.File(path, "r") as file:
-            version = file.attrs.get("schema_version")
-            if version != VERSION or not file.attrs.get("complete", False):
-                why = "it has no end marker" if version == VERSION else f"schema version {version}"
-                raise DamagedPartError(f"{path}: {why} (this ktrace reads version {VERSION})")
-            yield file
-    except PermissionError as error:  # nothing is wrong with the file
-        raise KtraceError(f"{path} cannot be read: {error.strerror}") from error
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # Without HDF5's own lock: a part never changes, and not every file system keeps locks.
+        with h5py.File(path, "r", locking=False) as file:
+            yield _Part(path, file)
+    except FileNotFoundError as error:  # another process has set it aside
+        raise DamagedPartError(f"{path}: it is gone") from error
+    except OSError as error:
+        if error.errno:  # the system's word: nothing is said about the file's content
+            raise KtraceError(f"{path} cannot be read: {os.strerror(error.errno)}") from error
+        raise DamagedPartError(f"{path}: {error}") from error
+    except (KeyError, MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise DamagedPartError(f"{path}: {error}") from error
 
 
-def _read_field(file: h5py.File, name: str, field: Field) -> Sequence[Any]:
-    if not field.axes:
-        column = _decode(field, _read_dataset(file[name]))
+class _Part:
+    """An open part: what it says is believed only where it fits the file and its checksums."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.file = file
+        self._size = path.stat().st_size
+        if "schema_version" not in file.attrs:
+            raise ValueError("it is no part")
+        version = int(self.attribute(file, "schema_version"))
+        if version != VERSION:
+            raise KtraceError(
+                f"{path}: schema version {version}, this ktrace reads version {VERSION}: choose "
+                "another output_dir, or remove the store"
+            )
+        if "complete" not in file.attrs or not self.attribute(file, "complete"):
+            raise ValueError("it has no end marker")
+        self.n_facts = int(self.attribute(file, "n_facts"))
+
+    def attribute(self, owner: h5py.HLObject, name: str) -> Any:
+        return bounded_attribute(owner, name, self._size)
+
+    def column(self, name: str, field: Field) -> Sequence[Any]:
+        """One field of every fact."""
+        if not field.axes:
+            column = _decode(field, self._read(self.file, name, field))
+        else:
+            column = self._cells(name, field)
+        if len(column) != self.n_facts:
+            raise ValueError(f"{name} is of {len(column)} facts, the part of {self.n_facts}")
         return column if isinstance(column, list) else column.tolist()
-    values = _decode(field, _read_dataset(file[name]["values"]))
-    offsets = _read_dataset(file[name]["offsets"])
-    shapes = _read_dataset(file[name]["shapes"])
-    cells = []
-    for row, shape in enumerate(shapes):
-        value = values[offsets[row] : offsets[row + 1]]
-        cells.append(value if isinstance(value, list) else value.reshape(tuple(shape)))
-    return cells
+
+    def _cells(self, name: str, field: Field) -> list[Any]:
+        group = bounded_group(self.file, name)
+        values = _decode(field, self._read(group, "values", field))
+        offsets = self._read(group, "offsets", _WHOLE).tolist()
+        shapes = self._read(group, "shapes", _WHOLE)
+        if shapes.shape != (len(offsets) - 1, len(field.axes)) or (shapes < 0).any():
+            raise ValueError(f"{name} has no shapes for its axes")
+        ends = [0, *accumulate(math.prod(shape) for shape in shapes.tolist())]
+        if offsets != ends or ends[-1] != len(values):
+            raise ValueError(f"{name} has other shapes than values")
+        cells = []
+        for row, shape in enumerate(shapes.tolist()):
+            value = values[offsets[row] : offsets[row + 1]]
+            cells.append(value if isinstance(value, list) else value.reshape(shape))
+        return cells
+
+    def _read(self, group: h5py.Group, name: str, field: Field) -> Array:
+        dataset = bounded_dataset(group, name, self._size)
+        kind = dataset.dtype
+        if field.dtype == TEXT:
+            fits = kind.kind == "S"
+        elif field.dtype == ACTIVATION:
+            fits = kind.name in _ACTIVATION_DTYPES
+        else:
+            fits = kind == np.dtype(field.dtype)
+        if not fits:
+            raise ValueError(f"{dataset.name} is of type {kind}, not {field.dtype}")
+        array: Array = dataset[()]
+        if _checksum(array) != int(self.attribute(dataset, "crc32")):
+            raise ValueError(f"{dataset.name} does not fit its checksum")
+        return array
 
 
-def _read_dataset(dataset: h5py.Dataset) -> Array:
-    array: Array = dataset[()]
-    if _checksum(array) != int(dataset.attrs["crc32"]):
-        raise ValueError(f"{dataset.name} does not fit its checksum")
-    return array
+_WHOLE = Field("int64")
+_ACTIVATION_DTYPES = ("float16", "float32", "float64", "uint16")
 
 
 def _decode(field: Field, array: Array) -> Array | list[str]:

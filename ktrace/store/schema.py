@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 
 # One fact's values by field name; `index`, the fact's row in its dataset, is always among them.
 Record = Mapping[str, Any]
@@ -71,5 +71,6 @@ CORRUPTED: Schema = {
 RESTORED: Schema = {
     "index": Field("int64"),
     "known_id": Field("int64"),
+    "together": Field(TEXT),  # mediators that shared its batches: what decides the last bits
     **{metric: Field("float32", ("sample", "layer", "position")) for metric in METRICS},
 }

@@ -1,8 +1,9 @@
 """A store: a folder of parts with one fingerprint, that many writers may add to without a lock."""
 
 import json
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,14 +13,19 @@ from typing import Any
 import numpy as np
 
 from ktrace.errors import KtraceError
+from ktrace.store.claims import Claims
+from ktrace.store.files import set_aside
 from ktrace.store.part import (
     DamagedPartError,
     read_fingerprint,
     read_part,
     read_provenance,
+    verify_part,
     write_part,
 )
 from ktrace.store.schema import Record, Schema
+
+log = logging.getLogger(__name__)
 
 # A part is closed at whichever comes first; a killed run loses the part in hand and no more.
 _PART_FACTS = 32
@@ -38,17 +44,50 @@ class Store:
         """Completed parts, in the order of their first facts."""
         return sorted(self.folder.glob("part-*.h5"))
 
-    def done(self, fingerprint: Mapping[str, Any]) -> frozenset[int]:
-        """Indices of the facts that are stored.
+    def require(self, fingerprint: Mapping[str, Any]) -> None:
+        """Refuse parts of other settings; damaged parts have none.
 
         Raises:
-            KtraceError: the folder holds parts of other settings, or a damaged one.
+            KtraceError: the folder holds parts of other settings.
         """
         for path in self.parts():
-            with _naming_damage():
+            try:
                 found = read_fingerprint(path)
+            except DamagedPartError:
+                continue
             _require_same(self.folder, found, fingerprint)
-        return frozenset(record["index"] for record in self.read("index"))
+
+    def done(
+        self, fingerprint: Mapping[str, Any], wanted: Container[int] | None = None
+    ) -> frozenset[int]:
+        """Indices of the facts that are stored, in parts that are whole.
+
+        A damaged part is set aside, with a logged line: its facts are not among the stored ones, so
+        they are computed again. Nothing else of the folder is touched.
+
+        Args:
+            fingerprint: what the parts' numbers must have been determined by.
+            wanted: where given, only parts with one of these facts are read as a whole.
+
+        Raises:
+            KtraceError: the folder holds parts of other settings.
+        """
+        # All are compared before any is renamed: a folder of other settings is left as it is.
+        self.require(fingerprint)
+        stored: set[int] = set()
+        for path in self.parts():
+            try:
+                indices = _indices(path, self.schema)
+                if wanted is None or any(index in wanted for index in indices):
+                    verify_part(path, self.schema)
+            except DamagedPartError as error:
+                aside = set_aside(path)
+                log.warning(
+                    "damaged: %s; set aside as %s, its facts are computed again", error, aside.name
+                )
+            else:
+                stored.update(indices)
+        return frozenset(stored)
 
     def fingerprint(self) -> dict[str, Any] | None:
         """The fingerprint that all parts share; None for an empty store.
@@ -90,24 +129,45 @@ class Store:
             return [read_provenance(path) for path in self.parts()]
 
     def writer(
-        self, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+        self,
+        fingerprint: Mapping[str, Any],
+        provenance: Mapping[str, Any] | None = None,
+        keep: Sequence[str] = (),
     ) -> "PartWriter":
-        """A context that collects records and writes them as parts; see `write_part`."""
-        return PartWriter(self, fingerprint, provenance or {})
+        """A context that collects records and writes them as parts; see `write_part`.
+
+        Args:
+            fingerprint: what determines the records' numbers.
+            provenance: who computes them, where and when.
+            keep: fields of stored facts that the caller wants from `PartWriter.stored`.
+        """
+        return PartWriter(self, fingerprint, provenance or {}, keep)
 
 
 class PartWriter:
     """Collects records, and closes a part when it is large or old enough.
 
     Leaving the context writes what is in hand, also after an exception: those facts are complete.
+    Where other processes may write to the same store, `claim` facts before working on them.
+
+    Attributes:
+        stored: by index, the fields `keep` of the facts that `claim` found stored.
     """
 
     def __init__(
-        self, store: Store, fingerprint: Mapping[str, Any], provenance: Mapping[str, Any]
+        self,
+        store: Store,
+        fingerprint: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        keep: Sequence[str],
     ) -> None:
         self._store = store
         self._fingerprint = fingerprint
         self._provenance = provenance
+        self._claims = Claims(store.folder)
+        self._keep = ("index", *keep)
+        self._known: set[Path] = set()
+        self.stored: dict[int, Mapping[str, Any]] = {}
         self._records: list[Record] = []
         self._bytes = 0
         self._opened = self._began = time.monotonic()
@@ -121,7 +181,41 @@ class PartWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            self._claims.close()
+
+    def claim(self, indices: Collection[int]) -> frozenset[int] | None:
+        """Take facts to work on, until they are written or the context is left.
+
+        Returns:
+            Those of them that are not stored yet; None, where another process works on one.
+
+        Raises:
+            KtraceError: the folder cannot be written.
+        """
+        if not self._claims.take(indices):
+            return None
+        # Another process may have finished some since this one looked.
+        self._look()
+        self._claims.release([index for index in indices if index in self.stored])
+        return frozenset(index for index in indices if index not in self.stored)
+
+    def unclaim(self, indices: Collection[int]) -> None:
+        """Give back facts that were taken and not worked on."""
+        self._claims.release(indices)
+
+    def _look(self) -> None:
+        """Note the facts of parts that are new since the last look."""
+        for path in self._store.parts():
+            if path not in self._known:
+                self._known.add(path)
+                try:
+                    records = read_part(path, self._store.schema, self._keep)
+                except DamagedPartError:
+                    continue  # its facts are not stored; `Store.done` sets it aside
+                self.stored.update({record["index"]: record for record in records})
 
     def add(self, record: Record) -> None:
         """Take one fact."""
@@ -145,6 +239,43 @@ class PartWriter:
         }
         store, provenance = self._store, {**self._provenance, **own}
         write_part(store.folder, store.schema, self._fingerprint, records, provenance)
+        self._claims.release([record["index"] for record in records])
+
+
+def claim_all(
+    writers: Mapping[str, PartWriter], indices: Collection[int]
+) -> dict[str, frozenset[int]] | None:
+    """`PartWriter.claim` on several stores: the lacking facts of each, or None and no claim."""
+    lacking: dict[str, frozenset[int]] = {}
+    for key, writer in writers.items():
+        found = writer.claim(indices)
+        if found is None:
+            for claimed, facts in lacking.items():
+                writers[claimed].unclaim(facts)
+            return None
+        lacking[key] = found
+    return lacking
+
+
+def batch_of(writers: Mapping[str, PartWriter], lacking: Mapping[str, Collection[int]]) -> set[str]:
+    """Mediators to run on some facts: those that lack one, and those that shared batches with them.
+
+    A run that was killed between writing one mediator and the next has stored some of those that
+    ran together. The others get their bits again only in the same company.
+
+    Args:
+        writers: of restored stores, by mediator key, opened with `keep=["together"]`.
+        lacking: what `claim_all` returned.
+    """
+    wanted = {key for key, facts in lacking.items() if facts}
+    facts = {index for some in lacking.values() for index in some}
+    company = {
+        key
+        for key, writer in writers.items()
+        for index in facts & writer.stored.keys()
+        if wanted.intersection(writer.stored[index]["together"].split())
+    }
+    return wanted | company
 
 
 @contextmanager
@@ -152,7 +283,14 @@ def _naming_damage() -> Iterator[None]:
     try:
         yield
     except DamagedPartError as error:
-        raise KtraceError(f"{error}; delete this file and run again") from error
+        raise KtraceError(
+            f"damaged: {error}; the command that made it, without stage=analyze, sets it aside and "
+            "computes its facts again"
+        ) from error
+
+
+def _indices(path: Path, schema: Schema) -> list[int]:
+    return [record["index"] for record in read_part(path, schema, ["index"])]
 
 
 def _require_same(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -154,7 +154,8 @@ def write_restored(
             values = p_restored(index, key) if scores is None else scores[index]
             # As in the corrupted runs: metrics differ by whole numbers.
             metrics = {metric: values + offset for offset, metric in enumerate(METRICS)}
-            writer.add({"index": index, "known_id": known_id(index), **metrics})
+            about = {"index": index, "known_id": known_id(index), "together": key}
+            writer.add({**about, **metrics})
 
 
 CANDIDATES = tuple(index for index, fact in enumerate(FACTS) if fact.is_candidate)

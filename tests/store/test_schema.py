@@ -9,6 +9,7 @@ from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED, VERSION
 _LAYOUTS = {
     1: "536ac7ca19870f824c36156d1a6721da6701749b7a7901ef1a3dec6b853fa120",
     2: "00b8d5bad332c687e25b7ed51bd9b401acfac8b9f637168b7f3e6114d89e3844",
+    3: "bede82c83eff382ca6522ef2440362786c6bfc3ebef906c43ce7533407b35fa3",
 }
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -106,17 +107,54 @@ def test_a_fingerprint_compares_as_it_was_written(store: Store) -> None:
     assert store.fingerprint() == fingerprint
 
 
-def test_damage_names_the_file_and_what_to_do(store: Store) -> None:
+def test_a_reader_refuses_damage_and_says_what_mends_it(store: Store) -> None:
     with store.writer(FINGERPRINT) as writer:
         writer.add(record(0))
     path = store.parts()[0]
     path.write_bytes(path.read_bytes()[:-10])
-    expected = re.escape(str(path)) + r".*delete this file and run again"
-    for use in (store.fingerprint, lambda: store.done(FINGERPRINT), lambda: list(store.read())):
+    expected = "damaged: " + re.escape(str(path)) + r".*without stage=analyze, sets it aside"
+    for use in (store.fingerprint, lambda: list(store.read())):
         with pytest.raises(KtraceError, match=expected):
             use()
-    path.unlink()
-    assert store.done(FINGERPRINT) == frozenset()
+    assert store.parts() == [path], "a reader changes nothing"
+
+
+def test_a_damaged_part_is_set_aside_and_its_facts_are_lacking(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for indices in ([0, 1], [2]):
+        with store.writer(FINGERPRINT) as writer:
+            for index in indices:
+                writer.add(record(index))
+    path = store.parts()[0]
+    for number, aside in enumerate([f"damaged-{path.name}", f"damaged-{path.stem}-2.h5"]):
+        with h5py.File(path) as file:
+            start = file["probability"]["values"].id.get_offset()
+        content = bytearray(path.read_bytes())
+        content[start] ^= 1  # `index` can still be read: only a whole look sees it
+        path.write_bytes(content)
+        assert store.done(FINGERPRINT, wanted=[2]) == {0, 1, 2}, "not looked at: another's facts"
+        assert store.done(FINGERPRINT, wanted=[1, 2]) == {2}
+        assert (store.folder / aside).read_bytes() == content
+        assert [r["index"] for r in store.read("probability")] == [2]
+        message = caplog.messages[number]
+        assert str(path) in message
+        assert f"set aside as {aside}, its facts are computed again" in message
+        with store.writer(FINGERPRINT) as writer:
+            writer.add(record(0))
+            writer.add(record(1))
+        assert store.done(FINGERPRINT) == {0, 1, 2}
+
+
+def test_damage_in_a_store_of_other_settings_stays_where_it_is(store: Store) -> None:
+    for index in (0, 1):
+        with store.writer(FINGERPRINT) as writer:
+            writer.add(record(index))
+    path = store.parts()[0]
+    path.write_bytes(b"")
+    with pytest.raises(KtraceError, match="holds results of other settings"):
+        store.done({"noise": {"seed": 2}})
+    assert path in store.parts()
 
 
 def test_a_part_closes_at_32_facts_and_the_rest_on_exit(store: Store) -> None:
@@ -241,7 +279,7 @@ def test_only_mediators_with_parts_are_listed(tmp_path: Path) -> None:
     (tmp_path / "noise" / "restored" / "notes.txt").write_text("")
     for key in ("mlp-w3", "hidden"):
         scores = {metric: np.zeros((1, 1, 1), "f4") for metric in METRICS}
-        restored: Record = {"index": 0, "known_id": 0, **scores}
+        restored: Record = {"index": 0, "known_id": 0, "together": key, **scores}
         assert folders.restored(key).schema is RESTORED
         with folders.restored(key).writer(FINGERPRINT) as writer:
             writer.add(restored)

@@ -1,0 +1,185 @@
+"""Real runs in processes of their own, that tests kill, stop and let meet each other.
+
+torch takes seconds to import, so one process imports it and loads the model once, and forks a child
+for every run. The child is a run like any other: it can be killed at any instruction.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conftest import ROOT
+
+from ktrace.store import CLEAN, CORRUPTED, RESTORED, RunFolders, Store
+
+RUN = "random/known/gaussian-x3-n2-seed1"
+FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
+N_FACTS, N_CANDIDATES = 7, 6
+# Every fact once in every store that it belongs to.
+N_STORED = N_FACTS + N_CANDIDATES + N_CANDIDATES * len(FIVE)
+
+# Lines in: "start <log>\t<argument>\t...", "warm ..." for a run in the server itself, "wait <pid>".
+# Lines out: the process id, 0 where the warming run was good, the wait status.
+# Parts of two facts, so that there is progress to kill between.
+_SERVER = """
+import os, sys
+import torch
+import ktrace.__main__ as command
+import ktrace.analysis.analyze, ktrace.lm.load, ktrace.pipeline, ktrace.tracing.select
+from hydra.core.global_hydra import GlobalHydra
+from ktrace.store import claims, store
+
+torch.set_num_threads(1)
+ktrace.tracing.select._disproof = lambda *args: None  # the engines are compared in other tests
+store._PART_FACTS = 2
+claims._POLL_SECONDS = 0.02
+for line in sys.stdin:
+    order, _, rest = line.rstrip("\\n").partition(" ")
+    if order == "wait":
+        print(os.waitpid(int(rest), 0)[1], flush=True)
+        continue
+    log, *sys.argv[1:] = rest.split("\\t")
+    child = 0 if order == "warm" else os.fork()
+    if child == 0:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        kept = os.dup(1)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        code = 0
+        try:
+            command.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if order != "warm":
+            os._exit(code)
+        GlobalHydra.instance().clear()
+        os.dup2(kept, 1)
+        child = code
+    print(child, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: exit code, or minus the signal that killed it; and what it printed."""
+
+    code: int
+    output: str
+
+
+class Runs:
+    """Starts `python -m ktrace ...` in a folder, with some arguments in common."""
+
+    def __init__(self, folder: Path, *common: str) -> None:
+        self._folder = folder
+        self._common = common
+        self._logs: dict[int, Path] = {}
+        environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+        )
+        warm = [str(folder / "warm.log"), *common, "stage=filter", f"output_dir={folder / 'warm'}"]
+        assert int(self._order("warm " + "\t".join(warm))) == 0, Path(warm[0]).read_text()
+
+    def __enter__(self) -> "Runs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stdin.close()  # type: ignore[union-attr]
+        self._server.stdout.close()  # type: ignore[union-attr]
+        self._server.wait(timeout=60)
+
+    def start(self, *arguments: str) -> int:
+        """Start a run; returns its process id."""
+        log = self._folder / f"run-{len(self._logs)}.log"
+        pid = int(self._order("start " + "\t".join([str(log), *self._common, *arguments])))
+        self._logs[pid] = log
+        return pid
+
+    def wait(self, pid: int) -> Ended:
+        """Wait for a run's end."""
+        code = os.waitstatus_to_exitcode(int(self._order(f"wait {pid}")))
+        return Ended(code, self.output(pid))
+
+    def run(self, *arguments: str) -> Ended:
+        """Start a run and wait for its end."""
+        return self.wait(self.start(*arguments))
+
+    def output(self, pid: int) -> str:
+        """What a run has printed so far."""
+        log = self._logs[pid]
+        return log.read_text() if log.exists() else ""
+
+    def _order(self, line: str) -> str:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(line + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        assert answer, "the server of runs is gone"
+        return answer
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a run has not ended yet; an ended one that nobody waited for counts as ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def stores_of(run: Path) -> list[Store]:
+    """Every store of a run."""
+    folders = RunFolders(run)
+    restored = sorted((run / "restored").glob("*/"))
+    return [folders.clean, folders.corrupted, *(folders.restored(path.name) for path in restored)]
+
+
+def contents(run: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Every field of every fact of a run, arrays as bytes with their shapes."""
+    found = {}
+    for store in stores_of(run):
+        for record in store.read(*store.schema):
+            plain = {
+                name: (value.shape, value.dtype.str, value.tobytes())
+                if hasattr(value, "tobytes")
+                else repr(value)
+                for name, value in record.items()
+            }
+            found[store.folder.name, record["index"]] = plain
+    return found
+
+
+def parts(root: Path) -> dict[Path, tuple[int, int]]:
+    """When each part was written, and where it lies on the disk."""
+    found = {}
+    for path in root.rglob("part-*.h5"):
+        status = path.stat()
+        found[path] = (status.st_mtime_ns, status.st_ino)
+    return found
+
+
+def facts_in_parts(root: Path) -> int:
+    """Facts over all parts, those that are there twice counted twice."""
+    schemas = {"clean": CLEAN, "corrupted": CORRUPTED}
+    return sum(len(one_part(path, schemas.get(path.parent.name, RESTORED))) for path in parts(root))
+
+
+def one_part(path: Path, schema: Any) -> list[int]:
+    """Indices in a part."""
+    from ktrace.store.part import read_part
+
+    return [record["index"] for record in read_part(path, schema, ["index"])]

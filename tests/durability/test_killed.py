@@ -1,0 +1,166 @@
+"""Runs that are killed, terminated, or meet each other: same numbers, and nothing done twice."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from durability.runs import (
+    FIVE,
+    N_STORED,
+    RUN,
+    Runs,
+    contents,
+    facts_in_parts,
+    is_alive,
+    parts,
+)
+
+KILLS = 22
+
+
+def wait_until(condition: Callable[[], bool], pid: int) -> None:
+    """Look often until something has happened, or the run has ended."""
+    while is_alive(pid) and not condition():
+        time.sleep(0.002)
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
+    runs: Runs, whole: Path, tmp_path: Path
+) -> None:
+    """Each run is killed when so many parts or temporary files have come; the next one goes on.
+
+    When everything is there, the store is emptied and the kills go on.
+    """
+    draw = random.Random(20)
+    output = tmp_path / "out"
+    kills, stages_hit, expected = 0, set(), contents(whole / RUN)
+    while kills < KILLS:
+        before = parts(output)
+        grow = draw.randint(0, 3)
+        pause = draw.random() * 0.02
+
+        def has_grown(grow: int = grow, n_before: int = len(before)) -> bool:
+            return len(parts(output)) >= n_before + grow and (
+                grow > 0 or any(output.rglob(".*.tmp"))
+            )
+
+        pid = runs.start(f"output_dir={output}")
+        wait_until(has_grown, pid)
+        time.sleep(pause)
+        os.kill(pid, signal.SIGKILL)
+        ended = runs.wait(pid)
+        after = parts(output)
+        assert before.items() <= after.items(), "a complete part was touched"
+        if ended.code == -signal.SIGKILL:
+            kills += 1
+            if after:
+                stages_hit.add(max(after, key=after.__getitem__).parent.name)
+        else:
+            assert ended.code == 0, ended.output
+            assert contents(output / RUN) == expected
+            shutil.rmtree(output)
+    ended = runs.run(f"output_dir={output}")
+    assert ended.code == 0, ended.output
+    assert contents(output / RUN) == expected
+    assert {"clean", "corrupted"} < stages_hit
+    assert stages_hit & set(FIVE)
+
+
+def test_a_kill_between_two_mediators_changes_no_bit(
+    runs: Runs, whole: Path, tmp_path: Path
+) -> None:
+    """Mediators share batches, and are written one after another."""
+    output = tmp_path / "out"
+    for lacking in (FIVE[0], FIVE[-1]):
+        shutil.copytree(whole, output)
+        for path in (output / RUN / "restored" / lacking).iterdir():
+            path.unlink()
+        assert runs.run(f"output_dir={output}").code == 0
+        assert contents(output / RUN) == contents(whole / RUN)
+        shutil.rmtree(output)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_ends_with_a_message_and_keeps_what_is_finished(
+    runs: Runs, whole: Path, tmp_path: Path, number: int, code: int, word: str
+) -> None:
+    output = tmp_path / "out"
+    pid = runs.start(f"output_dir={output}")
+    wait_until(lambda: any(parts(output)), pid)
+    os.kill(pid, number)
+    ended = runs.wait(pid)
+    assert ended.code == code
+    assert ended.output == f"ktrace: {word}; the same command goes on where this run stopped\n"
+    assert not [path for path in output.rglob(".*") if path.is_file()]
+    before = parts(output)
+    assert runs.run(f"output_dir={output}").code == 0
+    assert before.items() < parts(output).items()
+    assert contents(output / RUN) == contents(whole / RUN)
+
+
+def test_identical_commands_at_once_share_the_work(runs: Runs, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    pids = [runs.start(f"output_dir={output}") for _ in range(3)]
+    for pid in pids:
+        ended = runs.wait(pid)
+        assert ended.code == 0, ended.output
+    assert contents(output / RUN) == contents(whole / RUN)
+    assert facts_in_parts(output) == N_STORED, "a fact was computed twice"
+    assert not [path for path in output.rglob(".*") if path.is_file()]
+
+
+def test_a_run_waits_for_another_and_takes_over_when_it_is_killed(
+    runs: Runs, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    first = runs.start(f"output_dir={output}")
+    wait_until(lambda: (output / RUN / "restored").exists(), first)
+    os.kill(first, signal.SIGSTOP)
+    assert is_alive(first), "it ended too soon to tell anything"
+    second = runs.start(f"output_dir={output}")
+    wait_until(lambda: "waiting for another process" in runs.output(second), second)
+    assert is_alive(second), "it did not wait"
+    os.kill(first, signal.SIGKILL)
+    runs.wait(first)
+    ended = runs.wait(second)
+    assert ended.code == 0, ended.output
+    assert contents(output / RUN) == contents(whole / RUN)
+
+
+def test_eight_shards_give_the_bits_of_one_run(runs: Runs, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    order = [3, 8, 1, 2, 7, 5, 6, 4]
+    written: list[set[Path]] = []
+    for number in order:
+        before = parts(output)
+        ended = runs.run(f"output_dir={output}", f"shard={number}/8")
+        assert ended.code == 0, ended.output
+        assert before.items() <= parts(output).items()
+        written.append(parts(output).keys() - before.keys())
+    assert sum(map(bool, written)) >= 5
+    assert contents(output / RUN) == contents(whole / RUN)
+    assert facts_in_parts(output) == N_STORED
+    before = parts(output)
+    assert runs.run(f"output_dir={output}").code == 0
+    assert parts(output) == before, "the shards left something to do"
+
+
+def test_the_last_shard_to_end_analyses(runs: Runs, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    common = (f"output_dir={output}", "stage=all", "mediator=hidden")
+    first = runs.run(*common, "shard=2/2")
+    assert first.code == 0
+    assert "shard=2/2 is done; the last shard to end draws the figures" in first.output
+    assert not list(output.rglob("aie.csv"))
+    second = runs.run(*common, "shard=1/2")
+    assert second.code == 0, second.output
+    assert "Peak AIE" in second.output
+    assert (output / RUN / "analysis" / "aie.csv").is_file()

@@ -1,0 +1,108 @@
+"""A sweep of shards on a real Slurm of one node, one of whose jobs is cancelled."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from durability.runs import RUN, contents, parts
+
+HERE = ROOT / "tests" / "slurm"
+SECONDS = 300  # a machine may be busy
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[dict[str, str]]:
+    """The environment in which Slurm's commands find a cluster of this test's own."""
+    lacking = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+    if lacking:
+        pytest.skip(f"no Slurm on this machine ({', '.join(lacking)}): see .ci/slurm")
+    if os.geteuid() != 0:
+        pytest.skip("the daemons of Slurm are started by root")
+    pytest.importorskip("submitit")
+    # Not in pytest's folder: the path of a socket is short, and munged wants no other's folders.
+    with tempfile.TemporaryDirectory(prefix="ktrace-slurm-", dir="/var/tmp") as folder:
+        script = str(HERE / "cluster.sh")
+        try:
+            started = subprocess.run(
+                [script, "start", folder], capture_output=True, text=True, timeout=120, check=False
+            )
+            assert started.returncode == 0, started.stderr
+            name, _, value = started.stdout.strip().partition("=")
+            yield {
+                **os.environ,
+                name: value,
+                "PATH": f"{HERE / 'bin'}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+            }
+        finally:
+            subprocess.run([script, "stop", folder], timeout=120, check=True)
+
+
+def records(jobs: Path) -> dict[str, dict[str, Any]]:
+    """The records of a sweep's jobs, by number."""
+    return {path.parent.name: json.loads(path.read_text()) for path in jobs.glob("*/job.json")}
+
+
+def test_a_cancelled_shard_is_reported_and_the_rerun_completes_it(
+    slurm: dict[str, str],
+    whole: Path,
+    model_folder: Path,
+    facts_file: Path,
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "ktrace", "--multirun", "hydra/launcher=slurm"),
+        *("hydra.launcher.mem_gb=null", "hydra.launcher.cpus_per_task=1"),
+        *("shard=1/4,2/4,3/4,4/4", "model=auto", f"model.path={model_folder}", "dataset=file"),
+        *(f"dataset.path={facts_file}", "noise.samples=2", "mediator=all", "stage=restore"),
+        f"output_dir={output}",
+    ]
+
+    def sweep(name: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*command, f"hydra.sweep.dir={tmp_path / name}"],
+            cwd=tmp_path,
+            env=slurm,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    first = tmp_path / "first"
+    with sweep("first") as process:
+        deadline = time.monotonic() + SECONDS
+        while "1" not in records(first):  # the second job has begun
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        assert records(first)["1"]["status"] == "started"
+        [submitted] = first.glob(".submitit/*_1/*_submitted.pkl")
+        job = submitted.name.removesuffix("_submitted.pkl")
+        subprocess.run(["scancel", job], env=slurm, check=True)
+        printed, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    states = {number: record["status"] for number, record in records(first).items()}
+    assert states == {"0": "done", "1": "started", "2": "done", "3": "done"}, errors
+    assert "job 1 failed: it started and left no result: killed, or still running\n" in errors
+    assert printed.startswith("Sweep")
+    assert "Traceback" not in errors
+    before = parts(output)
+    lacking = contents(whole / RUN).keys() - contents(output / RUN).keys()
+    assert lacking, "the cancelled shard had nothing to do"
+
+    with sweep("second") as process:
+        printed, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, errors
+    assert {record["status"] for record in records(tmp_path / "second").values()} == {"done"}
+    assert before.items() < parts(output).items()
+    assert contents(output / RUN) == contents(whole / RUN)
