@@ -47,10 +47,15 @@ def _job(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig) -> None:
-    from ktrace.console import print_counts, print_summary
+    from ktrace.console import print_counts, print_runs, print_summary
     from ktrace.pipeline import run
 
     outcome = run(config_schema.to_run_config(config))
+    if outcome.comparison is not None:
+        for note in outcome.comparison.notes:
+            print(note, file=sys.stderr)
+        print_runs(outcome.comparison.runs.to_dict("records"), outcome.comparison.files)
+        return
     if outcome.analysis is None:
         print_counts(outcome.counts, outcome.folder)
         return

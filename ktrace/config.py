@@ -20,7 +20,10 @@ from ktrace.errors import KtraceError
 
 
 class Stage(Enum):
-    """Where a run stops. Each stage first runs what it needs and does not find."""
+    """Where a run stops. Each stage first runs what it needs and does not find.
+
+    `compare` runs nothing: it sets runs that are stored side by side.
+    """
 
     filter = "filter"
     clean = "clean"
@@ -28,6 +31,7 @@ class Stage(Enum):
     restore = "restore"
     analyze = "analyze"
     all = "all"
+    compare = "compare"
 
 
 class Dtype(Enum):
@@ -84,6 +88,20 @@ class RoleScheme(Enum):
 
     rome = "rome"
     seed = "seed"
+
+
+class SingleToken(Enum):
+    """Where the only token of a subject counts: under last subject alone, or under first, too."""
+
+    last = "last"
+    both = "both"
+
+
+class Pool(Enum):
+    """What weighs the same in an average: facts, or (as published) positions."""
+
+    facts = "facts"
+    positions = "positions"
 
 
 class EngineName(Enum):
@@ -192,6 +210,16 @@ class RolesConfig:
     """How positions are grouped into the rows of a heatmap."""
 
     scheme: RoleScheme = RoleScheme.rome
+    single_token: SingleToken = SingleToken.last
+
+
+@dataclass
+class AnalysisConfig:
+    """How stored effects are averaged and shown."""
+
+    partial: bool = False  # whether to take what is there of an unfinished run
+    pool: Pool = Pool.facts
+    facts: list[int] = field(default_factory=list)  # known_ids that get heatmaps of their own
 
 
 @dataclass
@@ -211,9 +239,11 @@ class RunConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     roles: RolesConfig = field(default_factory=RolesConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     metric: Metric = Metric.probability  # of figures and closing table; aie.csv holds all
     stage: Stage = Stage.all
+    runs: Any = None  # for stage=compare: a pattern of run folders, or a list of patterns
     shard: str = "1/1"  # k/n: of n parts of equal cost, the k-th; all go into the same stores
     output_dir: str = "outputs"
 
@@ -313,6 +343,7 @@ def check(config: RunConfig) -> None:
             f"noise.samples={config.noise.samples} is out of range: at most {_MOST_SAMPLES}"
         )
     _check_noise(config.noise)
+    _check_comparison(config)
     if not config.mediator.names:
         raise KtraceError("mediator.names is empty: name at least one mediator")
     for name in config.mediator.names:
@@ -364,6 +395,27 @@ def parse_shard(text: str) -> tuple[int, int]:
             f"shard={text!r} is out of range: k/n with k from 1 to n, such as 1/8 and 8/8"
         )
     return number, count
+
+
+def _check_comparison(config: RunConfig) -> None:
+    runs = config.runs
+    if (runs is not None) != (config.stage is Stage.compare):
+        raise KtraceError(
+            f"runs={runs} and stage={config.stage.value} do not fit: runs names the folders that "
+            "stage=compare compares, such as runs='outputs/*/*/*'"
+        )
+    patterns = [runs] if isinstance(runs, str) else runs
+    if runs is not None and not (
+        isinstance(patterns, list) and patterns and all(isinstance(p, str) and p for p in patterns)
+    ):
+        raise KtraceError(
+            f"runs={runs!r} names no folders: give a pattern such as 'outputs/*/*/*', or a list"
+        )
+    if config.stage is Stage.compare and config.analysis.pool is not Pool.facts:
+        raise KtraceError(
+            f"analysis.pool={config.analysis.pool.value} has no meaning for stage=compare, which "
+            "pairs facts: it is facts"
+        )
 
 
 def _check_noise(noise: NoiseConfig) -> None:

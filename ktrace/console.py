@@ -5,6 +5,7 @@ Progress goes to stderr, and only to a terminal; results go to stdout.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +86,29 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
     for key, peaks in summary["peaks"].items():
         table.add_row(key, *(_peak(peaks.get(role)) for role in roles))
     console.print(table)
+    _print_files(console, files)
+
+
+def print_runs(runs: Sequence[Mapping[Any, Any]], files: Sequence[Path]) -> None:
+    """The closing table of a comparison: one row for each run."""
+    console = _stdout()
+    table = Table(title=f"Total effect ({runs[0]['metric']})", title_justify="left")
+    table.add_column("run", no_wrap=True)
+    for name in ("candidates", "ATE", "shared facts", f"minus {runs[0]['run']}"):
+        table.add_column(name, justify="right")
+    for run in runs:
+        table.add_row(
+            str(run["run"]),
+            str(run["n_candidates"]),
+            _with_interval(run["ate"], (run["ate_ci_low"], run["ate_ci_high"])),
+            str(run["n_shared"]),
+            _difference(run),
+        )
+    console.print(table)
+    _print_files(console, files)
+
+
+def _print_files(console: Console, files: Sequence[Path]) -> None:
     for folder in dict.fromkeys(path.parent for path in files):
         names = ", ".join(path.name for path in files if path.parent == folder)
         console.print(f"wrote {folder}/: {names}", soft_wrap=True)
@@ -141,7 +165,16 @@ def _cells(summary: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 def _with_interval(value: float, interval: Sequence[float | None]) -> str:
     low, high = interval
-    return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if None not in (low, high) else "")
+    if low is None or high is None or isnan(low):
+        return f"{value:.3f}"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _difference(run: Mapping[Any, Any]) -> str:
+    value = run.get("ate_difference", nan)
+    if isnan(value):  # the baseline itself, or no fact in common
+        return ""
+    return _with_interval(value, (run["ate_difference_ci_low"], run["ate_difference_ci_high"]))
 
 
 def _peak(peak: Mapping[str, Any] | None) -> str:

@@ -38,6 +38,8 @@ from ktrace.tracing.mediators import Mediator, make_mediator
 
 if TYPE_CHECKING:
     from ktrace.analysis.analyze import Analysis
+    from ktrace.analysis.compare import Comparison
+    from ktrace.analysis.roles import Averaging
     from ktrace.cases import EncodedFact
     from ktrace.lm.load import LanguageModel
     from ktrace.tracing.engine import Baseline, Case, Engine
@@ -51,16 +53,18 @@ class Outcome:
     """What a run left behind.
 
     Attributes:
-        folder: `<output_dir>/<model>/<dataset>/<noise>`.
+        folder: `<output_dir>/<model>/<dataset>/<noise>`; of a comparison, where its files are.
         mediator_keys: what the config asked for.
         analysis: None where the run stopped before it.
         counts: facts by state, as far as the run got.
+        comparison: of stage=compare only.
     """
 
     folder: Path
     mediator_keys: tuple[str, ...]
     analysis: "Analysis | None"
     counts: Mapping[str, int]
+    comparison: "Comparison | None" = None
 
 
 def run(config: RunConfig) -> Outcome:
@@ -74,6 +78,8 @@ def run(config: RunConfig) -> Outcome:
     folder = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
     folders = RunFolders(folder / noise_key(config.noise))
     keys = tuple(mediator.key for mediator in mediators)
+    if config.stage is Stage.compare:
+        return _compare(config)
     counts: dict[str, int] = {}
     require_writable(folders.run)
     with RunLog(config, folders) as run_log:
@@ -93,11 +99,37 @@ def run(config: RunConfig) -> Outcome:
         with run_log.timed("analyze"):
             analysis = analyze(
                 folders.run,
-                scheme=config.roles.scheme.value,
+                averaging=_averaging(config),
+                asked=keys,
                 limit=config.dataset.limit,
                 metric=config.metric.value,
+                partial=config.analysis.partial,
+                facts=config.analysis.facts,
             )
     return Outcome(folders.run, keys, analysis, counts)
+
+
+def _averaging(config: RunConfig) -> "Averaging":
+    from ktrace.analysis.roles import Averaging
+
+    roles = config.roles
+    return Averaging(roles.scheme.value, roles.single_token.value, config.analysis.pool.value)
+
+
+def _compare(config: RunConfig) -> Outcome:
+    from ktrace.analysis.compare import compare
+
+    folder = Path(config.output_dir) / "comparison"
+    require_writable(folder)
+    comparison = compare(
+        [config.runs] if isinstance(config.runs, str) else config.runs,
+        folder,
+        averaging=_averaging(config),
+        metric=config.metric.value,
+        limit=config.dataset.limit,
+        partial=config.analysis.partial,
+    )
+    return Outcome(folder, (), None, {}, comparison)
 
 
 class _Stages:

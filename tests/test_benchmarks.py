@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import gpt2_small, llama_cuda
+from benchmarks import analysis_scale, coverage, gpt2_small, llama_cuda
 from benchmarks.arithmetic import Shape, loop_operations, operations
 from ktrace.tracing.mediators import make_mediator
 
@@ -55,3 +56,18 @@ def test_llama_benchmark_runs_anywhere(tmp_path: Path) -> None:
     )
     assert path.read_text() == report
     assert "seconds a fact" in report
+
+
+def test_analysis_benchmark_measures_the_whole_stage() -> None:
+    found = analysis_scale.main(["--facts=4", "--layers=3", "--samples=2"])
+    assert found["the whole stage"]["seconds"] > 0
+    assert 0.05 < found["the averages"]["peak_gib"] < 3
+
+
+def test_coverage_benchmark_finds_too_narrow_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = coverage.main(["--repetitions=400", "--sizes", "15"])
+    [row] = [line for line in table.splitlines() if line.startswith("| skewed | facts")]
+    ours, percentile = (float(cell) for cell in row.split("|")[4:6])
+    assert percentile < 0.92 < ours
+    monkeypatch.setattr(coverage, "interval", lambda *_: (np.zeros(400), np.zeros(400)))
+    assert coverage.coverage(*coverage.DISTRIBUTIONS["normal"], 15, 400, "facts")[0] == 0

@@ -145,7 +145,10 @@ def test_module_paths_are_given_key_by_key() -> None:
     [
         ("noise.samples=1.5", "could not be converted to Integer"),
         ("noise.multiple=big", "could not be converted to Float"),
-        ("stage=trace", "expected one of [filter, clean, corrupted, restore, analyze, all]"),
+        (
+            "stage=trace",
+            "expected one of [filter, clean, corrupted, restore, analyze, all, compare]",
+        ),
         ("roles.scheme=rom", "expected one of [rome, seed]"),
         ("model.dtype=float8", "expected one of [auto, float32, float64, bfloat16, float16]"),
         ("dataset.url=[1]", "Cannot convert 'list' to string"),
@@ -270,3 +273,13 @@ def test_what_says_where_the_facts_are(overrides: list[str], message: str) -> No
 def test_the_noise_level_is_relative_or_absolute_but_not_both() -> None:
     with pytest.raises(KtraceError, match=r"noise\.multiple=3\.0 and noise\.std=0\.1 exclude"):
         composed("noise.multiple=3", "noise.std=0.1")
+
+
+def test_what_is_compared_is_named_by_patterns() -> None:
+    assert composed("stage=compare", "runs=outputs/*/*/*").runs == "outputs/*/*/*"
+    assert composed("stage=compare", "runs=[b/*,a/*]").runs == ["b/*", "a/*"]
+    for runs in ("runs=3", "runs=[]", "runs=[3]", "runs=''", "runs={a: b}"):
+        with pytest.raises(KtraceError, match=r"runs=.* names no folders: give a pattern such as"):
+            composed("stage=compare", runs)
+    with pytest.raises(KtraceError, match=r"analysis\.pool=positions has no meaning for stage=com"):
+        composed("stage=compare", "runs=x", "analysis.pool=positions")

@@ -129,6 +129,23 @@ def test_another_mediator_reuses_the_clean_and_corrupted_runs(
     assert set(outcome.analysis.aie["mediator"]) == {"hidden", "mlp-w10"}
 
 
+def test_figures_show_the_mediators_of_the_config(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not what earlier runs left in the folder."""
+    shown: list[list[str]] = []
+
+    def record(*args: Any, **options: Any) -> list[Path]:
+        shown.append(options["shown"])
+        return []
+
+    monkeypatch.setattr("ktrace.analysis.analyze.draw_figures", record)
+    pipeline.run(config("mediator=attn"))
+    pipeline.run(config("mediator=hidden"))
+    pipeline.run(config("stage=analyze", "mediator=attn"))
+    assert shown == [["attn-w10"], ["hidden"], ["attn-w10"]]
+
+
 def test_a_complete_run_needs_no_model(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

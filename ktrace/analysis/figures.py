@@ -1,103 +1,130 @@
-"""AIE heatmaps."""
+"""Which figures a run gets, and what stands above them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from ktrace.analysis.averages import RunAverages
+from ktrace.analysis.curves import peak_histogram, role_lines, severed_bars
+from ktrace.analysis.drawing import mediator_title, metric_name, save
+from ktrace.analysis.estimate import peak_layers
+from ktrace.analysis.heatmaps import aie_heatmaps, fact_heatmap
+from ktrace.analysis.roles import rows
+from ktrace.errors import KtraceError
+from ktrace.store import METRICS
 
-from ktrace.store.files import new_file
-
-_TITLES = {
-    "hidden": "hidden states",
-    "hidden_attn_severed": "hidden, attention severed",
-    "hidden_mlp_severed": "hidden, MLP severed",
-    "mlp": "MLP outputs",
-    "attn": "attention outputs",
-}
-_COLOURS = {"mlp": "Greens", "attn": "Reds"}  # the published ones; Purples for hidden states
+# Every figure's name starts with one of these; older ones are removed (ktrace/analysis/analyze.py).
+STEMS = ("aie", "lines", "severed", "peaks", "fact")
+_PEAK_ROLES = ("last subject", "last")
 
 
-def draw_heatmaps(
-    aie: pd.DataFrame,
-    *,
-    keys: Sequence[str],
-    roles: Sequence[str],
-    title: str,
-    metric: str,
-    stem: Path,
+def draw_figures(
+    run: RunAverages, folder: Path, *, shown: Sequence[str], metric: str, facts: Sequence[int] = ()
 ) -> list[Path]:
-    """Draw one panel for each mediator, all on one scale, as PNG and PDF.
+    """Draw a run's figures as PNG and PDF.
 
     Args:
-        aie: from `average_indirect_effects`, one metric.
-        keys: mediators, in the order of the panels.
-        roles: rows.
-        title: stands above the panels.
-        metric: names the colour bar.
-        stem: path without the suffix.
+        run: the averages.
+        folder: where they go.
+        shown: mediators in the figures that show several.
+        metric: what they show.
+        facts: known_ids that get a heatmap of their own for each mediator shown.
 
     Returns:
         The files written.
+
+    Raises:
+        KtraceError: one of `facts` was not traced.
     """
-    grids = [
-        aie[aie["mediator"] == key]
-        .pivot(index="role", columns="layer", values="aie")
-        .reindex(roles)
-        for key in keys
-    ]
-    low = min(0.0, *(float(grid.min().min()) for grid in grids))
-    high = max(float(grid.max().max()) for grid in grids)
-    n_layers = grids[0].shape[1]
-    width = max(3.2, 0.14 * n_layers + 1.0)
-    figure = Figure(
-        figsize=(1.3 + width * len(keys), 1.5 + 0.34 * len(roles)), layout="constrained"
+    chosen = _fact_indices(run, facts)
+    aie = run.aie[run.aie["metric"] == metric]
+    roles = rows(run.averaging.scheme)
+    title = f"{_about(run, 'average indirect effect')}\n{_noise(run)}"
+    files = []
+    for key in run.keys:
+        one = aie_heatmaps(aie, keys=[key], roles=roles, title=title, metric=metric)
+        files += save(one, folder / f"aie-{key}")
+    both = {"keys": list(shown), "title": title, "metric": metric}
+    files += save(aie_heatmaps(aie, roles=roles, **both), folder / "aie")  # type: ignore[arg-type]
+    files += save(role_lines(aie, roles=roles, **both), folder / "lines")  # type: ignore[arg-type]
+    files += _severed(run, folder, shown, metric, title)
+    files += _peaks(run, folder, shown, metric)
+    for index in chosen:
+        files += _fact(run, folder, shown, metric, index)
+    return files
+
+
+def _about(run: RunAverages, what: str) -> str:
+    names = run.names
+    sizes = sorted({len(one.indices) for one in run.effects})
+    n_facts = "–".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
+    unfinished = " (unfinished)" if run.missing else ""
+    return f"{names['model']} on {names['dataset']}: {what}, n = {n_facts} facts{unfinished}"
+
+
+def _noise(run: RunAverages) -> str:
+    record = run.survey.corrupted[run.survey.traced[0]]
+    n_samples = len(run.effects[0].by_sample)
+    return (
+        f"noise {run.names['noise']}, σ = {record['sigma']:.3g}, "
+        f"{n_samples} sample{'s' if n_samples > 1 else ''}"
     )
-    axes = figure.subplots(1, len(keys), squeeze=False)[0]
-    for number, (axis, key, grid) in enumerate(zip(axes, keys, grids, strict=True)):
-        _draw_panel(axis, key, grid, (low, high), metric, labelled=number == 0)
-    figure.suptitle(title, fontsize=9)
-    return [_save(figure, stem.with_name(f"{stem.name}.{suffix}")) for suffix in ("png", "pdf")]
 
 
-def _draw_panel(
-    axis: Axes,
-    key: str,
-    grid: pd.DataFrame,
-    scale: tuple[float, float],
-    metric: str,
-    *,
-    labelled: bool,
-) -> None:
-    name, _, window = key.partition("-w")
-    sns.heatmap(
-        grid,
-        ax=axis,
-        cmap=_COLOURS.get(name, "Purples"),
-        vmin=scale[0],
-        vmax=scale[1],
-        xticklabels=max(1, grid.shape[1] // 12),
-        yticklabels=[str(role) for role in grid.index] if labelled else False,
-        cbar_kws={"label": f"AIE ({metric.replace('_', ' ')})", "fraction": 0.08},
-    )
-    axis.set_title(
-        _TITLES.get(name, name) + (f", window of {window}" if window else ""), fontsize=9
-    )
-    axis.set_xlabel("layer", fontsize=8)
-    axis.set_ylabel("")
-    axis.tick_params(labelsize=8, rotation=0)
-    colour_bar = axis.collections[0].colorbar
-    if colour_bar is not None:
-        colour_bar.ax.tick_params(labelsize=7)
-        colour_bar.ax.yaxis.label.set_fontsize(8)
+def _severed(
+    run: RunAverages, folder: Path, shown: Sequence[str], metric: str, title: str
+) -> list[Path]:
+    keys = [key for key in shown if key.startswith("hidden")]
+    aie = run.aie[(run.aie["metric"] == metric) & (run.aie["role"] == "last subject")]
+    if len(set(keys) & set(aie["mediator"])) < 2:
+        return []
+    figure = severed_bars(aie, keys=keys, role="last subject", title=title, metric=metric)
+    return save(figure, folder / "severed")
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    kind = path.suffix[1:]
-    with new_file(path) as temporary:
-        # Without a date the same numbers give the same file.
-        metadata = {"CreationDate": None} if kind == "pdf" else None
-        figure.savefig(temporary, format=kind, dpi=200, metadata=metadata)
-    return path
+def _peaks(run: RunAverages, folder: Path, shown: Sequence[str], metric: str) -> list[Path]:
+    chosen = [one for one in run.effects if one.key in shown]
+    peaks = {
+        one.key: {
+            role: peak_layers(one, role, run.averaging.scheme, metric) for role in _PEAK_ROLES
+        }
+        for one in chosen
+    }
+    what = f"layer of each fact's strongest effect ({metric_name(metric)})"
+    title = f"{_about(run, what)}\n{_noise(run)}"
+    figure = peak_histogram(peaks, n_layers=chosen[0].n_layers, title=title)
+    return save(figure, folder / "peaks")
+
+
+def _fact_indices(run: RunAverages, facts: Sequence[int]) -> list[int]:
+    by_id = {run.survey.clean[index]["known_id"]: index for index in run.survey.traced}
+    unknown = [known_id for known_id in facts if known_id not in by_id]
+    if unknown:
+        raise KtraceError(
+            f"analysis.facts: known_id={unknown[0]} is not among the {len(by_id)} traced facts of "
+            f"{run.survey.folders.run}"
+        )
+    return [by_id[known_id] for known_id in facts]
+
+
+def _fact(
+    run: RunAverages, folder: Path, shown: Sequence[str], metric: str, index: int
+) -> list[Path]:
+    fact, scores = run.survey.clean[index], run.survey.corrupted[index]
+    files = []
+    for one in run.effects:
+        if one.key not in shown or index not in one.grids:
+            continue
+        title = (
+            f"{run.names['model']}: {mediator_title(one.key)}, fact {fact['known_id']} "
+            f"({fact['attribute'].strip()})\np clean {scores['clean_probability']:.3f}, "
+            f"corrupted {scores['probability'].mean():.3f}\n{_noise(run)}"
+        )
+        figure = fact_heatmap(
+            one.grids[index].mean[METRICS.index(metric)],
+            tokens=fact["tokens"],
+            subject=(int(fact["span"][0]), int(fact["span"][1])),
+            title=title,
+            label=f"IE ({metric_name(metric)})",
+        )
+        files += save(figure, folder / f"fact-{fact['known_id']}-{one.key}")
+    return files

@@ -1,7 +1,13 @@
-"""Role schemes: which rows a heatmap has.
+"""How positions become the rows of a figure: role schemes, one-token subjects, pooling.
 
-Stores hold the six roles of the scheme `rome`; coarser schemes group them.
+Stores hold one of the six roles of the scheme `rome` for each position; coarser schemes group them.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 SCHEMES: dict[str, dict[str, str]] = {
     "rome": {
@@ -26,6 +32,47 @@ SCHEMES: dict[str, dict[str, str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Averaging:
+    """How effects at positions are averaged into rows.
+
+    Attributes:
+        scheme: `rome` (six rows) or `seed` (four).
+        single_token: where the only token of a subject counts: `last`, under last subject alone;
+            `both`, under first subject, too, as in the published averages.
+        pool: what weighs the same: `facts`, or, as in the published averages, `positions`.
+    """
+
+    scheme: str = "rome"
+    single_token: str = "last"
+    pool: str = "facts"
+
+
 def rows(scheme: str) -> tuple[str, ...]:
     """Rows of a scheme, in the order of the prompt."""
     return tuple(dict.fromkeys(SCHEMES[scheme].values()))
+
+
+def membership(
+    roles: Sequence[str], span: Sequence[int], averaging: Averaging
+) -> npt.NDArray[np.float64]:
+    """Which positions of one fact belong to which rows.
+
+    Args:
+        roles: the stored role of each position; empty before the subject.
+        span: first position of the subject, and one past its last.
+        averaging: its `scheme` and `single_token` are read.
+
+    Returns:
+        `(n_positions, n_rows)`, 1 where a position counts in a row, else 0.
+    """
+    grouping, names = SCHEMES[averaging.scheme], rows(averaging.scheme)
+    members = np.zeros((len(roles), len(names)))
+    for position, role in enumerate(roles):
+        if role in grouping:
+            members[position, names.index(grouping[role])] = 1
+    start, stop = (int(bound) for bound in span)
+    # Where the prompt ends with the subject, the position is `last` and stays that alone.
+    if averaging.single_token == "both" and stop - start == 1 and roles[start] == "last subject":
+        members[start, names.index("first subject")] = 1
+    return members

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from matplotlib.image import imread
 from stores import (
     CANDIDATES,
@@ -27,6 +28,7 @@ from stores import (
 
 from ktrace.analysis import analyze as analyze_module
 from ktrace.analysis.analyze import Analysis, analyze
+from ktrace.analysis.roles import Averaging
 from ktrace.errors import KtraceError
 from ktrace.store import METRICS, RunFolders
 
@@ -51,7 +53,7 @@ def analysis(folders: RunFolders) -> Analysis:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take most of the time; tests of numbers do without."""
-    monkeypatch.setattr(analyze_module, "draw_heatmaps", lambda *_, **__: [])
+    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: [])
 
 
 def cells(group: h5py.Group) -> list[Any]:
@@ -61,15 +63,19 @@ def cells(group: h5py.Group) -> list[Any]:
     return [values[offsets[i] : offsets[i + 1]].reshape(shape) for i, shape in enumerate(shapes)]
 
 
-def derived_again(run: Path, groups: dict[str, str], metric: str) -> pd.DataFrame:
+def derived_again(
+    run: Path, groups: dict[str, str], metric: str, *, pool: str, both: bool
+) -> pd.DataFrame:
     """AIE straight from the parts, with h5py and pandas alone."""
     roles: dict[int, list[str]] = {}
+    spans: dict[int, list[int]] = {}
     corrupted: dict[int, Any] = {}
     rows = []
     for path in (run.parent / "clean").glob("part-*.h5"):
         with h5py.File(path) as file:
             texts = [[text.decode() for text in cell] for cell in cells(file["roles"])]
             roles |= dict(zip(file["index"][:].tolist(), texts, strict=True))
+            spans |= dict(zip(file["index"][:].tolist(), cells(file["span"]), strict=True))
     for path in (run / "corrupted").glob("part-*.h5"):
         with h5py.File(path) as file:
             pairs = zip(file["index"][:].tolist(), cells(file[metric]), strict=True)
@@ -78,15 +84,20 @@ def derived_again(run: Path, groups: dict[str, str], metric: str) -> pd.DataFram
         with h5py.File(path) as file:
             for index, restored in zip(file["index"][:], cells(file[metric]), strict=True):
                 for (sample, layer, position), value in np.ndenumerate(restored):
-                    role = groups.get(roles[index][position])
-                    if role is not None:
-                        effect = float(value) - float(corrupted[index][sample])
+                    stored = roles[index][position]
+                    named = [groups[stored]] if stored in groups else []
+                    if both and spans[index].tolist() == [position, position + 1]:
+                        named.append("first subject")
+                    effect = float(value) - float(corrupted[index][sample])
+                    for role in named:
                         rows.append((path.parent.name, role, layer, index, position, effect))
     names = ["mediator", "role", "layer", "fact", "position", "effect"]
-    by_cell = pd.DataFrame(rows, columns=names).groupby(names[:-1])["effect"].mean()
+    frame = pd.DataFrame(rows, columns=names)
+    by_cell = frame.groupby(names[:-1])["effect"].mean()
     by_fact = by_cell.groupby(names[:-2]).mean()
-    found = by_fact.groupby(names[:-3]).agg(["mean", "count"])
-    return found.sort_index()
+    averaged = by_cell if pool == "positions" else by_fact
+    found = averaged.groupby(names[:-3]).mean().to_frame("mean")
+    return found.join(by_fact.groupby(names[:-3]).size().rename("count")).sort_index()
 
 
 SEED = {
@@ -99,14 +110,16 @@ SEED = {
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("single_token", ["last", "both"])
+@pytest.mark.parametrize("pool", ["facts", "positions"])
 @pytest.mark.parametrize(
     ("scheme", "groups"), [("rome", {role: role for role in ROLES}), ("seed", SEED)]
 )
 def test_aie_equals_what_the_parts_give_by_hand(
-    tmp_path: Path, scheme: str, groups: dict[str, str]
+    tmp_path: Path, scheme: str, groups: dict[str, str], pool: str, single_token: str
 ) -> None:
     run = write_run(tmp_path).run
-    analyze(run, scheme=scheme)
+    analyze(run, averaging=Averaging(scheme, single_token, pool))
     text = (run / "analysis" / "aie.csv").read_text()
     assert text.splitlines()[0] == COLUMNS
     table = pd.read_csv(run / "analysis" / "aie.csv")
@@ -119,7 +132,9 @@ def test_aie_equals_what_the_parts_give_by_hand(
     for metric in METRICS:
         chosen = table[table["metric"] == metric]
         found = chosen.set_index(["mediator", "role", "layer"]).sort_index()
-        compare_with_parts(found, derived_again(run, groups, metric), groups)
+        both = single_token == "both"
+        expected = derived_again(run, groups, metric, pool=pool, both=both)
+        compare_with_parts(found, expected, groups)
 
 
 def compare_with_parts(found: pd.DataFrame, expected: pd.DataFrame, groups: dict[str, str]) -> None:
@@ -164,9 +179,11 @@ def test_peaks_are_the_largest_cells(folders: RunFolders, analysis: Analysis) ->
 
 
 def test_every_mediator_has_its_figures(folders: RunFolders, analysis: Analysis) -> None:
-    stems = ["aie-hidden", "aie-mlp-w3", "aie"]
+    stems = ["aie-hidden", "aie-mlp-w3", "aie", "lines", "peaks"]
     expected = {folders.analysis / f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
-    tables = {folders.analysis / n for n in ("aie.csv", "summary.json", "effects.parquet")}
+    names = ("aie.csv", "samples.csv", "facts.csv", "summary.json", "effects.parquet")
+    tables = {folders.analysis / name for name in names}
+    assert set(analysis.figures) == expected
     assert set(analysis.files) == expected | tables
     assert set(folders.analysis.iterdir()) == expected | tables, "nothing else is left there"
     for path in expected:
@@ -207,10 +224,49 @@ def test_an_incomplete_mediator_is_left_out_with_a_note(
     assert set(analysis.aie["mediator"]) == {"hidden"}
     assert not (folders.analysis / "aie-attn-w3.png").exists()
     # It is complete for the first facts.
-    monkeypatch.setattr(analyze_module, "draw_heatmaps", lambda *_, **__: [])
+    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: [])
     limited = analyze(folders.run, limit=2)
     assert limited.notes == []
     assert list(limited.summary["peaks"]) == ["hidden", "attn-w3"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_mediator_that_was_asked_for_must_be_complete(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, keys=["hidden"])
+    write_restored(folders, "attn-w3", CANDIDATES[:2])
+    refused(
+        folders,
+        r"not complete: attn-w3: 2 of 3 candidates are restored: .*analysis\.partial=true",
+        asked=["attn-w3"],
+    )
+    # What another run left behind is no reason to refuse.
+    assert analyze(folders.run, asked=["hidden"]).notes == [
+        "attn-w3 is left out: 2 of 3 candidates are restored"
+    ]
+    # Nor is a mediator that was never traced.
+    assert analyze(folders.run, asked=["mlp-w3"]).notes[-1] == "mlp-w3 is not stored"
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_partial_takes_what_is_there_and_says_what_is_missing(tmp_path: Path) -> None:
+    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    write_clean(folders, [0, 2, 3])
+    write_corrupted(folders, [0])
+    write_restored(folders, "hidden", [0])
+    refused(folders, r"holds 3 of 4 facts.*analysis\.partial=true")
+    analysis = analyze(folders.run, partial=True)
+    assert analysis.aie["n_facts"].max() == 1
+    assert analysis.notes == [f"missing: {words}" for words in analysis.summary["missing"]]
+    [clean, corrupted] = analysis.summary["missing"]
+    assert clean.endswith("clean holds 3 of 4 facts")
+    assert corrupted.endswith("corrupted holds 1 of 2 candidates")
+    write_corrupted(folders, [3])
+    write_restored(folders, "mlp-w3", [0, 3])
+    analysis = analyze(folders.run, partial=True, asked=["hidden"])
+    assert analysis.summary["missing"][-1] == "hidden: 1 of 2 candidates are restored"
+    by_key = analysis.aie.groupby("mediator")["n_facts"].max()
+    assert dict(by_key) == {"hidden": 1, "mlp-w3": 2}
+    assert len(analysis.facts) == 2
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -302,3 +358,94 @@ assert not heavy, heavy
     folder = tmp_path / folders.run.relative_to(folders.run.parents[3]) / "analysis"
     assert (folder / "aie.csv").is_file()
     assert "3 of 4 facts are candidates" in result.stdout
+
+
+def test_side_by_side_stands_what_was_asked_for(
+    folders: RunFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def record(*args: Any, shown: list[str], **options: Any) -> list[Path]:
+        calls.append(shown)
+        return []
+
+    monkeypatch.setattr(analyze_module, "draw_figures", record)
+    for asked in (["mlp-w3"], [], ["attn-w3"]):
+        found = analyze(folders.run, asked=asked)
+        assert set(found.aie["mediator"]) == set(KEYS), "the table holds all"
+    assert calls == [["mlp-w3"], KEYS, KEYS]
+
+
+def test_figures_of_earlier_settings_are_removed_and_no_other_file(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, keys=["hidden"])
+    folders.analysis.mkdir(parents=True)
+    old = [folders.analysis / name for name in ("aie-attn-w3.png", "fact-1-hidden.pdf")]
+    kept = [folders.analysis / name for name in ("report.html", "mine.png", "aie-notes.txt")]
+    for path in (*old, *kept):
+        path.touch()
+    analysis = analyze(folders.run)
+    assert not any(path.exists() for path in old)
+    assert all(path.exists() for path in (*kept, *analysis.files))
+
+
+def test_another_analysis_may_remove_the_same_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = write_run(tmp_path, keys=["hidden"])
+    vanished = folders.analysis / "aie-attn-w3.png"
+    original = Path.glob
+
+    def glob(self: Path, pattern: str) -> Any:
+        return [*original(self, pattern), *([vanished] if pattern == "*.png" else [])]
+
+    monkeypatch.setattr(Path, "glob", glob)
+    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: [])
+    analyze(folders.run)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_summary_says_what_made_the_numbers(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, keys=["hidden"])
+    averaging = Averaging("seed", "both", "positions")
+    analyze(folders.run, averaging=averaging, limit=2, metric="logit")
+    summary = json.loads((folders.analysis / "summary.json").read_text())
+    assert summary["roles"] == {"scheme": "seed", "single_token": "both"}
+    assert summary["pool"] == "positions"
+    assert (summary["limit"], summary["metric"], summary["n_samples"]) == (2, "logit", 2)
+    assert summary["missing"] == []
+
+
+def test_chosen_facts_get_heatmaps_of_their_own(tmp_path: Path) -> None:
+    folders = write_run(tmp_path)
+    number = known_id(3)
+    analysis = analyze(folders.run, asked=["hidden"], facts=[number])
+    drawn = {path.name for path in analysis.figures if path.name.startswith("fact-")}
+    assert drawn == {f"fact-{number}-hidden.png", f"fact-{number}-hidden.pdf"}
+    with pytest.raises(KtraceError, match=r"analysis\.facts: known_id=1014 is not among the 3"):
+        analyze(folders.run, facts=[known_id(2)])
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from benchmarks.analysis_scale import write_store
+from ktrace.analysis import analyze as module
+
+module.draw_figures = lambda *args, **options: []
+run = Path(sys.argv[1]) / "outputs" / "made-up" / "facts" / "noise"
+write_store(run, facts=int(sys.argv[2]), layers=12, samples=10)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+module.analyze(run)
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_hardly_grows_with_facts(tmp_path: Path) -> None:
+    """Five mediators, ten samples: 0.6 and 3.6 million rows, some 50 bytes each."""
+    peaks = []
+    for n_facts in (20, 120):
+        program = [sys.executable, "-c", MEMORY, str(tmp_path / str(n_facts)), str(n_facts)]
+        result = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, timeout=120)
+        assert result.returncode == 0, result.stderr
+        peaks.append([int(number) for number in result.stdout.split()])
+    assert peaks[1][1] < 1.2 * peaks[0][1]

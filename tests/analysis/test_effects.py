@@ -29,7 +29,8 @@ from stores import (
 
 import ktrace
 from ktrace.analysis.activations import load_activations
-from ktrace.analysis.effects import load_effects
+from ktrace.analysis.effects import effect_tables, effects_file, load_effects
+from ktrace.analysis.survey import batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import METRICS, RunFolders
 
@@ -151,6 +152,45 @@ def test_stores_of_different_settings_are_never_mixed(tmp_path: Path) -> None:
             load_effects(folders.run)
         shown = ('"made up"', '"other"') if name == "clean" else ('"seed": 1', '"seed": 2')
         assert all(value in str(caught.value) for value in shown)
+
+
+def test_an_unfinished_run_is_refused_unless_partial_is_asked(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, keys=["hidden"])
+    write_restored(folders, "mlp-w3", CANDIDATES[:1])
+    lacking = r"is not complete \(mlp-w3: 1 of 3 candidates are restored\): .*partial=True"
+    with pytest.raises(KtraceError, match=lacking):
+        load_effects(folders.run)
+    effects = load_effects(folders.run, partial=True)
+    facts = effects.groupby("mediator", observed=True)["known_id"].nunique()
+    assert dict(facts) == {"hidden": 3, "mlp-w3": 1}
+    # Of the first fact, nothing is missing.
+    assert set(load_effects(folders.run, limit=1)["mediator"]) == {"hidden", "mlp-w3"}
+
+
+def test_a_candidate_that_is_not_yet_corrupted_is_missing(tmp_path: Path) -> None:
+    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    write_clean(folders)
+    write_corrupted(folders, CANDIDATES[:1])
+    write_restored(folders, "hidden", CANDIDATES[:1])
+    with pytest.raises(KtraceError, match=r"corrupted holds 1 of 3 candidates"):
+        load_effects(folders.run)
+    assert set(load_effects(folders.run, partial=True)["known_id"]) == {known_id(0)}
+
+
+def test_a_file_of_effects_appears_whole_or_not_at_all(folders: RunFolders) -> None:
+    found = survey(folders, whole_dataset=True)
+    path = folders.analysis / "effects.parquet"
+
+    def write_and_fail() -> None:
+        with effects_file(path) as add:
+            for batch in batches(found, "hidden"):
+                for table in effect_tables(found, "hidden", batch):
+                    add(table)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail()
+    assert list(folders.analysis.iterdir()) == []
 
 
 @pytest.mark.parametrize("site", ["hidden", "attn", "mlp"])

@@ -1,99 +1,172 @@
-"""Averages and their intervals."""
+"""Estimators on a store of three facts whose numbers are worked out by hand."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from stores import CANDIDATES, FACTS, known_id, p_clean, p_corrupted, write_restored, write_run
 
-from ktrace.analysis.estimate import average_indirect_effects, bootstrap_interval, total_effect
+from ktrace.analysis.averages import RunAverages, average_run
+from ktrace.analysis.estimate import average_peaks, fact_table, peak_layers, total_effect
+from ktrace.analysis.roles import Averaging
+from ktrace.store import METRICS, RunFolders
 
-
-def test_the_interval_is_the_same_every_time() -> None:
-    values = np.random.RandomState(0).randn(20, 3)
-    first, second = bootstrap_interval(values), bootstrap_interval(values.copy())
-    np.testing.assert_array_equal(first, second)
-    # Cells are drawn together, but one does not move the other.
-    np.testing.assert_allclose(np.array(first)[:, :1], bootstrap_interval(values[:, :1]))
-
-
-def test_the_interval_of_symmetric_data_holds_the_mean_in_its_middle() -> None:
-    half = np.random.RandomState(1).rand(30, 4)
-    values = np.concatenate([3 + half, 3 - half])
-    low, high = bootstrap_interval(values)
-    assert (low < 3).all()
-    assert (high > 3).all()
-    np.testing.assert_allclose((low + high) / 2, 3, atol=0.02)
-    expected = 1.96 * values.std(axis=0) / np.sqrt(len(values))
-    np.testing.assert_allclose((high - low) / 2, expected, rtol=0.08)
+# Effects at layer 0 by fact and position; roles stand in stores.FACTS. Exact in float32.
+EFFECTS = {
+    0: [0, 0, 0.5, 0.25, 0.75, 0.125, 0.5, 1.0],
+    1: [0, 0.25, 0.5],
+    3: [0.25, 0.5, 0, 0.125, 0.25, 0.375, 0],
+}
 
 
-def test_the_interval_of_equal_values_is_that_value() -> None:
-    low, high = bootstrap_interval(np.full((5, 2), 0.25))
-    np.testing.assert_allclose([low, high], 0.25)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> RunFolders:
+    """`EFFECTS` at layer 0, and one effect of fact 1 at layer 2.
+
+    The noise samples of fact 0 differ by ±0.25 at the last subject token, position 4.
+    """
+    folders = write_run(tmp_path_factory.mktemp("hand"), keys=[])
+    scores = {}
+    for index in CANDIDATES:
+        effects = np.zeros((2, 3, len(FACTS[index].tokens)), dtype=np.float32)
+        effects[:, 0] = EFFECTS[index]
+        if index == 0:
+            effects[:, 0, 4] += [0.25, -0.25]
+        if index == 1:
+            effects[:, 2, 1] = 0.375
+        scores[index] = p_corrupted(index)[:, None, None] + effects
+    write_restored(folders, "hidden", CANDIDATES, scores=scores)
+    return folders
 
 
-def test_one_fact_has_no_interval() -> None:
-    low, high = bootstrap_interval(np.array([[0.5, 0.1]]))
-    assert np.isnan([low, high]).all()
-    rare = np.full((10, 2), np.nan)
-    rare[:, 0] = np.arange(10)
-    rare[3, 1] = 1.0
-    low, high = bootstrap_interval(rare)
-    assert np.isnan([low, high]).tolist() == [[False, True]] * 2
+def averages(folders: RunFolders, **options: str) -> RunAverages:
+    return average_run(folders.run, Averaging(**options))
 
 
-def test_facts_without_a_cell_do_not_count_for_it() -> None:
-    values = np.random.RandomState(2).rand(12, 1)
-    padded = np.concatenate([values, np.full((400, 1), np.nan)])
-    alone, among = np.array(bootstrap_interval(values)), np.array(bootstrap_interval(padded))
-    assert values.min() <= among[0] < values.mean() < among[1] <= values.max()
-    np.testing.assert_allclose(among, alone, atol=0.05)
+def layer(table: pd.DataFrame, column: str, number: int = 0) -> dict[str, float]:
+    chosen = table[(table["metric"] == "probability") & (table["layer"] == number)]
+    return dict(zip(chosen["role"], chosen[column], strict=True))
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
-    # Each cell is an experiment of its own with the true mean 0.
-    values = np.random.RandomState(3).randn(120, 1500)
-    low, high = bootstrap_interval(values)
-    coverage = np.mean((low < 0) & (high > 0))
-    assert 0.93 <= coverage <= 0.97
+def test_every_fact_weighs_the_same(folders: RunFolders) -> None:
+    run = averages(folders)
+    assert layer(run.aie, "aie") == {
+        "first subject": 0.375,  # (0.5 + 0.25) / 2
+        "middle subject": 0.25,
+        "last subject": 0.5,  # (0.75 + 0.25 + 0.5) / 3
+        "first subsequent": 0.0625,  # (0.125 + 0) / 2
+        "further": 0.375,  # (0.5 + (0.125 + 0.25 + 0.375) / 3) / 2
+        "last": 0.5,  # (1 + 0.5 + 0) / 3
+    }
+    assert list(layer(run.aie, "n_facts").values()) == [2, 1, 3, 2, 2, 3]
+    assert layer(run.aie, "aie", 2)["last subject"] == 0.125
+
+
+def test_every_position_weighs_the_same(folders: RunFolders) -> None:
+    aie = layer(averages(folders, pool="positions").aie, "aie")
+    assert aie["further"] == 0.3125  # (0.5 + 0.125 + 0.25 + 0.375) / 4
+    assert aie["last subject"] == 0.5
+    assert layer(averages(folders, pool="positions").aie, "n_facts")["further"] == 2
+
+
+def test_the_four_row_scheme_joins_what_follows_and_drops_the_middle(folders: RunFolders) -> None:
+    facts = layer(averages(folders, scheme="seed").aie, "aie")
+    # Fact 0: (0.125 + 0.5) / 2; fact 3: (0 + 0.125 + 0.25 + 0.375) / 4.
+    assert facts == {"first subject": 0.375, "last subject": 0.5, "further": 0.25, "last": 0.5}
+    positions = layer(averages(folders, scheme="seed", pool="positions").aie, "aie")
+    assert positions["further"] == pytest.approx(1.375 / 6, abs=1e-15)
+
+
+def test_the_only_token_of_a_subject_counts_once_unless_both_is_asked(folders: RunFolders) -> None:
+    run = averages(folders, single_token="both")
+    aie = layer(run.aie, "aie")
+    assert aie["first subject"] == pytest.approx(1 / 3, abs=1e-15)  # (0.5 + 0.25 + 0.25) / 3
+    assert aie["last subject"] == 0.5
+    assert layer(run.aie, "n_facts")["first subject"] == 3
+
+
+def test_the_interval_is_over_facts(folders: RunFolders) -> None:
+    run = averages(folders)
+    # 0.75, 0.25, 0.5: standard error 0.25 / sqrt(3) = 0.144338; t of 2 degrees is 4.3027.
+    assert layer(run.aie, "ci_low")["last subject"] == pytest.approx(0.5 - 0.62104, abs=1e-4)
+    assert layer(run.aie, "ci_high")["last subject"] == pytest.approx(0.5 + 0.62104, abs=1e-4)
+    assert np.isnan(layer(run.aie, "ci_low")["middle subject"])
+    # 1.25 / 4 over positions: see test_few_facts_by_hand.
+    pooled = averages(folders, pool="positions").aie
+    assert layer(pooled, "ci_high")["further"] == pytest.approx(0.3125 + 1.19121, abs=1e-4)
+
+
+def test_the_spread_over_noise_samples_stands_apart(folders: RunFolders) -> None:
+    spread = averages(folders).samples
+    assert set(spread["n_samples"]) == {2}
+    found = layer(spread, "sample_sd")
+    # Sample 0: (1 + 0.25 + 0.5) / 3; sample 1: (0.5 + 0.25 + 0.5) / 3; they differ by 1/6.
+    assert found.pop("last subject") == pytest.approx(1 / 6 / np.sqrt(2), abs=1e-12)
+    assert set(found.values()) == {0.0}
+    assert layer(spread, "aie") == pytest.approx(layer(averages(folders).aie, "aie"), abs=1e-15)
+
+
+def test_peaks(folders: RunFolders) -> None:
+    run = averages(folders)
+    [hidden] = run.effects
+    chosen = run.aie[run.aie["metric"] == "probability"]
+    assert average_peaks(chosen, "probability")["last subject"] == {"layer": 0, "aie": 0.5}
+    assert peak_layers(hidden, "last subject", "rome", "probability").tolist() == [0, 2, 0]
+    assert peak_layers(hidden, "middle subject", "rome", "probability").tolist() == [0]
+    # A divergence falls: what was strongest is now weakest.
+    assert peak_layers(hidden, "last subject", "rome", "kl").tolist() == [1, 1, 1]
+
+
+def test_the_table_of_facts(folders: RunFolders) -> None:
+    run = averages(folders)
+    table = fact_table(run.survey, run.effects, "probability").set_index("known_id")
+    assert list(table.index) == [known_id(index) for index in CANDIDATES]
+    peaks = table[["hidden_peak_layer", "hidden_peak_position", "hidden_peak"]]
+    # Inside the subject only: at the last position of fact 0 stands 1.0.
+    assert peaks.to_numpy().tolist() == [[0, 4, 0.75], [2, 1, 0.375], [0, 1, 0.5]]
+    assert table["n_positions"].tolist() == [8, 3, 7]
+    for index in CANDIDATES:
+        row = table.loc[known_id(index)]
+        assert row["p_clean"] == p_clean(index)
+        assert row["p_corrupted"] == p_corrupted(index).mean()
+        assert row["te"] == p_clean(index) - p_corrupted(index).mean()
+
+
+def test_grids_hold_mean_and_spread_of_every_cell(folders: RunFolders) -> None:
+    [hidden] = averages(folders).effects
+    for index, row in EFFECTS.items():
+        for number in range(len(METRICS)):  # they differ by a constant, which the effect cancels
+            np.testing.assert_array_equal(hidden.grids[index].mean[number, 0], row)
+    sd = hidden.grids[0].sd[0, 0]
+    assert sd[4] == pytest.approx(np.sqrt(0.125), abs=1e-7)  # 1 and 0.5
+    assert not np.delete(sd, 4).any()
 
 
 def test_total_effect() -> None:
-    clean, corrupted = np.array([0.9, 0.7, 0.8]), np.array([0.1, 0.2, 0.3])
+    clean = np.array([0.9, 0.7, 0.8])
+    corrupted = np.array([[0.1, 0.1], [0.1, 0.3], [0.3, 0.3]])
     found = total_effect(clean, corrupted)
-    assert found["ate"] == pytest.approx(0.6)
-    assert 0.499 < found["ate_ci"][0] < 0.6 < found["ate_ci"][1] < 0.801
-    assert total_effect(clean[:1], corrupted[:1])["ate_ci"] == [None, None]
+    assert found["ate"] == pytest.approx(0.6)  # 0.8, 0.5, 0.5
+    # Standard error 0.1; t of 2 degrees is 4.3027.
+    assert found["ate_ci"] == pytest.approx([0.6 - 0.43027, 0.6 + 0.43027], abs=1e-5)
+    # 0.8 − 0.5/3 and 0.8 − 0.7/3
+    assert found["ate_sample_sd"] == pytest.approx(0.2 / 3 / np.sqrt(2))
+    alone = total_effect(clean[:1], corrupted[:1, :1])
+    assert alone["ate_ci"] == [None, None]
+    assert alone["ate_sample_sd"] is None
 
 
-def frame(rows: list[tuple[int, int, int, str | None, float]]) -> pd.DataFrame:
-    """Effects from `(known_id, sample, position, role, restored)`; corrupted is 0.25."""
-    effects = pd.DataFrame(rows, columns=["known_id", "sample", "position", "role", "restored"])
-    return effects.assign(mediator="hidden", metric="probability", layer=0, corrupted=0.25)
-
-
-def test_every_fact_weighs_the_same() -> None:
-    rows = [(1, sample, position, "further", 0.25) for sample in (0, 1) for position in range(8)]
-    rows += [(2, sample, 0, "further", 1.25) for sample in (0, 1)]
-    aie = average_indirect_effects(frame(rows), "rome")
-    assert aie["aie"].tolist() == [0.5]  # over cells it would be 0.11
-    assert aie["n_facts"].tolist() == [2]
-
-
-def test_positions_without_a_role_are_in_no_row() -> None:
-    rows = [(1, 0, 0, None, 0.9), (1, 0, 1, "last", 0.5)]
-    aie = average_indirect_effects(frame(rows), "rome")
-    assert aie["role"].tolist() == ["last"]
-    assert aie["aie"].tolist() == [0.25]
-
-
-def test_the_four_row_scheme_joins_what_follows_and_drops_the_middle() -> None:
-    roles = ["first subject", "middle subject", "last subject"]
-    roles += ["first subsequent", "further", "further", "last"]
-    rows = [(1, 0, position, role, 0.25 + position) for position, role in enumerate(roles)]
-    seed = average_indirect_effects(frame(rows), "seed").set_index("role")["aie"]
-    assert dict(seed) == {"first subject": 0, "last subject": 2, "further": 4, "last": 6}
-    assert list(seed.index) == ["first subject", "last subject", "further", "last"]
-    rome = average_indirect_effects(frame(rows), "rome").set_index("role")["aie"]
-    assert rome["first subsequent"] == 3
-    assert rome["further"] == 4.5
-    assert len(rome) == 6
+def test_positions_without_a_role_are_in_no_row(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, keys=[])
+    scores = {}
+    for index in CANDIDATES:
+        roles = np.array(FACTS[index].roles)
+        before = np.where(roles == "", 0.75, 0.0).astype(np.float32)
+        scores[index] = np.broadcast_to(
+            p_corrupted(index)[:, None, None] + before, (2, 3, len(roles))
+        )
+    write_restored(folders, "hidden", CANDIDATES, scores=scores)
+    for scheme in ("rome", "seed"):
+        run = averages(RunFolders(folders.run), scheme=scheme)
+        assert not run.aie["aie"].any()

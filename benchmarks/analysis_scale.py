@@ -1,0 +1,144 @@
+"""How long the analysis takes, and how much memory, on a store of the published size.
+
+    python -m benchmarks.analysis_scale                     # 1,209 facts x 5 mediators x 32 layers
+    python -m benchmarks.analysis_scale --facts 100         # smaller
+
+The store is made up, through the same writers that a run uses, and removed afterwards. Each
+measurement is a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ktrace.store import METRICS, RunFolders
+
+KEYS = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
+
+
+def write_store(run: Path, *, facts: int, layers: int, samples: int, seed: int = 0) -> None:
+    """A complete run of five mediators; prompts have 7 to 13 positions, subjects 1 to 4.
+
+    Args:
+        run: `outputs/<model>/<dataset>/<noise>`.
+        facts: candidates.
+        layers: of the model.
+        samples: of the noise.
+        seed: of the made-up numbers.
+    """
+    folders = RunFolders(run)
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(7, 14, size=facts)
+    settings: dict[str, Any] = {"model": {"identity": "made up"}, "dataset": {"n_facts": facts}}
+    nothing = np.zeros((0, 0, 0), dtype=np.float32)
+    with folders.clean.writer(settings) as writer:
+        for index, length in enumerate(lengths.tolist()):
+            stop = 1 + int(generator.integers(1, 5))
+            subject = ["first subject", *["middle subject"] * 2, "last subject"]
+            roles = ["", *subject[: stop - 2], "last subject", "first subsequent"]
+            roles += ["further"] * (length - len(roles) - 1) + ["last"]
+            text = {name: f"{name} {index}" for name in ("prompt", "subject", "attribute")}
+            writer.add(
+                {
+                    **text,
+                    **{"index": index, "known_id": index, "relation_id": "", "left_out": ""},
+                    **{"is_candidate": True, "input_ids": np.arange(length)},
+                    **{"tokens": [f" t{code}" for code in generator.integers(0, 5000, length)]},
+                    **{"offsets": np.zeros((length, 2)), "roles": roles, "span": (1, stop)},
+                    **{"answer_ids": [0], "predicted_ids": [0], "predicted": ""},
+                    **{"predicted_probability": 0.9, "probability": 0.9},
+                    **dict.fromkeys(("hidden", "attn", "mlp"), nothing),
+                }
+            )
+    settings |= {"noise": {"kind": "gaussian", "samples": samples, "seed": 1}}
+    with folders.corrupted.writer(settings) as writer:
+        for index in range(facts):
+            writer.add(
+                {
+                    **{"index": index, "known_id": index, "left_out": "", "sigma": 0.05},
+                    **{"noise_level": 0.15, "foil_ids": [1], "foil": ""},
+                    **{f"clean_{metric}": 0.9 for metric in METRICS},
+                    **{metric: generator.random(samples) / 10 for metric in METRICS},
+                }
+            )
+    for key in KEYS:
+        with folders.restored(key).writer(settings | {"mediator": key}) as writer:
+            for index, length in enumerate(lengths.tolist()):
+                shape = (samples, layers, length)
+                scores = {m: generator.random(shape, dtype=np.float32) for m in METRICS}
+                writer.add({"index": index, "known_id": index, "together": key, **scores})
+
+
+def _averages(run: Path) -> None:
+    from ktrace.analysis.averages import average_run
+    from ktrace.analysis.roles import Averaging
+
+    average_run(run, Averaging())
+
+
+def _averages_and_effects(run: Path) -> None:
+    from ktrace.analysis.averages import average_run
+    from ktrace.analysis.roles import Averaging
+
+    average_run(run, Averaging(), parquet=run / "effects.parquet")
+
+
+def _whole_stage(run: Path) -> None:
+    from ktrace.analysis.analyze import analyze
+
+    analyze(run)
+
+
+def _measured(work: Callable[[Path], None], run: Path) -> dict[str, float]:
+    """Seconds on the clock and of the processors, and GiB, of a call in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(work, run, sender))
+    process.start()
+    sender.close()
+    try:
+        found: dict[str, float] = receiver.recv()
+    finally:
+        process.join()
+    return found
+
+
+def _report(work: Callable[[Path], None], run: Path, sender: Any) -> None:
+    start = time.perf_counter()
+    work(run)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    sender.send({"seconds": seconds, "processor_seconds": time.process_time(), "peak_gib": peak})
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Make the store, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--facts", type=int, default=1209)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=10)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "outputs" / "made-up" / "facts" / "gaussian-x3-n10-seed1"
+        write_store(run, **vars(options))
+        found: dict[str, Any] = {
+            **vars(options),
+            "the averages": _measured(_averages, run),
+            "the averages and effects.parquet": _measured(_averages_and_effects, run),
+            "the whole stage": _measured(_whole_stage, run),
+            "effects.parquet_gib": (run / "analysis" / "effects.parquet").stat().st_size / 2**30,
+        }
+    print(json.dumps(found, indent=2))
+    return found
+
+
+if __name__ == "__main__":
+    main()

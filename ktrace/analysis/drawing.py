@@ -1,0 +1,159 @@
+"""What all figures share: sizes, colours, names, and how they are saved."""
+
+import warnings
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ktrace.store.files import new_file
+
+# Inches: figures go into a paper unscaled, so that letters of these points stay legible.
+COLUMN_WIDTH, PAGE_WIDTH = 3.4, 6.9
+TEXT, SMALL = 8, 7
+_LETTERS_PER_INCH = 16.5  # of SMALL
+_PANELS_ABREAST = 3
+
+TITLES = {
+    "hidden": "hidden states",
+    "hidden_attn_severed": "hidden, attention severed",
+    "hidden_mlp_severed": "hidden, MLP severed",
+    "mlp": "MLP outputs",
+    "attn": "attention outputs",
+}
+# Wong's palette for colour-blind readers; lines also differ in style.
+PALETTE: list[Any] = sns.color_palette("colorblind")
+LINE_STYLES: list[Any] = ["-", (0, (4, 1)), (0, (1, 1)), "-.", (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1))]
+# Lightness alone tells the value, so that the scale survives grey print. Light is no effect.
+_RISING, _FALLING, _DIVERGING = "mako_r", "mako", "PuOr_r"
+_BOTH_SIGNS = 0.1  # the weaker sign counts from this share of the stronger on
+
+
+def mediator_title(key: str) -> str:
+    """A mediator's key in words, with its window."""
+    name, _, window = key.partition("-w")
+    return TITLES.get(name, name) + (f", window {window}" if window else "")
+
+
+def metric_name(metric: str) -> str:
+    """A metric in words."""
+    return metric.replace("_", " ")
+
+
+def panels(count: int, height: float, *, title: str, share: bool = True) -> tuple[Figure, Any]:
+    """A figure with some panels, three abreast at most.
+
+    Args:
+        count: of panels; a single one takes a column's width, several a page's.
+        height: of a panel, in inches.
+        title: above them all.
+        share: whether panels have the same axes.
+
+    Returns:
+        The figure and the panels' axes, an array of `(count,)`.
+    """
+    abreast = min(count, _PANELS_ABREAST)
+    n_rows = ceil(count / abreast)
+    width = COLUMN_WIDTH if count == 1 else PAGE_WIDTH
+    lines = [
+        part
+        for line in title.split("\n")
+        for part in wrap(line, int(width * _LETTERS_PER_INCH), break_on_hyphens=False)
+    ]
+    figure = Figure(
+        figsize=(width, height * n_rows + 0.16 * len(lines) + 0.1), layout="constrained"
+    )
+    grid = figure.subplots(n_rows, abreast, squeeze=False, sharey=share).ravel()
+    for empty in grid[count:]:
+        empty.remove()
+    figure.suptitle("\n".join(lines), fontsize=SMALL)
+    return figure, grid[:count]
+
+
+def value_scale(low: float, high: float) -> tuple[Any, Normalize]:
+    """Colours from zero to the strongest effect; nothing is clipped.
+
+    Where effects of both signs count, colours go to both sides of zero.
+    """
+    low, high = min(0.0, low), max(0.0, high)
+    if low == high:
+        high = 1.0
+    if min(-low, high) > _BOTH_SIGNS * max(-low, high):
+        return difference_scale(max(-low, high))
+    colours = sns.color_palette(_FALLING if -low > high else _RISING, as_cmap=True)
+    return colours, Normalize(low, high)
+
+
+def difference_scale(largest: float) -> tuple[Any, Normalize]:
+    """Colours to both sides of zero."""
+    return sns.color_palette(_DIVERGING, as_cmap=True), Normalize(-(largest or 1.0), largest or 1.0)
+
+
+def colour_bar(
+    figure: Figure, axes: Sequence[Axes], scale: tuple[Any, Normalize], label: str
+) -> None:
+    """One bar for all panels: they are on one scale."""
+    bar = figure.colorbar(
+        ScalarMappable(norm=scale[1], cmap=scale[0]), ax=list(axes), fraction=0.05, pad=0.02
+    )
+    bar.set_label(label, fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.outline.set_visible(False)
+
+
+def label_layers(axis: Axes, n_layers: int, *, centred: bool = False) -> None:
+    """Whole layers on the x axis; `centred` where cells are drawn from l to l + 1."""
+    step = max(1, ceil(n_layers / 7))
+    layers = range(0, n_layers, step)
+    axis.set_xticks([layer + 0.5 * centred for layer in layers], [str(layer) for layer in layers])
+    axis.set_xlabel("layer", fontsize=SMALL)
+    axis.tick_params(labelsize=SMALL, rotation=0, length=2)
+
+
+def plain_axis(axis: Axes, title: str) -> None:
+    """A panel of curves or bars."""
+    axis.set_title(title, fontsize=TEXT)
+    axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=SMALL, length=2)
+
+
+def whole_numbers(axis: Axes) -> None:
+    """Counts on the y axis."""
+    axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def legend_below(figure: Figure, axis: Axes, n_columns: int) -> None:
+    """One legend for all panels, under them."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=n_columns,
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=2.2,
+        columnspacing=1.2,
+    )
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write PNG and PDF; returns their paths. The same numbers give the same files."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+    for path in paths:
+        kind = path.suffix[1:]
+        metadata = {"CreationDate": None} if kind == "pdf" else None
+        with new_file(path) as temporary, warnings.catch_warnings():
+            # A token in a script that the font lacks is shown as a box.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(temporary, format=kind, dpi=300, metadata=metadata)
+    return paths

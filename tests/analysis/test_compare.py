@@ -1,0 +1,118 @@
+"""Runs side by side: pairs of shared facts, relative depth, and what is no run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from stores import (
+    CANDIDATES,
+    FACTS,
+    N_LAYERS,
+    p_corrupted,
+    p_restored,
+    write_clean,
+    write_corrupted,
+    write_restored,
+    write_run,
+)
+
+from ktrace.analysis.compare import compare, depth_grid
+from ktrace.errors import KtraceError
+from ktrace.store import RunFolders
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """The run `toy`, and `deep`: twice the layers, two of the facts, effects larger by 0.125."""
+    write_run(tmp_path, keys=["hidden"])
+    deep = RunFolders(tmp_path / "outputs" / "deep" / "made-up" / "gaussian-x3-n2-seed1")
+    write_clean(deep)
+    write_corrupted(deep, CANDIDATES)
+    scores = {}
+    for index in CANDIDATES:
+        twice = np.repeat(p_restored(index, "hidden"), 2, axis=1)
+        # Linear between layers 0 and 5, so that layers 0, 2.5 and 5 are known.
+        twice[:] = np.linspace(0, 1, 2 * N_LAYERS)[None, :, None]
+        scores[index] = twice + p_corrupted(index)[:, None, None]
+    write_restored(deep, "hidden", CANDIDATES, scores=scores)
+    write_restored(deep, "mlp-w3", CANDIDATES, scores=scores)
+    return tmp_path / "outputs"
+
+
+def test_differences_are_paired_by_fact_at_relative_depth(outputs: Path) -> None:
+    found = compare([f"{outputs}/toy/*/*", f"{outputs}/*/*/*"], outputs / "comparison")
+    assert found.runs["run"].tolist() == ["toy", "deep"]
+    table = found.differences
+    assert set(table["mediator"]) == {"hidden"}, "nothing to compare mlp-w3 with"
+    assert set(table["baseline"]) == {"toy"}
+    assert sorted(set(table["depth"])) == [0, 0.5, 1]
+    for role in ("last subject", "first subject", "further"):
+        rows = table[table["role"] == role].sort_values("depth")
+        apart = []
+        for index in CANDIDATES:
+            places = [i for i, name in enumerate(FACTS[index].roles) if name == role]
+            if places:
+                toy = p_restored(index, "hidden") - p_corrupted(index)[:, None, None]
+                apart.append(np.linspace(0, 1, 3) - toy.mean(axis=0)[:, places].mean(axis=1))
+        np.testing.assert_allclose(rows["difference"], np.mean(apart, axis=0), atol=1e-6)
+        assert set(rows["n_facts"]) == {len(apart)}
+        # Student's t for as few facts, around the pairs' own spread.
+        quantile = {2: 12.7062, 3: 4.3027}[len(apart)]
+        error = np.std(apart, axis=0, ddof=1) / np.sqrt(len(apart))
+        bounds = np.mean(apart, axis=0) + quantile * error
+        np.testing.assert_allclose(rows["ci_high"], bounds, atol=1e-5)
+
+
+def test_only_shared_facts_are_paired(outputs: Path) -> None:
+    found = compare([f"{outputs}/deep/*/*", f"{outputs}/toy/*/*"], outputs / "c", limit=2)
+    assert found.runs["n_shared"].tolist() == [2, 2]
+    assert np.isnan(found.runs["ate_difference"][0])
+    # Both runs were corrupted alike.
+    assert found.runs["ate_difference"][1] == 0
+    assert found.differences["n_facts"].max() == 2
+
+
+def test_tables_and_figures_are_written(outputs: Path) -> None:
+    folder = outputs / "comparison"
+    folder.mkdir()
+    for old in ("models-attn.png", "difference-attn.pdf", "mine.png"):
+        (folder / old).touch()
+    found = compare([f"{outputs}/*/*/*"], folder)
+    stems = ["models-hidden", "models-mlp-w3", "difference-hidden"]
+    figures = {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    tables = {"runs.csv", "aie.csv", "differences.csv"}
+    assert {path.name for path in found.files} == figures | tables
+    assert {path.name for path in folder.iterdir()} == figures | tables | {"mine.png"}
+    aie = pd.read_csv(folder / "aie.csv")
+    layers = aie.groupby("model")["layer"].max()
+    assert dict(layers) == {"deep": 5, "toy": 2}
+    assert (aie.groupby("model")["depth"].max() == 1).all()
+
+
+def test_folders_that_are_no_runs_are_passed_over(outputs: Path) -> None:
+    (outputs / "sweeps" / "today" / "0").mkdir(parents=True)
+    assert len(compare([f"{outputs}/*/*/*"], outputs / "comparison").runs) == 2
+    with pytest.raises(KtraceError, match=r"runs='.*toy.*' matches 1 run folders .* of 2 folders"):
+        compare([f"{outputs}/toy/*/*"], outputs / "comparison")
+
+
+def test_depth_is_that_of_the_shallower_model() -> None:
+    np.testing.assert_allclose(depth_grid(12, 5), [0, 0.25, 0.5, 0.75, 1])
+    assert depth_grid(1, 5).tolist() == [0]
+
+
+def test_the_command_line(outputs: Path) -> None:
+    program = """
+import sys
+from ktrace.__main__ import main
+main()
+assert not {"torch", "transformers"} & sys.modules.keys()
+"""
+    command = [sys.executable, "-c", program, "stage=compare", "runs=outputs/*/*/*"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=outputs.parent)
+    assert result.returncode == 0, result.stderr
+    assert "minus deep" in result.stdout
+    assert (outputs / "comparison" / "differences.csv").is_file()
