@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import analysis_scale, coverage, gpt2_small, llama_cuda
+from benchmarks import analysis_scale, coverage, gpt2_small, llama_cuda, report_scale
 from benchmarks.arithmetic import Shape, loop_operations, operations
 from ktrace.tracing.mediators import make_mediator
 
@@ -71,3 +71,10 @@ def test_coverage_benchmark_finds_too_narrow_intervals(monkeypatch: pytest.Monke
     assert percentile < 0.92 < ours
     monkeypatch.setattr(coverage, "interval", lambda *_: (np.zeros(400), np.zeros(400)))
     assert coverage.coverage(*coverage.DISTRIBUTIONS["normal"], 15, 400, "facts")[0] == 0
+
+
+def test_report_benchmark_measures_a_page() -> None:
+    report = report_scale.main(["--facts=3", "--layers=4", "--repeats=1"])
+    assert "3 facts, 5 mediators, 4 layers" in report
+    assert " MB" in report
+    assert "first heatmap after" in report or "not opened" in report

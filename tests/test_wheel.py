@@ -43,12 +43,13 @@ def shipped(folder: str) -> Iterator[Path]:
 def test_the_wheel_carries_package_configs_and_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"ktrace/{path}" for path in shipped("conf") if path.suffix == ".yaml"}
-    modules = {str(path) for path in shipped("ktrace") if path.suffix == ".py"}
+    modules = {str(path) for path in shipped("ktrace") if "__pycache__" not in path.parts}
     model = {f"ktrace/{path}" for path in shipped("data/tiny")}
     assert len(configs) > 15
     assert "ktrace/conf/hydra/job_logging/stderr.yaml" in configs
     assert {"ktrace/data/tiny/config.json", "ktrace/data/tiny/tokenizer.json"} <= model
     assert any(name.endswith(".safetensors") for name in model)
+    assert "ktrace/analysis/report/template.html" in modules
     wanted = configs | modules | model | {"ktrace/data/facts.jsonl", "ktrace/py.typed"}
     assert wanted - names == set()
 

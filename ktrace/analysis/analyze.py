@@ -15,6 +15,7 @@ from ktrace.analysis.averages import RunAverages, average_run
 from ktrace.analysis.estimate import average_peaks, fact_table, total_effect
 from ktrace.analysis.figures import STEMS, draw_figures
 from ktrace.analysis.reduce import total_effects
+from ktrace.analysis.report import write_report
 from ktrace.analysis.roles import Averaging
 from ktrace.store import METRICS
 from ktrace.store.files import write_text
@@ -100,6 +101,11 @@ def analyze(
     files = _write_tables(folder, aie, run.samples.assign(**run.names), table, summary)
     figures = draw_figures(run, folder, shown=shown, metric=metric, facts=facts)
     _remove_stale(folder, figures)
+    files.append(
+        write_report(
+            run.survey.folders, keys=run.keys, limit=limit, summary=summary, figures=figures
+        )
+    )
     notes = [
         *(f"missing: {words}" for words in run.missing),
         *run.notes,

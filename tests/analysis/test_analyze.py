@@ -182,7 +182,7 @@ def test_every_mediator_has_its_figures(folders: RunFolders, analysis: Analysis)
     stems = ["aie-hidden", "aie-mlp-w3", "aie", "lines", "peaks"]
     expected = {folders.analysis / f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
     names = ("aie.csv", "samples.csv", "facts.csv", "summary.json", "effects.parquet")
-    tables = {folders.analysis / name for name in names}
+    tables = {folders.analysis / name for name in (*names, "report.html")}
     assert set(analysis.figures) == expected
     assert set(analysis.files) == expected | tables
     assert set(folders.analysis.iterdir()) == expected | tables, "nothing else is left there"

@@ -1,0 +1,5 @@
+"""The HTML report of a run: one file that opens offline, with every fact's heatmaps in it."""
+
+from ktrace.analysis.report.page import write_report
+
+__all__ = ["write_report"]

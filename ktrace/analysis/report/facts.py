@@ -1,0 +1,186 @@
+"""What the report says about each fact: its row in the table, and how its cells are labelled."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ktrace.analysis.drawing import mediator_title
+from ktrace.analysis.report.cells import (
+    CHUNK_FACTS,
+    MISSING,
+    PackedCells,
+    pack_cells,
+    read_cells,
+    units,
+)
+from ktrace.errors import KtraceError
+from ktrace.store import METRICS, RunFolders
+
+_CLEAN_FIELDS = (
+    "known_id",
+    "prompt",
+    "subject",
+    "attribute",
+    "predicted",
+    "left_out",
+    "is_candidate",
+    "tokens",
+    "roles",
+)
+
+_LAST_SUBJECT = "last subject"
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What `report.js` shows.
+
+    Attributes:
+        page: labels, precision, and the facts; plain lists and numbers, ready for JSON.
+        cells: the chunks of cells.
+    """
+
+    page: dict[str, Any]
+    cells: PackedCells
+
+
+def report_data(
+    folders: RunFolders, keys: Sequence[str], limit: int | None, metric: str, budget: int
+) -> ReportData:
+    """Read the stores of a run, reduced to what the page holds.
+
+    Args:
+        folders: of the run.
+        keys: mediators, in the order in which they are offered.
+        limit: only facts among the first `limit` of the dataset.
+        metric: the one that is shown first.
+        budget: characters that the cells may take.
+
+    Raises:
+        KtraceError: the stores hold no traced fact, or a damaged part.
+    """
+    examined = sorted(
+        (
+            record
+            for record in folders.clean.read(*_CLEAN_FIELDS)
+            if limit is None or record["index"] < limit
+        ),
+        key=lambda record: record["index"],
+    )
+    clean_fields = [f"clean_{name}" for name in METRICS]
+    corrupted = {
+        record["index"]: record
+        for record in folders.corrupted.read("left_out", *METRICS, *clean_fields)
+    }
+    cells = read_cells(
+        folders,
+        keys,
+        {
+            record["index"]: corrupted[record["index"]]
+            for record in examined
+            if _traced(record, corrupted)
+        },
+    )
+    traced = [record for record in examined if record["index"] in cells]
+    if not traced:
+        raise KtraceError(f"{folders.run} holds no restorations of these facts")
+    others = [record for record in examined if record["index"] not in cells]
+    scores = [corrupted[record["index"]] for record in traced]
+    means = [
+        {name: float(score[name].mean(dtype=np.float64)) for name in METRICS} for score in scores
+    ]
+    by_fact = [cells[record["index"]] for record in traced]
+    packed = pack_cells(by_fact, means, metric, budget)
+    shown = [name for name in METRICS if name in packed.decimals]
+    roles = sorted({role for record in traced for role in record["roles"]})
+    page = {
+        "metrics": [
+            {
+                "name": name,
+                "decimals": packed.decimals[name],
+                "n_facts": min(packed.n_facts(name), len(traced)),
+            }
+            for name in shown
+        ],
+        "left_off": [name for name in METRICS if name not in shown],
+        "metric": metric,
+        "mediators": [{"key": key, "title": mediator_title(key)} for key in keys],
+        "roles": roles,
+        "n_layers": by_fact[0].shape[-2],
+        "n_samples": len(scores[0][METRICS[0]]),
+        "n_traced": len(traced),
+        "chunk_facts": CHUNK_FACTS,
+        "missing": MISSING,
+        "facts": [_fact(record, roles) for record in traced]
+        + [_left_out(record, corrupted.get(record["index"], {})) for record in others],
+        "scores": {
+            name: _scores(name, packed.decimals[name], traced, scores, means, by_fact)
+            for name in shown
+        },
+    }
+    return ReportData(page, packed)
+
+
+def _traced(record: Mapping[str, Any], corrupted: Mapping[int, Mapping[str, Any]]) -> bool:
+    score = corrupted.get(record["index"])
+    return record["is_candidate"] and score is not None and not score["left_out"]
+
+
+def _fact(record: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
+    return _row(record) | {
+        "tokens": record["tokens"],
+        "roles": [roles.index(role) for role in record["roles"]],
+    }
+
+
+def _left_out(record: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
+    reason = record["left_out"] or score.get("left_out") or "it has not been restored yet"
+    return _row(record) | {"left_out": reason}
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": record["known_id"],
+        **{name: record[name] for name in ("prompt", "subject", "attribute", "predicted")},
+    }
+
+
+def _scores(
+    metric: str,
+    decimals: int,
+    traced: Sequence[Mapping[str, Any]],
+    scores: Sequence[Mapping[str, Any]],
+    means: Sequence[Mapping[str, float]],
+    cells: Sequence[Array],
+) -> dict[str, Any]:
+    """Columns of the table of facts, in whole numbers of the metric's decimal unit.
+
+    `peaks` has for each fact and mediator the largest mean effect at the last subject token over
+    layers, and its layer. At other positions the largest is often trivial: the last layer's hidden
+    state at the last position restores everything.
+    """
+    clean = np.array([score[f"clean_{metric}"] for score in scores], dtype=np.float64)
+    corrupted = np.array([mean[metric] for mean in means])
+    row = METRICS.index(metric)
+    # Restoring brings the run back to the clean one: a divergence from it falls.
+    sign = -1 if metric == "kl" else 1
+    peaks: list[list[int]] = []
+    for record, fact in zip(traced, cells, strict=True):
+        position = record["roles"].index(_LAST_SUBJECT)
+        effects = np.nan_to_num(
+            sign * fact[row, :, 0, :, position], nan=-np.inf
+        )  # (mediator, layer)
+        layers = effects.argmax(axis=1)
+        values = sign * effects[np.arange(len(layers)), layers]
+        peaks.append(np.stack([units(values, decimals), layers], axis=1).ravel().tolist())
+    return {
+        "clean": units(clean, decimals).tolist(),
+        "corrupted": units(corrupted, decimals).tolist(),
+        "total": units(clean - corrupted, decimals).tolist(),
+        "peaks": peaks,
+    }

@@ -1,0 +1,249 @@
+"""`report.html`: everything that the report shows, put into one file.
+
+Text from data reaches the page escaped, or as JSON that `report.js` shows as text. The page's
+policy lets two scripts run, by digest, and nothing be fetched.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from plotly.offline import get_plotlyjs
+
+from ktrace.analysis.drawing import mediator_title
+from ktrace.analysis.report.cells import PackedCells
+from ktrace.analysis.report.facts import report_data
+from ktrace.store import RunFolders
+from ktrace.store.files import write_text
+
+# A page of 25 MB still opens in a few seconds and passes most mail servers and issue trackers.
+_MOST_BYTES = 25_000_000
+# For the frame of the page; and room for cells that figures may not take.
+_FRAME_BYTES = 400_000
+_LEAST_DATA_BYTES = 8_000_000
+
+_SCRIPTS = ("cells.js", "table.js", "heatmap.js", "main.js")
+
+
+def write_report(
+    folders: RunFolders,
+    *,
+    keys: Sequence[str],
+    limit: int | None,
+    summary: Mapping[str, Any],
+    figures: Sequence[Path],
+) -> Path:
+    """Write `analysis/report.html`.
+
+    Args:
+        folders: of the run.
+        keys: mediators, in the order in which they are offered.
+        limit: only facts among the first `limit` of the dataset.
+        summary: the content of `summary.json`.
+        figures: files of the analysis; the PNG among them are shown.
+
+    Returns:
+        The file, at most 25 MB unless figures are larger: rather than growing, the page gives its
+        numbers with fewer decimals, and says so.
+
+    Raises:
+        KtraceError: the stores hold no traced fact or a damaged part, or the file cannot be
+            written.
+    """
+    pictures = "\n".join(_figures([path for path in figures if path.suffix == ".png"]))
+    library = get_plotlyjs()
+    packed_library = _deflated(library)
+    room = _MOST_BYTES - len(packed_library) - len(pictures) - _FRAME_BYTES
+    metric = summary["metric"]
+    data = report_data(folders, keys, limit, metric, max(room, _LEAST_DATA_BYTES))
+    script = '"use strict";\n' + "\n".join(_asset(name) for name in _SCRIPTS)
+    model, dataset = html.escape(summary["model"]), html.escape(summary["dataset"])
+    text = Template(_asset("template.html")).substitute(
+        policy=_policy(script, library),
+        title=f"{model} on {dataset}: causal tracing",
+        style=_asset("report.css"),
+        heading=f"{model} <span>on {dataset}</span>",
+        lead=html.escape(_lead(summary, data.page["n_samples"])),
+        cards="\n".join(_cards(summary, data.page["n_samples"])),
+        left_out=_left_out(summary["left_out"]),
+        peaks=_peaks(summary["peaks"]),
+        figures=pictures,
+        settings="\n".join(_settings(folders.run_yaml, summary)),
+        data=_json(data.page),
+        cells="\n".join(_cells(data.cells)),
+        plotly=packed_library,
+        script=script,
+    )
+    path = folders.analysis / "report.html"
+    write_text(path, text)
+    return path
+
+
+def _asset(name: str) -> str:
+    return (files("ktrace.analysis.report") / name).read_text("utf-8")
+
+
+def _policy(*scripts: str) -> str:
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in scripts)
+    allowed = " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
+    # Plotly writes style elements of its own.
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _json(content: Any) -> str:
+    # In a script element only `<` can end or change what is read; NaN is no JSON.
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+@cache
+def _deflated(text: str) -> str:
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return base64.b64encode(deflater.compress(text.encode()) + deflater.flush()).decode("ascii")
+
+
+def _cells(cells: PackedCells) -> Iterator[str]:
+    for metric, chunks in cells.chunks.items():
+        for number, chunk in enumerate(chunks):
+            name = f"cells-{metric}-{number}"
+            yield f'<script type="application/octet-stream" id="{name}">{chunk}</script>'
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}".replace("-", "−")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _lead(summary: Mapping[str, Any], n_samples: int) -> str:
+    scores = summary["metrics"][summary["metric"]]
+    samples = "1 noise sample" if n_samples == 1 else f"{n_samples} noise samples"
+    return (
+        f"Of {summary['n_facts']:,} facts, the model answers {summary['n_candidates']:,}; "
+        f"{summary['n_traced']:,} were traced with {samples} each. Corrupting the subject "
+        f"({summary['noise']}) moves the answer's {_words(summary['metric'])} from "
+        f"{_number(scores['clean'])} to {_number(scores['corrupted'])}."
+    )
+
+
+def _cards(summary: Mapping[str, Any], n_samples: int) -> Iterator[str]:
+    metric = summary["metric"]
+    scores = summary["metrics"][metric]
+    low, high = scores["ate_ci"]
+    cards = (
+        ("Facts traced", f"{summary['n_traced']:,}", f"of {summary['n_facts']:,}"),
+        ("Clean run", _number(scores["clean"]), f"mean {_words(metric)}"),
+        ("Corrupted run", _number(scores["corrupted"]), f"mean over facts and {n_samples} samples"),
+        (
+            "Average total effect",
+            _number(scores["ate"]),
+            f"95% interval {_number(low)} to {_number(high)}",
+        ),
+    )
+    for title, value, note in cards:
+        yield (
+            f"<div><dt>{html.escape(title)}</dt>"
+            f"<dd>{html.escape(value)} <small>{html.escape(note)}</small></dd></div>"
+        )
+
+
+def _left_out(reasons: Mapping[str, int]) -> str:
+    if not reasons:
+        return ""
+    listed = "; ".join(f"{count:,} because {reason}" for reason, count in reasons.items())
+    return f"<p>Left out: {html.escape(listed)}.</p>"
+
+
+def _peaks(peaks: Mapping[str, Mapping[str, Any]]) -> str:
+    roles = list(dict.fromkeys(role for by_role in peaks.values() for role in by_role))
+    head = "".join(f'<th scope="col">{html.escape(role)}</th>' for role in roles)
+    lines = [f'<thead><tr><th scope="col" class="text">mediator</th>{head}</tr></thead>', "<tbody>"]
+    for key, by_role in peaks.items():
+        cells = "".join(_peak(by_role.get(role)) for role in roles)
+        lines.append(f'<tr><th scope="row">{html.escape(mediator_title(key))}</th>{cells}</tr>')
+    return "\n".join([*lines, "</tbody>"])
+
+
+def _peak(peak: Mapping[str, Any] | None) -> str:
+    if peak is None:
+        return "<td>–</td>"
+    return f"<td>{_number(peak['aie'])} <small>layer {int(peak['layer'])}</small></td>"
+
+
+def _figures(paths: Sequence[Path]) -> Iterator[str]:
+    # What shows several mediators stands first, over the whole width.
+    for path in sorted(paths, key=lambda path: path.stem not in _CAPTIONS):
+        caption = html.escape(_caption(path.stem))
+        source = base64.b64encode(path.read_bytes()).decode("ascii")
+        wide = ' class="wide"' if path.stem in ("aie", "lines") else ""
+        yield (
+            f'<figure{wide}><img alt="{caption}" src="data:image/png;base64,{source}" '
+            f'decoding="async"><figcaption>{caption} ({html.escape(path.name)})</figcaption>'
+            "</figure>"
+        )
+
+
+_CAPTIONS = {
+    "aie": "Average indirect effect by role and layer",
+    "lines": "Average indirect effect with its 95 % interval over facts",
+    "severed": "Average indirect effect at the last subject token, whole and severed",
+    "peaks": "Facts by the layer at which their effect is strongest",
+}
+
+
+def _caption(stem: str) -> str:
+    kind, _, rest = stem.partition("-")
+    if kind == "aie" and rest:
+        return f"Average indirect effect: {mediator_title(rest)}"
+    if kind == "fact":
+        known_id, _, key = rest.partition("-")
+        return f"Fact {known_id}: {mediator_title(key)}"
+    return _CAPTIONS.get(stem, _words(stem))
+
+
+def _settings(run_yaml: Path, summary: Mapping[str, Any]) -> Iterator[str]:
+    """One block for each section of `run.yaml`, then `summary.json` as it is."""
+    if run_yaml.exists():
+        content = yaml.safe_load(run_yaml.read_text("utf-8"))
+        for number, (section, values) in enumerate(content.items()):
+            rows = "\n".join(
+                f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+                for name, value in _flat(values)
+            )
+            yield (
+                f"<details{' open' if number == 0 else ''}><summary>{html.escape(str(section))}"
+                f"</summary><dl>{rows}</dl></details>"
+            )
+    else:
+        yield "<p>There is no run.yaml beside these stores.</p>"
+    text = json.dumps(summary, indent=2, ensure_ascii=False)
+    yield f"<details><summary>summary.json</summary><pre>{html.escape(text)}</pre></details>"
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and values of a nested mapping."""
+    if isinstance(values, dict) and values:
+        for name, value in values.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(values, list):
+        yield prefix, ", ".join(map(str, values))
+    elif values is None or isinstance(values, bool):
+        yield prefix, "null" if values is None else str(values).lower()  # as YAML has it
+    else:
+        yield prefix, str(values)

@@ -1,0 +1,164 @@
+// The table of facts: search, filter, sort, pages, and the keyboard.
+
+const ROWS = 12;
+const N_MEDIATORS = page.mediators.length;
+const state = {
+  fact: 0,
+  mediator: 0,
+  metric: page.metrics.findIndex((metric) => metric.name === page.metric),
+  quantity: "effect",
+  column: "order",
+  descending: false,
+  first: 0,
+  layer: 0,
+  position: 0,
+};
+const chosenMetric = () => page.metrics[state.metric];
+const isTraced = (fact) => fact < page.n_traced;
+
+const score = (name) => (fact) => page.scores[chosenMetric().name][name][fact];
+const peak = (fact) => page.scores[chosenMetric().name].peaks[fact]?.[2 * state.mediator];
+const peakLayer = (fact) =>
+  (peak(fact) ?? page.missing) === page.missing ? undefined : page.scores[chosenMetric().name].peaks[fact][2 * state.mediator + 1];
+
+// The cell that a newly chosen fact starts from: its peak at the last subject token.
+function pointAtPeak() {
+  if (!isTraced(state.fact)) return;
+  state.layer = peakLayer(state.fact) ?? 0;
+  state.position = page.facts[state.fact].roles.indexOf(page.roles.indexOf("last subject"));
+}
+
+const columns = [
+  { name: "id", title: "id", value: (fact) => page.facts[fact].id, text: (value) => String(value) },
+  { name: "subject", title: "subject", value: (fact) => page.facts[fact].subject, isText: true },
+  { name: "attribute", title: "answer", value: (fact) => page.facts[fact].attribute, isText: true },
+  { name: "clean", title: "clean", value: score("clean") },
+  { name: "corrupted", title: "corrupted", value: score("corrupted") },
+  { name: "total", title: "TE", value: score("total") },
+  { name: "peak", title: "peak IE", value: peak },
+  { name: "layer", title: "layer", value: peakLayer, text: (value) => String(value ?? "–") },
+];
+const haystacks = page.facts.map((fact) =>
+  [fact.id, fact.subject, fact.prompt, fact.attribute, fact.left_out ?? ""].join("\n").toLowerCase(),
+);
+
+let rows = []; // facts that are found, in the order of the table
+
+function findRows() {
+  const wanted = byId("search").value.trim().toLowerCase();
+  const filter = byId("filter").value;
+  rows = [];
+  for (let fact = 0; fact < page.facts.length; fact++) {
+    if (filter === "traced" && !isTraced(fact)) continue;
+    if (filter === "left out" && isTraced(fact)) continue;
+    if (haystacks[fact].includes(wanted)) rows.push(fact);
+  }
+  const column = columns.find((one) => one.name === state.column);
+  if (!column) return;
+  const collator = new Intl.Collator();
+  const keys = new Map(rows.map((fact) => [fact, column.value(fact) ?? page.missing]));
+  const compare = column.isText
+    ? (a, b) => collator.compare(keys.get(a), keys.get(b))
+    : (a, b) => keys.get(a) - keys.get(b);
+  // What has no number stays at the end, whichever way the rest is sorted.
+  const lacks = (fact) => Number(keys.get(fact) === page.missing);
+  rows.sort((a, b) => lacks(a) - lacks(b) || (state.descending ? compare(b, a) : compare(a, b)));
+}
+
+function drawTable() {
+  const head = document.querySelector("#table thead tr");
+  for (const cell of head.children) {
+    const sorted = cell.dataset.column === state.column;
+    cell.setAttribute("aria-sort", sorted ? (state.descending ? "descending" : "ascending") : "none");
+    const column = columns.find((one) => one.name === cell.dataset.column);
+    cell.firstChild.textContent = column.title + (sorted ? (state.descending ? " ↓" : " ↑") : "");
+  }
+  state.first = Math.min(state.first, Math.max(0, Math.floor((rows.length - 1) / ROWS) * ROWS));
+  const visible = rows.slice(state.first, state.first + ROWS);
+  const reachable = visible.includes(state.fact) ? state.fact : visible[0];
+  document.querySelector("#table tbody").replaceChildren(
+    ...visible.map((fact) => {
+      const row = element("tr", undefined, {
+        "aria-selected": String(fact === state.fact),
+        tabindex: fact === reachable ? "0" : "-1",
+        "data-fact": fact,
+      });
+      for (const column of columns) {
+        const value = column.value(fact);
+        const text = column.isText ? value : (column.text ?? ((units) => shown(units, chosenMetric())))(value);
+        const cell = element("td", text, { role: "gridcell", class: column.isText ? "text" : "number" });
+        if (column.isText) cell.title = value;
+        row.append(cell);
+      }
+      return row;
+    }),
+  );
+  const last = Math.min(state.first + ROWS, rows.length);
+  byId("range").textContent = rows.length
+    ? `${(state.first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`
+    : "No fact is found";
+  byId("previous").disabled = state.first === 0;
+  byId("next").disabled = last >= rows.length;
+  byId("columns").textContent =
+    `clean, corrupted: ${words(chosenMetric().name)} of the answer in these runs; TE: clean − corrupted. ` +
+    `peak IE, layer: the largest indirect effect of ${page.mediators[state.mediator].title} at the last subject token.`;
+}
+
+function refreshTable() {
+  findRows();
+  drawTable();
+}
+
+function goTo(place, choose) {
+  if (!rows.length) return;
+  const at = Math.min(Math.max(place, 0), rows.length - 1);
+  state.first = Math.floor(at / ROWS) * ROWS;
+  choose(rows[at]);
+  drawTable();
+  document.querySelector(`#table tr[data-fact="${rows[at]}"]`).focus();
+}
+
+function setUpTable(choose) {
+  const head = document.querySelector("#table thead tr");
+  for (const column of columns) {
+    const cell = element("th", undefined, { scope: "col", "data-column": column.name, class: column.isText ? "text" : "number" });
+    const button = element("button", column.title, { type: "button" });
+    button.addEventListener("click", () => {
+      // Numbers are sought at the top, words in their order.
+      state.descending = state.column === column.name ? !state.descending : !column.isText && column.name !== "id";
+      state.column = column.name;
+      state.first = 0;
+      refreshTable();
+    });
+    cell.append(button);
+    head.append(cell);
+  }
+  const counts = { traced: page.n_traced, "left out": page.facts.length - page.n_traced, all: page.facts.length };
+  for (const [name, count] of Object.entries(counts)) {
+    byId("filter").append(element("option", `${name} (${count.toLocaleString("en")})`, { value: name }));
+  }
+  const again = () => {
+    state.first = 0;
+    refreshTable();
+  };
+  byId("search").addEventListener("input", again);
+  byId("filter").addEventListener("change", again);
+  byId("previous").addEventListener("click", () => ((state.first -= ROWS), drawTable()));
+  byId("next").addEventListener("click", () => ((state.first += ROWS), drawTable()));
+  const body = document.querySelector("#table tbody");
+  body.addEventListener("click", (event) => {
+    const row = event.target.closest("tr");
+    if (row) goTo(rows.indexOf(Number(row.dataset.fact)), choose);
+  });
+  body.addEventListener("keydown", (event) => {
+    const row = event.target.closest("tr");
+    const at = rows.indexOf(Number(row.dataset.fact));
+    const places = {
+      ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + ROWS, PageUp: at - ROWS,
+      Home: 0, End: rows.length - 1, Enter: at, " ": at,
+    };
+    if (!(event.key in places)) return;
+    event.preventDefault();
+    goTo(places[event.key], choose);
+  });
+}

@@ -1,0 +1,266 @@
+"""What the report's page holds, without a browser: cells, size, escaping, policy, provenance."""
+
+import base64
+import hashlib
+import json
+import re
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+from hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
+from stores import CANDIDATES, FACTS, N_LAYERS, known_id, p_corrupted, p_restored, write_run
+
+from ktrace.analysis.report import cells as cells_module
+from ktrace.analysis.report import write_report
+from ktrace.analysis.report.cells import (
+    CHUNK_FACTS,
+    MISSING,
+    PackedCells,
+    half_width,
+    pack_cells,
+    t_quantile,
+    units,
+)
+from ktrace.store import METRICS, RunFolders
+
+KEYS = ("hidden", "mlp-w3")
+SUMMARY: dict[str, Any] = {
+    "n_facts": 4,
+    "n_candidates": 3,
+    "n_traced": 3,
+    "left_out": {"another answer is predicted": 1},
+    "metric": "probability",
+    "metrics": {"probability": {"clean": 0.6, "corrupted": 0.2, "ate": 0.4, "ate_ci": [0.3, 0.5]}},
+    "peaks": {"hidden": {"last subject": {"layer": 2, "aie": 0.25}}},
+    "model": "toy",
+    "dataset": "made-up",
+    "noise": "gaussian-x3-n2-seed1",
+}
+
+
+def written(folders: RunFolders, **changes: Any) -> str:
+    settings: dict[str, Any] = {"keys": KEYS, "limit": None, "figures": []}
+    path = write_report(folders, summary=SUMMARY | changes, **settings)
+    assert path == folders.analysis / "report.html"
+    return path.read_text("utf-8")
+
+
+class Page(HTMLParser):
+    """Elements, and the text in scripts by id."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self._script: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "script":
+            self._script = dict(attrs).get("id") or "main"
+            self.scripts[self._script] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            self._script = None
+
+    def handle_data(self, data: str) -> None:
+        if self._script:
+            self.scripts[self._script] += data
+
+    @property
+    def data(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(self.scripts["data"])
+        return data
+
+
+def decoded(chunk: str) -> npt.NDArray[np.int64]:
+    """`(4, n_cells)`: effect, carry and half-widths, by what `cells.py` says of the format."""
+    raw = np.frombuffer(zlib.decompress(base64.b64decode(chunk), -15), dtype=np.uint8)
+    planes = raw.reshape(4, 4, -1).astype(np.int64)  # number, byte, cell
+    folded = sum(planes[:, byte] << (8 * byte) for byte in range(4))
+    return np.where(folded % 2, -(folded // 2) - 1, folded // 2)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(written(write_run(tmp_path_factory.mktemp("run"), KEYS)))
+
+
+def test_the_cells_are_those_of_the_stores_rounded_once(page: Page) -> None:
+    for offset, metric in enumerate(METRICS):
+        decimals = next(m["decimals"] for m in page.data["metrics"] if m["name"] == metric)
+        assert decimals == (4 if metric == "probability" else 3)
+        effect, carry, effect_width, restored_width = decoded(page.scripts[f"cells-{metric}-0"])
+        start = 0
+        for place, index in enumerate(CANDIDATES):
+            corrupted = page.data["scores"][metric]["corrupted"][place]
+            for key in KEYS:
+                # As in the stores: metrics differ by whole numbers, in float32.
+                restored = (p_restored(index, key) + offset).astype(np.float64)
+                effects = restored - (p_corrupted(index) + offset)[:, None, None]
+                cells = slice(start, start + restored[0].size)
+                start += restored[0].size
+                for found, wanted in (
+                    (effect[cells], effects.mean(axis=0)),
+                    (effect[cells] + carry[cells] + corrupted, restored.mean(axis=0)),
+                    (effect_width[cells], 12.7062 * np.abs(effects[0] - effects[1]) / 2),
+                    (restored_width[cells], 12.7062 * np.abs(restored[0] - restored[1]) / 2),
+                ):
+                    error = np.abs(found - wanted.ravel() * 10**decimals)
+                    assert error.max() <= 0.5 + 0.02  # and the rounding of the tabulated 12.7062
+        assert start == effect.size
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (120, 1.980)]
+)
+def test_students_t_is_that_of_the_printed_tables(degrees: int, quantile: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(quantile, abs=5e-4)
+
+
+def test_one_sample_has_no_interval() -> None:
+    assert half_width(np.ones((1, 2, 3))).tolist() == np.zeros((2, 3)).tolist()
+
+
+def test_what_is_no_number_is_marked() -> None:
+    found = units([0.5, np.nan, np.inf, 1e300, -0.00004], 4)
+    assert found.tolist() == [5000, MISSING, MISSING, MISSING, 0]
+    chunk = cells_module._encode([np.full((1, 4, 1, 1), np.nan)], [0.5], 4)
+    assert decoded(chunk)[:2].ravel().tolist() == [MISSING, 0]
+
+
+def test_a_mediator_that_lacks_a_fact_is_marked_there(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, KEYS)
+    for part in folders.restored("mlp-w3").parts()[:1]:
+        part.unlink()
+    left = {record["index"] for record in folders.restored("mlp-w3").read()}
+    assert 0 < len(left) < len(CANDIDATES)
+    effect = decoded(Page(written(folders)).scripts["cells-logit-0"])[0]
+    missing = sum(N_LAYERS * len(FACTS[i].tokens) for i in CANDIDATES if i not in left)
+    assert (effect == MISSING).sum() == missing
+
+
+def packed(budget: int, n_facts: int = 3 * CHUNK_FACTS) -> PackedCells:
+    generator = np.random.default_rng(0)
+    cells = [
+        generator.random((len(METRICS), 1, 4, 4, 6)).astype(np.float32) for _ in range(n_facts)
+    ]
+    means = [dict.fromkeys(METRICS, 0.25)] * n_facts
+    return pack_cells(cells, means, "logit", budget)
+
+
+def test_a_page_gives_up_decimals_then_metrics_then_facts() -> None:
+    sizes = {}
+    for budget in (10_000_000, 80_000, 40_000, 20_000, 8_000, 5_000):
+        found = packed(budget)
+        assert found.size <= budget
+        sizes[budget] = found
+    whole = sizes[10_000_000]
+    assert whole.decimals == {name: 4 if name == "probability" else 3 for name in METRICS}
+    steps = [sum(one.decimals.values()) for one in sizes.values()]
+    assert steps == sorted(steps, reverse=True)
+    assert len(set(steps)) > 3
+    tight = sizes[8_000]
+    assert list(tight.decimals) == ["logit"], "what the run shows is kept"
+    assert tight.decimals["logit"] == 1
+    assert tight.n_facts("logit") == whole.n_facts("logit")
+    assert sizes[5_000].n_facts("logit") < whole.n_facts("logit")
+    # The metric of the run is the last to lose a digit, and none loses its second before.
+    mixed = [one.decimals for one in sizes.values() if len({*one.decimals.values()}) > 1]
+    assert any(one["logit"] > min(one.values()) for one in mixed)
+
+
+def test_what_is_left_off_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "_affordable", lambda *_: {"probability": 2, "logit": 1})
+    data = Page(written(write_run(tmp_path, KEYS))).data
+    assert [metric["name"] for metric in data["metrics"]] == ["probability", "logit"]
+    assert data["left_off"] == ["log_probability", "logit_difference", "kl"]
+
+
+def test_the_table_of_facts_holds_every_examined_fact(page: Page) -> None:
+    facts = page.data["facts"]
+    assert [fact["id"] for fact in facts] == [known_id(index) for index in (*CANDIDATES, 2)]
+    assert facts[-1]["left_out"] == "another answer is predicted"
+    scores = page.data["scores"]["probability"]
+    assert scores["clean"] == [5000, 5625, 6875]
+    assert scores["corrupted"] == units([p_corrupted(i).mean() for i in CANDIDATES], 4).tolist()
+    for place, index in enumerate(CANDIDATES):
+        effects = p_restored(index, "mlp-w3").mean(axis=0) - p_corrupted(index).mean()
+        at_subject = effects[:, FACTS[index].roles.index("last subject")]
+        value, layer = scores["peaks"][place][2:]
+        assert layer == at_subject.argmax()
+        assert value == pytest.approx(at_subject.max() * 10**4, abs=0.51)
+
+
+def test_a_limit_leaves_later_facts_out(tmp_path: Path) -> None:
+    path = write_report(write_run(tmp_path, KEYS), keys=KEYS, limit=2, summary=SUMMARY, figures=[])
+    assert [fact["id"] for fact in Page(path.read_text("utf-8")).data["facts"]] == [1000, 1007]
+
+
+def test_hostile_texts_add_no_element(page: Page, tmp_path: Path) -> None:
+    folders = write_hostile_run(tmp_path)
+    hostile = Page(written(folders, model=MODEL, left_out={LEFT_OUT: 1}, noise="<b>"))
+    # A paragraph more than in the tame page could only come from a text.
+    names = [tag for tag, _ in hostile.elements]
+    assert names == [tag for tag, _ in page.elements]
+    first, *_, last = hostile.data["facts"]
+    assert first["prompt"] == TEXTS["prompt"]
+    assert first["tokens"] == list(TOKENS[:8])
+    assert last["left_out"] == LEFT_OUT
+
+
+def test_only_the_two_scripts_may_run_and_nothing_is_fetched(page: Page) -> None:
+    policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv")) or ""
+    library = zlib.decompress(base64.b64decode(page.scripts["plotly"]), -15)
+    digests = {
+        base64.b64encode(hashlib.sha256(text).digest()).decode()
+        for text in (page.scripts["main"].encode(), library)
+    }
+    assert set(re.findall(r"'sha256-(.+?)'", policy)) == digests
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert set(rules) == {
+        "default-src",
+        "script-src",
+        "style-src",
+        "img-src",
+        "base-uri",
+        "form-action",
+    }
+    assert "unsafe" not in rules["script-src"]
+    fetched = [a.get("src") for tag, a in page.elements if tag in ("script", "img", "iframe")]
+    assert {source for source in fetched if source} == set()
+    assert "link" not in {tag for tag, _ in page.elements}
+
+
+def test_figures_and_settings_are_on_the_page(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, KEYS)
+    folders.run_yaml.write_text(yaml.safe_dump({"config": {"noise": {"seed": 1, "std": None}}}))
+    figures = [tmp_path / "aie-mlp-w3.png", tmp_path / "aie.png", tmp_path / "aie.pdf"]
+    for path in figures:
+        path.write_bytes(path.name.encode())
+    path = write_report(folders, keys=KEYS, limit=None, summary=SUMMARY, figures=figures)
+    text = path.read_text("utf-8")
+    images = [attributes for tag, attributes in Page(text).elements if tag == "img"]
+    assert [base64.b64decode((one["src"] or "").partition(",")[2]) for one in images] == [
+        b"aie.png",
+        b"aie-mlp-w3.png",
+    ]
+    assert images[1]["alt"] == "Average indirect effect: MLP outputs, window 3"
+    assert "<dt>noise.seed</dt><dd>1</dd>" in text
+    assert "<dt>noise.std</dt><dd>null</dd>" in text
+    for claim in ("0.400", "0.300 to 0.500", "another answer is predicted", "Hase et al. 2023"):
+        assert claim in text
+
+
+def test_the_same_stores_give_the_same_file(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, KEYS)
+    assert written(folders) == written(folders)
