@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ktrace import config as schema
 from ktrace.analysis.case_frame import case_frame
-from ktrace.analysis.fact_figure import draw_fact
+from ktrace.analysis.heatmaps import fact_heatmap
 from ktrace.cases import clean_fact, decoded, encode_fact, load_configured, measured_noise
 from ktrace.config import Answer, RunConfig
 from ktrace.datasets import facts_of, noise_facts_of
@@ -137,7 +137,7 @@ class Trace:
         Raises:
             KtraceError: unknown metric.
         """
-        figure = draw_fact(
+        figure = fact_heatmap(
             self.indirect_effect(metric),
             tokens=self.tokens,
             subject=self.span,

@@ -74,7 +74,7 @@ def panels(count: int, height: float, *, title: str, share: bool = True) -> tupl
     grid = figure.subplots(n_rows, abreast, squeeze=False, sharey=share).ravel()
     for empty in grid[count:]:
         empty.remove()
-    figure.suptitle("\n".join(lines), fontsize=SMALL)
+    figure.suptitle("\n".join(lines), fontsize=SMALL, parse_math=False)
     return figure, grid[:count]
 
 
