@@ -31,7 +31,7 @@ from ktrace.tracing.engine import Case, Scores
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.select import make_engine
 
 CPU = torch.device("cpu")
 HIDDEN = make_mediator("hidden", 1)
@@ -124,7 +124,7 @@ def _measure(
         except Exception as error:  # a peer that fails is reported, not hidden
             measured.missing[name] = f"{type(error).__name__}: {error}"
             runners.pop(name, None)
-    engine = SuffixEngine(lm, noise)
+    engine = make_engine("suffix", lm, noise)
     list(engine.restored([cases[0]], [HIDDEN]))
     group_of = {
         case.index: group for group in group_cases(cases, engine.cases_together) for case in group
@@ -169,7 +169,7 @@ def _windows(
     lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise
 ) -> list[tuple[str, float, float]]:
     """For each mediator: median seconds a fact, and operations a second."""
-    engine, rows = SuffixEngine(lm, noise), []
+    engine, rows = make_engine("suffix", lm, noise), []
     config = lm.model.config
     shape = gpt2_shape(lm.n_layers, lm.d_embedding, config.vocab_size)
     for mediator in (HIDDEN, make_mediator("mlp", 10), make_mediator("attn", 10)):
@@ -195,7 +195,7 @@ def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, floa
         torch.manual_seed(0)
         config = GPT2Config(n_layer=n_layers, n_embd=width, n_head=4, vocab_size=vocabulary)
         lm = language_model(AutoModelForCausalLM.from_config(config))
-        engine = SuffixEngine(lm, RandomNoise(0.06, samples))
+        engine = make_engine("suffix", lm, RandomNoise(0.06, samples))
         cases = [_made_up(number, length, vocabulary) for number in range(n_facts)]
         groups = group_cases(cases, engine.cases_together)
         list(engine.restored(groups[0], [HIDDEN]))

@@ -25,7 +25,7 @@ from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import MEDIATOR_NAMES, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.select import make_engine
 
 SHAPES: dict[str, dict[str, int]] = {
     "llama3_8b": {
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     noise = RandomNoise(0.06, options.samples)
     mediators = [make_mediator(name, 10) for name in MEDIATOR_NAMES]
     cases = _cases(SHAPES[options.shape]["vocab_size"])
-    engine = SuffixEngine(lm, noise)
+    engine = make_engine("suffix", lm, noise)
     groups = group_cases(cases, engine.cases_together)
     list(engine.restored(groups[0], mediators))  # warm up
     if device.type == "cuda":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -33,6 +34,7 @@ from ktrace.config import RunConfig
 from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel, language_model
 from ktrace.resources import resource
+from ktrace.tracing import select
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 
@@ -96,6 +98,13 @@ def known_case(
 def llama() -> LanguageModel:
     """A sharpened random Llama in float32."""
     return language_model(micro_llama())
+
+
+@pytest.fixture(scope="module")
+def narrow_models_pack() -> Iterator[None]:
+    """Let test models pack, which are too narrow to gain from it."""
+    with mock.patch.object(select, "PACK_WIDTH", 0):
+        yield
 
 
 def train_tokenizer(texts: list[str], vocabulary: int = 420) -> PreTrainedTokenizerFast:

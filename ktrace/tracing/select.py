@@ -26,6 +26,8 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 # much the reference engine differs from itself in batches of other sizes.
 _HALF_TOLERANCE = (0.02, 0.25)  # at least, at most
 _FLOORS = 4.0  # so many times what was measured
+# Narrower models gain less from larger products than the masks of packs cost.
+PACK_WIDTH = 512
 
 
 def make_engine(
@@ -40,17 +42,23 @@ def make_engine(
     expected: _Cells = {}
     problem = _disproof(lm, SuffixEngine(lm, _probe_noise(lm)), expected)
     if problem is None:
-        # Some families' blocks take no packs; each position then has calls of its own.
-        packed = _disproof(lm, SuffixEngine(lm, _probe_noise(lm), packed=True), expected)
-        if packed is not None:
-            log.info("%s takes no packed suffixes: %s", type(lm.model).__name__, packed)
-        return SuffixEngine(lm, noise, row_budget, packed=packed is None)
+        return SuffixEngine(lm, noise, row_budget, packed=_may_pack(lm, expected))
     log.warning(
         "engine=suffix cannot be proven on %s (%s): going on with engine=reference",
         type(lm.model).__name__,
         problem,
     )
     return ReferenceEngine(lm, noise)
+
+
+def _may_pack(lm: LanguageModel, expected: "_Cells") -> bool:
+    """Whether suffixes of several positions may share block calls: some families forbid it."""
+    if lm.d_embedding < PACK_WIDTH:
+        return False
+    problem = _disproof(lm, SuffixEngine(lm, _probe_noise(lm), packed=True), expected)
+    if problem is not None:
+        log.info("%s takes no packed suffixes: %s", type(lm.model).__name__, problem)
+    return problem is None
 
 
 # log p of the reference engine by mediator key, layer and position.

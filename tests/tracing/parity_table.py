@@ -16,6 +16,7 @@ from conftest import ROOT, known_case
 from families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
 
 from ktrace.lm.load import LanguageModel, language_model
+from ktrace.tracing import select
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import MEDIATOR_NAMES
 from ktrace.tracing.noise import Noise, RandomNoise
@@ -82,6 +83,7 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    select.PACK_WIDTH = 0  # tiny models are narrow
     document = ROOT / "docs" / "models.md"
     before, rest = document.read_text("utf-8").split(BEGIN)
     after = rest.split(END)[1]

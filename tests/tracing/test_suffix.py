@@ -29,6 +29,8 @@ from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.replay import Pack
 from ktrace.tracing.suffix import SuffixEngine
 
+pytestmark = pytest.mark.usefixtures("narrow_models_pack")
+
 NOISE = RandomNoise(1.0, samples=3)
 MEDIATORS = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
 TOLERANCE = 1e-6  # of probabilities, in float32
@@ -71,6 +73,13 @@ def test_parity_on_every_family(architecture: str) -> None:
     assert isinstance(engine, SuffixEngine), "fell back to the reference engine"
     assert engine.packed == (architecture not in NOT_PACKED)
     assert largest_difference(scores(engine, cases), expected) <= TOLERANCE
+
+
+def test_only_wide_models_pack(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "PACK_WIDTH", llama.d_embedding)
+    assert select.make_engine("suffix", llama, NOISE).packed
+    monkeypatch.setattr(select, "PACK_WIDTH", llama.d_embedding + 1)
+    assert not select.make_engine("suffix", llama, NOISE).packed
 
 
 def test_every_family_has_a_tiny_model() -> None:
