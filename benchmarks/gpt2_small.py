@@ -71,7 +71,8 @@ def _model_and_cases(options: argparse.Namespace) -> tuple[LanguageModel, list[C
             n_embd=options.width,
             n_head=max(1, options.width // 64),
             vocab_size=options.vocabulary,
-        )
+        ),
+        attn_implementation="eager",  # as models are loaded on a CPU
     )
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
     lm = language_model(model, tokenizer)
@@ -194,7 +195,7 @@ def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, floa
     def seconds(n_layers: int, length: int, samples: int, n_facts: int) -> float:
         torch.manual_seed(0)
         config = GPT2Config(n_layer=n_layers, n_embd=width, n_head=4, vocab_size=vocabulary)
-        lm = language_model(AutoModelForCausalLM.from_config(config))
+        lm = language_model(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
         engine = make_engine("suffix", lm, RandomNoise(0.06, samples))
         cases = [_made_up(number, length, vocabulary) for number in range(n_facts)]
         groups = group_cases(cases, engine.cases_together)

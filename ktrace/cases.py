@@ -49,6 +49,7 @@ def load_configured(source: ModelSource, config: ModelConfig) -> LanguageModel:
         dtype=config.dtype.value,
         device=config.device,
         device_map=config.device_map,
+        attention=config.attention,
         quantization=config.quantization.value if config.quantization else None,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,

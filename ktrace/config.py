@@ -134,6 +134,7 @@ class ModelConfig:
     dtype: Dtype = Dtype.float32
     device: str = "auto"  # auto: CUDA, else MPS, else CPU; or cpu, cuda:1, ...
     device_map: Any = None  # passed to transformers (needs accelerate); excludes `device`
+    attention: str | None = None  # eager, sdpa, ...: transformers' kernel; None: see load.py
     quantization: Quantization | None = None  # by bitsandbytes; needs it and accelerate
     trust_remote_code: bool = False  # whether Python code beside the weights may run
     allow_pickle: bool = False  # whether weights may be other than safetensors; these can run code

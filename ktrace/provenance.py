@@ -181,6 +181,7 @@ def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -
             "identity": source.identity,
             "architecture": type(lm.model).__name__,
             "dtype": config.dtype,
+            "attention": getattr(lm.model.config, "_attn_implementation", None),
             **content_hashes(source),
         },
         "device": _about_device(lm.device),

@@ -16,6 +16,7 @@ model.path=[a,b]
 model.dtype=null
 model.dtype=Float32
 model.quantization=int16
+model.attention=[eager]
 model.trust_remote_code=maybe
 model.allow_pickle=perhaps
 model.window=ten

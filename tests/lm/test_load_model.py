@@ -201,6 +201,33 @@ def test_device_map_passes_through(model_folder: Path, monkeypatch: pytest.Monke
     assert asked.options["trust_remote_code"] is False
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dtype": "float32"}, "eager"),
+        ({"dtype": "auto"}, "eager"),  # of a checkpoint in float32
+        ({"dtype": "float64"}, "sdpa"),
+        ({"dtype": "float32", "attention": "sdpa"}, "sdpa"),
+        ({"dtype": "float64", "attention": "eager"}, "eager"),
+    ],
+)
+def test_attention_is_plain_in_float32_on_a_cpu_unless_asked(
+    model_folder: Path, options: dict[str, str], expected: str
+) -> None:
+    lm = loaded(model_folder, device="cpu", **options)
+    assert lm.model.config._attn_implementation == expected
+
+
+def test_attention_passes_through(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(monkeypatch)
+    loaded(model_folder, attention="flash_attention_2")
+    assert asked.options["attn_implementation"] == "flash_attention_2"
+
+
+def test_unknown_attention(model_folder: Path) -> None:
+    assert "the model cannot be loaded: " in refusal(model_folder, attention="bogus")
+
+
 @pytest.mark.parametrize("allow", [False, True])
 def test_pickled_weights_only_when_allowed(copied: Path, allow: bool) -> None:
     weights = load_file(copied / "model.safetensors")

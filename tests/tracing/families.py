@@ -191,12 +191,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny_model(architecture: str, **changes: Any) -> Any:
-    """A model of four layers whose effects are large."""
+def tiny_model(architecture: str, attention: str | None = None, **changes: Any) -> Any:
+    """A model of four layers whose effects are large; None leaves attention to transformers."""
     name, sizes = TINY_FAMILIES[architecture]
     config = getattr(transformers, name)(**{**sizes, **changes})
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     assert type(model).__name__ == architecture
     return sharpened(model, *_SHARPENING.get(architecture, ()))
 
