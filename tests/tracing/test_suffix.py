@@ -36,7 +36,7 @@ MEDIATORS = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
 TOLERANCE = 1e-6  # of probabilities, in float32
 # Their blocks know more of positions than the mask says: biases by distance, or a window.
 NOT_PACKED = {"BloomForCausalLM", "MptForCausalLM", "GPTNeoForCausalLM"}
-# They cast queries and keys, whatever they compute in; the mask of a pack changes the order of sums.
+# They cast queries and keys, whatever they compute in, and the masks of packs reorder sums.
 SCORES_IN_FLOAT32 = {"GPTJForCausalLM", "CodeGenForCausalLM"}
 
 
