@@ -39,9 +39,16 @@ COMPOSERS = {
     "records",
     "settings",
     "shards",
+    "stages",
     "sweep",
 }
-MAY_IMPORT_FOR_TYPES = {"ktrace", "ktrace.pipeline", "ktrace.provenance", "ktrace.records"}
+MAY_IMPORT_FOR_TYPES = {
+    "ktrace",
+    "ktrace.pipeline",
+    "ktrace.provenance",
+    "ktrace.records",
+    "ktrace.stages",
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from conftest import save_random_model, write_known_facts
 from omegaconf import OmegaConf
 
 import ktrace
-from ktrace import pipeline, sweep
+from ktrace import pipeline, stages, sweep
 from ktrace.__main__ import main
 from ktrace.config import RunConfig
 from ktrace.errors import KtraceError
@@ -150,9 +150,9 @@ def test_a_complete_run_needs_no_model(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline.run(config())
-    forbid(monkeypatch, pipeline._ModelCache, "get")
+    forbid(monkeypatch, stages._ModelCache, "get")
     pipeline.run(config())
-    forbid(monkeypatch, pipeline, "find_model")
+    forbid(monkeypatch, stages, "find_model")
     pipeline.run(config("stage=analyze", "model.path=/nowhere", "model.name=random"))
 
 
