@@ -260,7 +260,7 @@ def test_dtype_auto_of_a_checkpoint_that_does_not_say(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for own, said in ((None, "does not say which"), ("float8_e4m3fn", "says 'float8_e4m3fn'")):
-        monkeypatch.setattr(pipeline, "own_dtype", lambda source, own=own: own)
+        monkeypatch.setattr(stages, "own_dtype", lambda source, own=own: own)
         with pytest.raises(KtraceError, match=rf"model\.dtype=auto .* {said}: choose from float32"):
             pipeline.run(config())
 
