@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import micro_llama
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
+from transformers.activations import ACT2FN
 
 from ktrace.errors import KtraceError
 from ktrace.lm import load
@@ -216,6 +218,26 @@ def test_attention_is_plain_in_float32_on_a_cpu_unless_asked(
 ) -> None:
     lm = loaded(model_folder, device="cpu", **options)
     assert lm.model.config._attn_implementation == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "named", "loads"),
+    [
+        (GPT2Config, "activation_function", "gelu_new", "gelu_pytorch_tanh"),
+        (GPT2Config, "activation_function", "gelu", "gelu"),
+        (PhiConfig, "hidden_act", "gelu_new", "gelu_pytorch_tanh"),
+    ],
+)
+def test_a_fused_kernel_stands_for_the_same_function(
+    copied: Path, kind: Any, key: str, named: str, loads: str
+) -> None:
+    sizes = {"vocab_size": 500, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48}
+    config = kind(num_attention_heads=4, **sizes, **{key: named})
+    AutoModelForCausalLM.from_config(config).save_pretrained(copied)
+    lm = loaded(copied, device="cpu")
+    assert getattr(lm.model.config, key) == loads
+    states = torch.linspace(-9, 9, 10001)
+    torch.testing.assert_close(ACT2FN[loads](states), ACT2FN[named](states), rtol=1e-5, atol=1e-6)
 
 
 def test_attention_passes_through(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from conftest import micro_llama
 from torch import nn
 
 from ktrace.errors import KtraceError
+from ktrace.lm import head
 from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
 from ktrace.lm.head import logits_from
 from ktrace.lm.hooks import hooked
@@ -168,7 +169,14 @@ def test_fewer_layers_than_there_are() -> None:
     assert message.startswith("module path 'model.layers.1': the model's logits are not those made")
 
 
-def test_logits_are_rebuilt_from_the_last_hidden_state(model: Any) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [40, 1024])  # of 96: in three slices, and whole
+def test_logits_are_rebuilt_from_the_last_hidden_state(
+    model: Any, monkeypatch: pytest.MonkeyPatch, rows: int, bias: bool
+) -> None:
+    monkeypatch.setattr(head, "_SLICE", rows)
+    if bias:
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(model.config.vocab_size))
     lm = language_model(model)
     kept: list[torch.Tensor] = []
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
