@@ -1,50 +1,52 @@
 """Seconds a fact on the GPT-2-small shape: suffix engine, reference engine and peers, paired.
 
-    python -m benchmarks.gpt2_small --facts known_1000.json --tokenizer gpt2/ --write report.md
+    python -m benchmarks.gpt2_small --write report.md
 
-Random weights, float32. The suffix engine is timed on whole facts. The others run the same forward
+Random weights, float32; the first published facts, as the GPT-2 tokenizer cuts them
+(known_prompts.json). The suffix engine is timed on whole facts. The others run the same forward
 pass for every cell, so some cells of each fact are timed, spread over layers and positions, and
 scaled to all of them. Contestants alternate, in another order for each fact.
 """
 
 import argparse
 import datetime
+import json
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from benchmarks.arithmetic import Shape, ceiling, gpt2_shape, loop_operations, operations
-from benchmarks.peers import PEERS, CellRunner
-from ktrace.facts import Span, load_facts, token_span
+from benchmarks.peers import PEERS, CellRunner, Probabilities
+from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel, language_model
-from ktrace.lm.prompt import encode_prompt
 from ktrace.tracing.engine import Case, Scores
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
+from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.select import make_engine
 
 CPU = torch.device("cpu")
 HIDDEN = make_mediator("hidden", 1)
-# Lengths and subject starts of the first known facts with the GPT-2 tokenizer.
-_LENGTHS = (10, 6, 7, 7, 7, 11, 7, 11, 7, 17, 9, 14, 15, 6, 7, 9, 21, 7, 8, 8)
+REFERENCE = "ktrace reference"
+_ROUNDS = 5
+PROMPTS = Path(__file__).with_name("known_prompts.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> str:
     """Run the benchmark, print and optionally write the report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--facts", type=Path, help="known_1000.json; made-up prompts without it")
-    parser.add_argument("--tokenizer", type=Path, help="folder of the GPT-2 tokenizer")
-    parser.add_argument("--n-facts", type=int, default=20)
+    parser.add_argument("--n-facts", type=int, default=20, help="at most 20")
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--cells", type=int, default=3, help="timed cells a fact and contestant")
     parser.add_argument("--layers", type=int, default=12)
@@ -53,44 +55,57 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--write", type=Path, help="Markdown file for the report")
     options = parser.parse_args(arguments)
 
-    lm, cases = _model_and_cases(options)
+    lm, public = _models(options)
+    cases = _cases(options)
     noise = RandomNoise(3 * 0.02, options.samples)
-    measured = _measure(lm, cases, noise, options.cells)
-    report = _report(options, cases, measured, _windows(lm, cases[:5], noise), _growth(options))
+    measured = _measure(lm, public, cases, noise, options.cells)
+    windows = _windows(lm, cases[:5], noise)
+    alone = _one_sample(lm, cases[:5])
+    report = _report(options, cases, measured, windows, alone, _growth(options))
     print(report)
     if options.write:
         options.write.write_text(report, encoding="utf-8")
     return report
 
 
-def _model_and_cases(options: argparse.Namespace) -> tuple[LanguageModel, list[Case]]:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        GPT2Config(
-            n_layer=options.layers,
-            n_embd=options.width,
-            n_head=max(1, options.width // 64),
-            vocab_size=options.vocabulary,
-        ),
-        attn_implementation="eager",  # as models are loaded on a CPU
+def _models(options: argparse.Namespace) -> tuple[LanguageModel, LanguageModel]:
+    """The model as ktrace loads it on a CPU, and as transformers does, for the peers."""
+    config = GPT2Config(
+        n_layer=options.layers,
+        n_embd=options.width,
+        n_head=max(1, options.width // 64),
+        vocab_size=options.vocabulary,
     )
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
-    lm = language_model(model, tokenizer)
-    if not (options.facts and tokenizer):
-        lengths = (_LENGTHS * (1 + options.n_facts // len(_LENGTHS)))[: options.n_facts]
-        return lm, [_made_up(number, n, options.vocabulary) for number, n in enumerate(lengths)]
-    cases = []
-    for number, fact in enumerate(load_facts(options.facts).facts[: options.n_facts]):
-        prompt = encode_prompt(tokenizer, fact.prompt)
-        begin = fact.subject_start
-        span = token_span(prompt.offsets, begin, begin + len(fact.subject))
-        cases.append(Case(number, prompt.input_ids, span, (5,)))
-    return lm, cases
+    torch.manual_seed(0)
+    public = AutoModelForCausalLM.from_config(config)
+    return _as_loaded(config, public), language_model(public)
 
 
-def _made_up(number: int, length: int, vocabulary: int, start: int = 0) -> Case:
+def _as_loaded(config: GPT2Config, public: Any = None) -> LanguageModel:
+    # The same function and the same attention by other kernels (ktrace/lm/load.py).
+    config = GPT2Config.from_dict(config.to_dict() | {"activation_function": "gelu_pytorch_tanh"})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    if public is not None:
+        model.load_state_dict(public.state_dict())
+    return language_model(model)
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    records = json.loads(PROMPTS.read_text("utf-8"))[: options.n_facts]
+    return [
+        Case(
+            number,
+            tuple(token % options.vocabulary for token in record["input_ids"]),
+            Span(*record["span"]),
+            (5,),
+        )
+        for number, record in enumerate(records)
+    ]
+
+
+def _made_up(number: int, length: int, vocabulary: int) -> Case:
     ids = np.random.RandomState(number).randint(0, vocabulary, length).tolist()
-    return Case(number, tuple(ids), Span(start, min(start + 2, length)), (5,))
+    return Case(number, tuple(ids), Span(0, min(2, length)), (5,))
 
 
 @dataclass
@@ -113,14 +128,19 @@ class Measured:
 
 
 def _measure(
-    lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise, n_cells: int
+    lm: LanguageModel,
+    public: LanguageModel,
+    cases: Sequence[Case],
+    noise: RandomNoise,
+    n_cells: int,
 ) -> Measured:
     measured = Measured()
     runners: dict[str, CellRunner] = {}
     for name, make in PEERS.items():
         try:
             # Each gets a model of its own: some wrap its modules for good.
-            runners[name] = make(replace(lm, model=deepcopy(lm.model)), noise)
+            own = lm if name == REFERENCE else public
+            runners[name] = make(replace(own, model=deepcopy(own.model)), noise)
             runners[name](cases[0], 0, cases[0].span.start)  # warm up
         except Exception as error:  # a peer that fails is reported, not hidden
             measured.missing[name] = f"{type(error).__name__}: {error}"
@@ -131,30 +151,38 @@ def _measure(
         case.index: group for group in group_cases(cases, engine.cases_together) for case in group
     }
     results: dict[int, tuple[float, dict[str, Scores]]] = {}
+
+    def trace_group(case: Case) -> None:
+        group = group_of[case.index]
+        began = time.perf_counter()
+        found = list(engine.restored(group, [HIDDEN]))
+        seconds = (time.perf_counter() - began) / len(group)
+        results.update({done.index: (seconds, dict(scores)) for done, scores in found})
+
+    names = ["", *runners]  # the suffix engine has no name there
     for number, case in enumerate(cases):
         measured.ceilings.append(ceiling(CPU, torch.float32, (1024, 768, 3072)))
-        if case.index not in results:
-            group = group_of[case.index]
+        cells = _spread_cells(lm, case, n_cells)
+        found: dict[str, list[Probabilities]] = {}
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            if not name:
+                if case.index not in results:
+                    trace_group(case)
+                continue
             began = time.perf_counter()
-            found_by_case = list(engine.restored(group, [HIDDEN]))
-            seconds = (time.perf_counter() - began) / len(group)
-            results |= {done.index: (seconds, dict(scores)) for done, scores in found_by_case}
+            found[name] = [runners[name](case, layer, position) for layer, position in cells]
+            seconds = (time.perf_counter() - began) / len(cells)
+            # The reference engine too leaves out what comes before the subject.
+            first = case.span.start if name == REFERENCE else 0
+            n_all = lm.n_layers * (len(case.input_ids) - first)
+            measured.others.setdefault(name, []).append(seconds * n_all)
         seconds, restored = results[case.index]
         measured.suffix.append(seconds)
-        names = list(runners)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            cells = _spread_cells(lm, case, n_cells)
-            found = []
-            began = time.perf_counter()
-            for layer, position in cells:
-                found.append(runners[name](case, layer, position))
-            seconds = (time.perf_counter() - began) / len(cells)
-            n_all = lm.n_layers * len(case.input_ids)
-            measured.others.setdefault(name, []).append(seconds * n_all)
-            scores = restored[HIDDEN.key]["probability"]
+        scores = restored[HIDDEN.key]["probability"]
+        for name, by_cell in found.items():
             worst = max(
                 float(np.abs(scores[:, layer, position] - p).max())
-                for (layer, position), p in zip(cells, found, strict=True)
+                for (layer, position), p in zip(cells, by_cell, strict=True)
             )
             measured.difference[name] = max(measured.difference.get(name, 0.0), worst)
     return measured
@@ -169,19 +197,37 @@ def _spread_cells(lm: LanguageModel, case: Case, n_cells: int) -> list[tuple[int
 def _windows(
     lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise
 ) -> list[tuple[str, float, float]]:
-    """For each mediator: median seconds a fact, and operations a second."""
+    """For each mediator: median seconds a fact, and share of the ceiling measured beside each."""
     engine, rows = make_engine("suffix", lm, noise), []
     config = lm.model.config
     shape = gpt2_shape(lm.n_layers, lm.d_embedding, config.vocab_size)
     for mediator in (HIDDEN, make_mediator("mlp", 10), make_mediator("attn", 10)):
-        seconds, rates = [], []
+        seconds, shares = [], []
         for case in cases:
+            peak = ceiling(CPU, torch.float32, (1024, 768, 3072))
             began = time.perf_counter()
             list(engine.restored([case], [mediator]))
             seconds.append(time.perf_counter() - began)
-            rates.append(_operations(shape, case, [mediator], noise.samples) / seconds[-1])
-        rows.append((mediator.key, statistics.median(seconds), statistics.median(rates)))
+            needed = _operations(shape, case, [mediator], noise.samples)
+            shares.append(needed / seconds[-1] / peak)
+        rows.append((mediator.key, statistics.median(seconds), statistics.median(shares)))
     return rows
+
+
+def _one_sample(lm: LanguageModel, cases: Sequence[Case]) -> tuple[float, float]:
+    """With one noise sample: median seconds a fact, and how often as long the reference takes."""
+    noise = RandomNoise(3 * 0.02, 1)
+    engines = [make_engine("suffix", lm, noise), ReferenceEngine(lm, noise)]
+    seconds: list[list[float]] = []
+    for case in cases:
+        pair = []
+        for engine in engines:
+            began = time.perf_counter()
+            list(engine.restored([case], [HIDDEN]))
+            pair.append(time.perf_counter() - began)
+        seconds.append(pair)
+    ratios = [reference / own for own, reference in seconds]
+    return statistics.median(own for own, _ in seconds), statistics.median(ratios)
 
 
 def _operations(shape: Shape, case: Case, mediators: Sequence[Mediator], samples: int) -> float:
@@ -192,18 +238,21 @@ def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, floa
     """Seconds a fact of the suffix engine as one of L, T, S, facts grows, on a small shape."""
     width, vocabulary = min(256, options.width), min(5000, options.vocabulary)
 
-    def seconds(n_layers: int, length: int, samples: int, n_facts: int) -> float:
+    def prepared(n_layers: int, length: int, samples: int, n_facts: int) -> Callable[[], float]:
         torch.manual_seed(0)
         config = GPT2Config(n_layer=n_layers, n_embd=width, n_head=4, vocab_size=vocabulary)
-        lm = language_model(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
-        engine = make_engine("suffix", lm, RandomNoise(0.06, samples))
+        engine = make_engine("suffix", _as_loaded(config), RandomNoise(0.06, samples))
         cases = [_made_up(number, length, vocabulary) for number in range(n_facts)]
         groups = group_cases(cases, engine.cases_together)
-        list(engine.restored(groups[0], [HIDDEN]))
-        began = time.perf_counter()
-        for group in groups:
-            list(engine.restored(group, [HIDDEN]))
-        return (time.perf_counter() - began) / n_facts
+
+        def seconds() -> float:
+            began = time.perf_counter()
+            for group in groups:
+                list(engine.restored(group, [HIDDEN]))
+            return (time.perf_counter() - began) / n_facts
+
+        seconds()  # warm up
+        return seconds
 
     base = {"n_layers": 8, "length": 8, "samples": 5, "n_facts": 4}
     axes = {
@@ -212,9 +261,15 @@ def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, floa
         "samples": (1, 5, 10),
         "n_facts": (1, 4, 16),
     }
+    settings = {
+        (name, value): {**base, name: value} for name, axis in axes.items() for value in axis
+    }
+    distinct = {tuple(setting.values()): prepared(**setting) for setting in settings.values()}
+    rounds = [{key: timed() for key, timed in distinct.items()} for _ in range(_ROUNDS)]
+    median = {key: statistics.median(found[key] for found in rounds) for key in distinct}
     return [
-        (name, [(value, seconds(**{**base, name: value})) for value in values])
-        for name, values in axes.items()
+        (name, [(value, median[tuple(settings[name, value].values())]) for value in axis])
+        for name, axis in axes.items()
     ]
 
 
@@ -223,6 +278,7 @@ def _report(
     cases: Sequence[Case],
     measured: Measured,
     windows: Sequence[tuple[str, float, float]],
+    alone: tuple[float, float],
     growth: Sequence[tuple[str, list[tuple[int, float]]]],
 ) -> str:
     shape = gpt2_shape(options.layers, options.width, options.vocabulary)
@@ -269,12 +325,15 @@ def _report(
         "",
         "| Mediator (first five facts) | seconds a fact | share of the ceiling |",
         "| --- | --- | --- |",
-        *(f"| `{key}` | {seconds:.2f} | {rate / peak:.2f} |" for key, seconds, rate in windows),
+        *(f"| `{key}` | {seconds:.2f} | {share:.2f} |" for key, seconds, share in windows),
+        "",
+        f"With one noise sample (first five facts, one at a time): {alone[0]:.2f} s a fact; the "
+        f"reference engine takes {alone[1]:.1f} times as long.",
         "",
         "## Growth of the suffix engine's cost",
         "",
         f"Width {min(256, options.width)}; 8 layers, 8 positions, 5 samples and 4 facts, unless "
-        "varied. Seconds a fact.",
+        f"varied. Seconds a fact, median of {_ROUNDS} rounds.",
         "",
         "| Varied | | | |",
         "| --- | --- | --- | --- |",
@@ -286,16 +345,17 @@ def _report(
 
 
 def _method(options: argparse.Namespace, cases: Sequence[Case]) -> str:
-    source = "the first known facts" if options.facts else "made-up prompts"
     lengths = sorted(len(case.input_ids) for case in cases)
     return (
         f"GPT-2 shape ({options.layers} layers, width {options.width}, vocabulary "
         f"{options.vocabulary}), random weights, float32, {options.samples} noise samples, "
-        f"{len(cases)} facts ({source}, {lengths[0]} to {lengths[-1]} tokens). The suffix engine "
+        f"{len(cases)} facts (the first published ones, {lengths[0]} to {lengths[-1]} tokens). The suffix engine "
         "runs whole facts; those of one shape share a batch, as in a run. The others run one "
         f"forward pass for each cell: {options.cells} cells of each fact are timed and scaled to "
-        "all layers and positions. "
-        "Contestants alternate, in another order for each fact; ratios are taken within a fact."
+        "all layers and positions, for the reference engine to those from the subject on, as it "
+        "leaves out the others. Contestants alternate, in another order for each fact; ratios are "
+        "taken within a fact, which has the time of its batch. ktrace's engines run the model as "
+        "ktrace loads it on a CPU, the peers as transformers does."
     )
 
 

@@ -29,7 +29,7 @@ def ktrace_reference(lm: LanguageModel, noise: RandomNoise) -> CellRunner:
 
     def run(case: Case, layer: int, position: int) -> Probabilities:
         edits = engine._edits(hidden, layer, position, {})
-        return _answer(engine._logits(case, edits)[1:], case)
+        return _answer(engine._logits(case, edits)[1:, -1], case)
 
     return run
 

@@ -43,10 +43,10 @@ def test_gpt2_benchmark_writes_its_report(tmp_path: Path) -> None:
         ]
     )
     assert (tmp_path / "report.md").read_text() == report
-    for name in ("ktrace suffix", "ktrace reference", "published loop", "nnsight"):
-        assert f"| {name} |" in report
-    rows = [line for line in report.splitlines() if line.startswith("| published loop")]
-    assert float(rows[0].split("|")[4]) < 1e-5
+    assert "| ktrace suffix |" in report
+    for name in ("ktrace reference", "published loop"):  # the others are no packages of the tests
+        [row] = [line for line in report.splitlines() if line.startswith(f"| {name} |")]
+        assert float(row.split("|")[4]) < 1e-5, "or it did not run"
 
 
 def test_llama_benchmark_runs_anywhere(tmp_path: Path) -> None:

@@ -106,6 +106,26 @@ def make_plan(cells: Sequence[Cell], n_layers: int) -> Plan:
     return Plan(tuple(steps), row_of)
 
 
+def stretches(positions: range, n_positions: int, n_tokens: int) -> list[range]:
+    """Cut positions so that the suffixes from each on have at most `n_tokens` tokens together.
+
+    Args:
+        positions: where suffixes begin; a stretch holds one at the least.
+        n_positions: where they end.
+        n_tokens: most tokens of a stretch.
+    """
+    found: list[range] = []
+    room = 0
+    for position in positions:
+        length = n_positions - position
+        if length > room:
+            found.append(range(position, position))
+            room = n_tokens
+        found[-1] = range(found[-1].start, position + 1)
+        room -= length
+    return found
+
+
 def split(cells: Sequence[Cell], n_rows: int) -> list[list[Cell]]:
     """Cut cells into walks of at most `n_rows` rows; neighbours stay together, they share most."""
     return [list(cells[first : first + n_rows]) for first in range(0, len(cells), n_rows)]

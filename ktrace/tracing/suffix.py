@@ -1,9 +1,10 @@
 """The suffix engine: the reference engine's numbers without its repetitions.
 
 Restoring (layer l, position t) changes nothing at positions before t nor in layers up to l. So the
-layers are walked once, for each t on the positions from t on, against the corrupted run's keys and
-values before t; at each layer the batch holds every restoration that has begun (ktrace/tracing/
-plan.py says which, walk.py runs them). Block calls fall from S·T²·L² to about S·L²/2·Σ(T - t).
+layers are walked once: each t's rows hold the positions from t on, against the corrupted run's keys
+and values before t, and at each layer every restoration that has begun (ktrace/tracing/plan.py says
+which, walk.py runs them; memory may ask for several walks). Block calls fall from S·T²·L² to about
+S·L²/2·Σ(T - t).
 """
 
 import logging
@@ -19,7 +20,7 @@ from ktrace.tracing.engine import METRICS, Baseline, Case, Scores, Shape
 from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.memory import is_out_of_memory, release, rows_that_fit
 from ktrace.tracing.noise import Noise
-from ktrace.tracing.plan import Cell, make_plan, split
+from ktrace.tracing.plan import Cell, make_plan, split, stretches
 from ktrace.tracing.runs import Runs
 from ktrace.tracing.walk import Walk
 
@@ -32,6 +33,9 @@ _MOST_CASES = 32
 # Suffixes of several positions share a block call until it has so many tokens: products of small
 # matrices are slow. More would cost more in attention, where a packed token meets all others.
 _PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
+# A walk keeps the states of all its suffixes, a block call some twenty numbers for each of theirs:
+# so many times a call's tokens fit beside it.
+_HELD = 4
 
 T = TypeVar("T")
 
@@ -167,17 +171,21 @@ class SuffixEngine:
             plan = make_plan(chunk, lm.n_layers)
             if not plan.row_of:
                 continue
-            final = Walk(runs, plan, positions, pack_tokens).run()
-            # (positions, rows of the plan, base rows): one call of the head serves all positions.
-            scores = {
-                metric: values.reshape(final.shape[:3])
-                for metric, values in runs.scores(final.flatten(0, 1)).items()
-            }
-            for cell, row in plan.row_of.items():
-                for metric in METRICS:
-                    results[cell.mediator.key][metric][:, cell.layer, positions.start :] = scores[
-                        metric
-                    ][:, row].T
+            rows = runs.n_base * max(step.n_rows for step in plan.steps)
+            held = _HELD * budget * runs.n_positions // rows
+            for stretch in stretches(positions, runs.n_positions, held):
+                final = Walk(runs, plan, stretch, pack_tokens).run()
+                # (positions, rows of the plan, base rows)
+                scores = {
+                    metric: values.reshape(final.shape[:3])
+                    for metric, values in runs.scores(final.flatten(0, 1)).items()
+                }
+                for cell, row in plan.row_of.items():
+                    for metric in METRICS:
+                        restored = results[cell.mediator.key][metric]
+                        restored[:, cell.layer, stretch.start : stretch.stop] = scores[metric][
+                            :, row
+                        ].T
         by_case = {key: _by_case(scores, len(group)) for key, scores in results.items()}
         return [
             (case, {key: scores[number] for key, scores in by_case.items()})

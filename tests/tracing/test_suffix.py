@@ -280,6 +280,29 @@ def test_a_row_budget_bounds_every_call(
     assert 4 < max(ran) <= 12
 
 
+def test_a_long_prompt_holds_no_more_states_than_the_budget(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Suffixes of 40 positions are 820 tokens a row: held at once, they would grow with T²."""
+    held = []
+    original = walk.Walk.run
+
+    def watched(self: walk.Walk) -> torch.Tensor:
+        rows = max(step.n_rows for step in self.plan.steps)
+        tokens = sum(self.runs.n_positions - position for position in self.positions)
+        held.append(self.runs.n_base * rows * tokens)
+        return original(self)
+
+    monkeypatch.setattr(walk.Walk, "run", watched)
+    case = known_case(llama, 1, 40, 0, 2)
+    engine = SuffixEngine(llama, NOISE, row_budget=12)
+    found = scores(engine, [case], MEDIATORS[:1])
+    assert len(held) > 1
+    assert max(held) <= 4 * 12 * 40
+    expected = scores(SuffixEngine(llama, NOISE), [case], MEDIATORS[:1])
+    assert largest_difference(found, expected) <= TOLERANCE
+
+
 def test_out_of_memory_with_one_row_is_the_users_to_mend(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
