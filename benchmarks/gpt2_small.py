@@ -349,9 +349,9 @@ def _method(options: argparse.Namespace, cases: Sequence[Case]) -> str:
     return (
         f"GPT-2 shape ({options.layers} layers, width {options.width}, vocabulary "
         f"{options.vocabulary}), random weights, float32, {options.samples} noise samples, "
-        f"{len(cases)} facts (the first published ones, {lengths[0]} to {lengths[-1]} tokens). The suffix engine "
-        "runs whole facts; those of one shape share a batch, as in a run. The others run one "
-        f"forward pass for each cell: {options.cells} cells of each fact are timed and scaled to "
+        f"{len(cases)} facts (the first published ones, {lengths[0]} to {lengths[-1]} tokens). The "
+        "suffix engine runs whole facts; those of one shape share a batch, as in a run. The others "
+        f"run one forward pass for each cell: {options.cells} cells of each fact are timed, scaled to "
         "all layers and positions, for the reference engine to those from the subject on, as it "
         "leaves out the others. Contestants alternate, in another order for each fact; ratios are "
         "taken within a fact, which has the time of its batch. ktrace's engines run the model as "
