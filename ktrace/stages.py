@@ -167,7 +167,12 @@ class Stages:
         from ktrace.cases import measured_noise
 
         measured = measured_noise(
-            self._lm, self.config.noise, self.facts, self._encoded, self.noise_facts
+            self._lm,
+            self.config.noise,
+            self.facts,
+            self._encoded,
+            self.noise_facts,
+            whole_answer=self.config.dataset.answer is Answer.full,
         )
         self.log.add(noise=about_noise(measured.sigma, measured.level))
         return measured
