@@ -196,6 +196,14 @@ def test_the_figure_has_a_row_for_each_token(traced: ktrace.Trace) -> None:
         traced.plot("loss")
 
 
+def test_module_paths_of_a_model_with_hidden_states_alone(model_folder: Path) -> None:
+    paths = {"embedding": "model.embed_tokens", "block": "model.layers.[LAYER_NUM]"}
+    model = ktrace.load_model(str(model_folder), modules=paths)
+    assert ktrace.trace(model, PROMPT, SUBJECT, samples=1).p_restored.shape[0] == 1
+    with pytest.raises(ktrace.KtraceError, match="this model has no site 'mlp'"):
+        ktrace.trace(model, PROMPT, SUBJECT, mediator="mlp")
+
+
 def test_presets_bring_their_settings() -> None:
     model = ktrace.load_model("tiny", dtype="float64", window=4)
     assert (model.name, model.window, model.model.dtype) == ("tiny", 4, torch.float64)
@@ -213,7 +221,7 @@ def test_presets_bring_their_settings() -> None:
             {"device": "cpu", "device_map": "auto"},
             "model.device='cpu' and model.device_map",
         ),
-        ("tiny", {"modules": {"block": "x"}}, "model.modules lacks embedding, attn, mlp: give all"),
+        ("tiny", {"modules": {"block": "x"}}, "model.modules lacks embedding: give embedding and "),
     ],
 )
 def test_a_model_that_is_refused(path: str, overrides: dict[str, Any], message: str) -> None:

@@ -110,7 +110,10 @@ class EngineName(Enum):
 
 @dataclass
 class ModulesConfig:
-    """Module paths of an unknown architecture: all four or none; `[LAYER_NUM]` is the layer.
+    """Module paths of an unknown architecture; `[LAYER_NUM]` is the layer.
+
+    Embedding and block are needed. Without `attn` or `mlp`, mediators that restore or sever it are
+    refused.
 
     Example: `block: model.layers.[LAYER_NUM]`, `attn: model.layers.[LAYER_NUM].self_attn`.
     """
