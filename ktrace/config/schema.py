@@ -158,7 +158,8 @@ class NoiseConfig:
 
     kind: NoiseKind = NoiseKind.gaussian
     multiple: float | None = None  # of sigma, the spread of the dataset's subject embeddings
-    std: float | None = None  # or an absolute standard deviation
+    # Or an absolute level: gaussian's standard deviation, uniform's half-width, student_t's scale.
+    std: float | None = None
     samples: int = 10  # draws for each fact; 1 for zero and mean, which are not random
     seed: int = 1
     replace: bool = False  # the draw stands in place of the embedding instead of being added
