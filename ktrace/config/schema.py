@@ -169,7 +169,8 @@ class NoiseConfig:
 class Answer(Enum):
     """How much of an answer is scored."""
 
-    first_token = "first_token"  # as published
+    # As published, but for answers of several tokens: docs/datasets.md.
+    first_token = "first_token"
     full = "full"  # all of its tokens, each given those before it
 
 
