@@ -70,7 +70,12 @@ class LanguageModel:
     @property
     def max_positions(self) -> int | None:
         """Most tokens that a prompt may have; None where the config names no limit."""
-        limit = getattr(self._text_config, "max_position_embeddings", None)
+        config = self._text_config
+        # MPT's name for it is the second.
+        limits = (
+            getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")
+        )
+        limit = next((limit for limit in limits if limit), None)
         return None if limit is None else int(limit)
 
     @property

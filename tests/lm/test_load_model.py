@@ -11,6 +11,7 @@ import torch
 import transformers
 from conftest import micro_llama, sharpened
 from safetensors.torch import load_file, save_file
+from tracing.families import tiny_model
 
 from ktrace.errors import KtraceError
 from ktrace.lm import load
@@ -270,6 +271,9 @@ def test_what_a_model_can_read(llama: load.LanguageModel) -> None:
     config: Any = llama.model.config
     assert llama.n_embeddings == config.vocab_size
     assert llama.max_positions == config.max_position_embeddings
+    mpt = language_model(tiny_model("MptForCausalLM"))
+    assert mpt.max_positions == mpt.model.config.max_seq_len == 32
+    assert language_model(tiny_model("BloomForCausalLM")).max_positions is None
 
 
 def test_no_fast_tokenizer(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,15 @@ def test_sizes_that_agree_by_chance(
     assert max(difference for difference, _ in found.values()) <= 1e-12
 
 
+def test_the_probe_is_noisy_even_where_its_tokens_share_an_embedding() -> None:
+    """Rows that no text reaches may be equal; without noise, a wrong engine would pass."""
+    lm = language_model(tiny_model("GemmaForCausalLM"))
+    rows = lm.embedding_weight[1:7].double().numpy() * np.sqrt(32)
+    assert select._probe_noise(lm).scale == pytest.approx(3 * rows.std(ddof=1), rel=1e-5)  # type: ignore[attr-defined]  # a RandomNoise
+    lm.embedding_weight[1:7] = 0
+    assert select._probe_noise(lm).scale == 1  # type: ignore[attr-defined]
+
+
 def test_a_module_that_changes_its_output_later_is_recorded_as_it_was() -> None:
     """Falcon adds its attention's output to its MLP's in place."""
     lm = language_model(tiny_model("FalconForCausalLM"))
