@@ -9,11 +9,12 @@ from families import NOT_REPLAYED, TINY_FAMILIES, VARIANTS, mediators_of, tiny_m
 from parity_table import BEGIN, END, agreement
 
 from ktrace.errors import KtraceError
+from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import LanguageModel, language_model
 from ktrace.tracing import select
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
-from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.mediators import MEDIATOR_NAMES, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine
@@ -113,11 +114,26 @@ def test_other_mediators_are_refused_there(
         )
 
 
-def test_every_family_is_in_the_table() -> None:
+def test_the_table_says_how_well_every_family_agrees() -> None:
     text = (ROOT / "docs" / "models.md").read_text("utf-8")
-    rows = text.split(BEGIN)[1].split(END)[0].splitlines()
-    listed = [row.split("`")[1] for row in rows if row.startswith("| `")]
-    assert listed == sorted(TINY_FAMILIES)
+    header, _, *rows = text.split(BEGIN)[1].split(END)[0].strip().splitlines()
+    names = [cell.strip().strip("`") for cell in header.strip("|").split("|")][2:]
+    assert names == list(MEDIATOR_NAMES)
+    listed = []
     for row in rows:
-        if row.startswith("| `"):
-            assert ("reference" in row) == (row.split("`")[1] in NOT_REPLAYED), row
+        architecture, engine, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        listed.append(architecture := architecture.strip("`"))
+        if architecture in NOT_REPLAYED:
+            assert engine == f"reference: {NOT_REPLAYED[architecture]}"
+        else:
+            assert engine in ("suffix", "suffix, packed"), row
+        sites = FAMILIES[architecture]
+        for name, cell in zip(names, cells, strict=True):
+            if name != "hidden" and sites.attn is None and sites.mlp is None:
+                assert cell == "none", row
+                continue
+            difference, spread = cell.rsplit("of ", 1)
+            assert float(spread) >= 0.1, row
+            if architecture not in NOT_REPLAYED:
+                assert float(difference) <= 1e-6, row
+    assert listed == sorted(TINY_FAMILIES)
