@@ -241,12 +241,16 @@ class MeasuredNoise:
         sigma: standard deviation of the subjects' embeddings.
         level: what draws were multiplied with; NaN for kinds without a level.
         unusable: cases that this noise cannot corrupt, and why.
+        n_facts: how many facts' subjects sigma was measured on.
+        n_tokens: how many tokens these have.
     """
 
     noise: Noise
     sigma: float
     level: float
     unusable: Mapping[int, str]
+    n_facts: int
+    n_tokens: int
 
 
 NO_PARTNER = "no other subject of its relation and length has another answer"
@@ -279,6 +283,7 @@ def make_noise(
     tokens = [token for subject in measured_on for token in subject.alone]
     embeddings = np.asarray(embed(lm, tokens).double().cpu().numpy())
     sigma = spread(embeddings)
+    sizes = (len(measured_on), len(tokens))
     level = choice.multiple * sigma if choice.std is None else choice.std
     draws: dict[str, Draw] = {
         "gaussian": normal,
@@ -289,15 +294,16 @@ def make_noise(
         noise: Noise = RandomNoise(
             level, choice.samples, choice.seed, draws[choice.kind], choice.replace
         )
-        return MeasuredNoise(noise, sigma, level, {})
+        return MeasuredNoise(noise, sigma, level, {}, *sizes)
     if choice.kind == "multivariate":
         root = choice.multiple * covariance_root(embeddings)
         mean = embeddings.mean(axis=0)
         noise = RandomNoise(root, choice.samples, choice.seed, normal, choice.replace, mean)
-        return MeasuredNoise(noise, sigma, choice.multiple * sigma, {})
+        return MeasuredNoise(noise, sigma, choice.multiple * sigma, {}, *sizes)
     constants = {"zero": np.zeros(lm.d_embedding), "mean": embeddings.mean(axis=0)}
     if choice.kind in constants:
-        return MeasuredNoise(ConstantNoise(constants[choice.kind]), sigma, float("nan"), {})
+        noise = ConstantNoise(constants[choice.kind])
+        return MeasuredNoise(noise, sigma, float("nan"), {}, *sizes)
     if choice.kind == "token_replacement":
         partners = partners_of(subjects, measured_on)
         used = sorted({t for pool in partners.values() for ids in pool for t in ids})
@@ -309,7 +315,7 @@ def make_noise(
             for index, pool in partners.items()
             if len(pool) < choice.samples
         }
-        return MeasuredNoise(noise, sigma, float("nan"), alone)
+        return MeasuredNoise(noise, sigma, float("nan"), alone, *sizes)
     raise KtraceError(f"noise.kind={choice.kind!r} is unknown")
 
 
