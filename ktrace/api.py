@@ -254,7 +254,8 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     lm.paths.require(*(site for site in (mediator.site, mediator.severs) if site))
     facts = facts_of(config.dataset)
     fact = facts.facts[0]
-    encoded = encode_fact(lm, fact, whole_answer=config.dataset.answer is Answer.full)
+    whole = config.dataset.answer is Answer.full
+    encoded = encode_fact(lm, fact, whole_answer=whole)
     run, left_out = clean_fact(lm, fact, encoded)
     if run is None:
         raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
@@ -265,7 +266,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
             "out to take the prediction"
         )
     noise_facts = noise_facts_of(config.dataset)
-    measured = measured_noise(lm, config.noise, facts, [encoded], noise_facts)
+    measured = measured_noise(lm, config.noise, facts, [encoded], noise_facts, whole_answer=whole)
     for reason in measured.unusable.values():
         raise KtraceError(
             f"noise.kind={config.noise.kind.value} cannot corrupt {fact.subject!r}: {reason}"

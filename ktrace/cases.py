@@ -132,6 +132,8 @@ def measured_noise(
     facts: FactSet,
     encoded: Sequence[EncodedFact],
     noise_facts: FactSet | None = None,
+    *,
+    whole_answer: bool = False,
 ) -> MeasuredNoise:
     """The noise of a config, measured on every subject of a dataset.
 
@@ -141,6 +143,7 @@ def measured_noise(
         facts: the whole dataset, so that `dataset.limit` does not change a fact's numbers.
         encoded: the same.
         noise_facts: what the noise is measured on and takes partners from; None for `facts`.
+        whole_answer: whether all tokens of an answer are scored, as in `encoded`.
     """
     choice = NoiseChoice(
         kind=noise.kind.value,
@@ -152,20 +155,26 @@ def measured_noise(
         degrees=noise.degrees,
     )
     subjects = [
-        _subject(lm, fact, own.prompt, own.span)
+        _subject(lm, fact, own.prompt, own.span, own.answer_ids)
         for fact, own in zip(facts.facts, encoded, strict=True)
     ]
     if noise_facts is None:
         return make_noise(choice, lm, subjects)
-    measured_on = [_subject(lm, fact, *_located(lm, fact)) for fact in noise_facts.facts]
+    measured_on = []
+    for fact in noise_facts.facts:
+        answer = answer_token_ids(lm.tokenizer, fact.prompt, fact.attribute)
+        scored = answer if whole_answer else answer[:1]
+        measured_on.append(_subject(lm, fact, *_located(lm, fact), scored))
     return make_noise(choice, lm, subjects, measured_on)
 
 
-def _subject(lm: LanguageModel, fact: Fact, prompt: EncodedPrompt, span: Span) -> Subject:
+def _subject(
+    lm: LanguageModel, fact: Fact, prompt: EncodedPrompt, span: Span, answer_ids: tuple[int, ...]
+) -> Subject:
     alone = subject_token_ids(lm.tokenizer, fact.subject)
     _require_known(lm, fact, alone)
     in_prompt = prompt.input_ids[span.start : span.stop]
-    return Subject(alone, in_prompt, fact.subject, fact.relation_id, fact.attribute)
+    return Subject(alone, in_prompt, fact.subject, fact.relation_id, answer_ids)
 
 
 def _require_known(lm: LanguageModel, fact: Fact, ids: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -188,16 +188,21 @@ def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -
     }
 
 
-def about_noise(sigma: float, level: float) -> dict[str, float | None]:
+def about_noise(sigma: float, level: float, measured_on: Mapping[str, Any]) -> dict[str, Any]:
     """The measured level; `multiple` is what it comes to, also where noise.std gave the level.
 
     Args:
         sigma: standard deviation of the subjects' embeddings.
         level: what draws are multiplied with; NaN for a noise without a level.
+        measured_on: `dataset`, `facts` and `tokens` whose subjects sigma is of.
     """
-    if math.isnan(level):
-        return {"sigma": sigma, "level": None, "multiple": None}
-    return {"sigma": sigma, "level": level, "multiple": level / sigma if sigma else None}
+    known = not math.isnan(level)
+    return {
+        "sigma": sigma,
+        "level": level if known else None,
+        "multiple": level / sigma if known and sigma else None,
+        "measured_on": dict(measured_on),
+    }
 
 
 def _about_device(device: "torch.device") -> dict[str, Any]:

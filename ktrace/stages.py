@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,9 +168,20 @@ class Stages:
         from ktrace.cases import measured_noise
 
         measured = measured_noise(
-            self._lm, self.config.noise, self.facts, self._encoded, self.noise_facts
+            self._lm,
+            self.config.noise,
+            self.facts,
+            self._encoded,
+            self.noise_facts,
+            whole_answer=self.config.dataset.answer is Answer.full,
         )
-        self.log.add(noise=about_noise(measured.sigma, measured.level))
+        dataset = self.config.dataset
+        measured_on = {
+            "dataset": Path(dataset.noise_facts).stem if dataset.noise_facts else dataset.name,
+            "facts": measured.n_facts,
+            "tokens": measured.n_tokens,
+        }
+        self.log.add(noise=about_noise(measured.sigma, measured.level, measured_on))
         return measured
 
     @cached_property

@@ -147,11 +147,32 @@ def test_a_subject_that_the_tokenizer_drops(
 
 
 def test_a_replacement_needs_no_relation(model: LanguageModel, facts_file: Path) -> None:
-    noise = {"kind": "token_replacement", "samples": 2, "noise_facts": str(facts_file)}
+    noise = {"kind": "token_replacement", "noise_facts": str(facts_file)}
     replaced = ktrace.trace(model, PROMPT, SUBJECT, **noise)
-    assert replaced.noise == "token_replacement-n2-seed1"
+    assert replaced.noise == "token_replacement-n1-seed1"
     assert np.isnan(replaced.noise_level)
     assert (replaced.p_corrupted != replaced.p_clean).all()
+
+
+def test_a_partner_has_another_answer_than_the_prediction(
+    model: LanguageModel, traced: ktrace.Trace, tmp_path: Path
+) -> None:
+    """A prompt without an answer: what is scored is the prediction, whatever its text."""
+    facts = tmp_path / "partners.jsonl"
+    noise = {"kind": "token_replacement", "noise_facts": str(facts)}
+    fact = {"known_id": 0, "prompt": "Of Cape Lissom", "subject": "Cape Lissom"}
+
+    def partner(answer: str) -> None:
+        facts.write_text(json.dumps({**fact, "attribute": answer}))
+
+    partner("Nowhere")
+    assert ktrace.trace(model, PROMPT, SUBJECT, **noise).noise == "token_replacement-n1-seed1"
+    with pytest.raises(ktrace.KtraceError, match=r"fewer than noise\.samples=2"):
+        ktrace.trace(model, PROMPT, SUBJECT, **noise, samples=2)
+    for answer in (traced.answer.strip(), f"{traced.answer.strip()} and so on"):
+        partner(answer)
+        with pytest.raises(ktrace.KtraceError, match="has another answer"):
+            ktrace.trace(model, PROMPT, SUBJECT, **noise)
 
 
 def test_the_figure_has_a_row_for_each_token(traced: ktrace.Trace) -> None:
@@ -175,6 +196,14 @@ def test_the_figure_has_a_row_for_each_token(traced: ktrace.Trace) -> None:
         traced.plot("loss")
 
 
+def test_module_paths_of_a_model_with_hidden_states_alone(model_folder: Path) -> None:
+    paths = {"embedding": "model.embed_tokens", "block": "model.layers.[LAYER_NUM]"}
+    model = ktrace.load_model(str(model_folder), modules=paths)
+    assert ktrace.trace(model, PROMPT, SUBJECT, samples=1).p_restored.shape[0] == 1
+    with pytest.raises(ktrace.KtraceError, match="this model has no site 'mlp'"):
+        ktrace.trace(model, PROMPT, SUBJECT, mediator="mlp")
+
+
 def test_presets_bring_their_settings() -> None:
     model = ktrace.load_model("tiny", dtype="float64", window=4)
     assert (model.name, model.window, model.model.dtype) == ("tiny", 4, torch.float64)
@@ -192,7 +221,7 @@ def test_presets_bring_their_settings() -> None:
             {"device": "cpu", "device_map": "auto"},
             "model.device='cpu' and model.device_map",
         ),
-        ("tiny", {"modules": {"block": "x"}}, "model.modules lacks embedding, attn, mlp: give all"),
+        ("tiny", {"modules": {"block": "x"}}, "model.modules lacks embedding: give embedding and "),
     ],
 )
 def test_a_model_that_is_refused(path: str, overrides: dict[str, Any], message: str) -> None:

@@ -151,7 +151,7 @@ def truncate_config(folder: Path) -> None:
         (truncate_config, ["config.json cannot be used"]),
         (without("tokenizer.json"), ["tokenizer"]),
         (
-            with_config(architectures=["RwkvForCausalLM"]),
+            with_config(architectures=["RwkvForCausalLM"], model_type="rwkv"),
             [
                 "architecture RwkvForCausalLM is not known",
                 "GPT2LMHeadModel",

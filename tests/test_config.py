@@ -136,8 +136,13 @@ def test_module_paths_are_given_key_by_key() -> None:
     given = [f"model.modules.{site}='{path}'" for site, path in MODULES.items()]
     assert composed(*given).model.modules == ModulesConfig(**MODULES)
     assert composed("model.modules=null").model.modules is None
-    with pytest.raises(KtraceError, match=r"model\.modules lacks mlp: give all four"):
-        composed(*given[:3])
+    assert composed(*given[:2]).model.modules == ModulesConfig("a", "b.[LAYER_NUM]")
+    assert composed(*given[:2], "model.modules.attn=''").model.modules == ModulesConfig(
+        "a", "b.[LAYER_NUM]"
+    )
+    for lacking in (given[1:], given[:1]):
+        with pytest.raises(KtraceError, match=r"model\.modules lacks (embedding|block): give emb"):
+            composed(*lacking)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Ktrace, refused
+from transformers import AutoTokenizer
 
 from ktrace import pipeline, provenance
 from ktrace.config import RunConfig
@@ -142,6 +143,26 @@ def test_a_killed_run_leaves_its_start(config: Compose, monkeypatch: pytest.Monk
     content = read(folder / "run.yaml")
     assert content["status"] == "started"
     assert content["noise"]["sigma"] > 0
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_what_sigma_was_measured_on_is_reported(
+    config: Compose, facts_file: Path, tmp_path: Path, others: bool
+) -> None:
+    """In run.yaml and in summary.json; `dataset.limit` changes nothing about it."""
+    facts, given = facts_file, []
+    if others:
+        facts = tmp_path / "others.jsonl"
+        facts.write_text("".join(facts_file.read_text().splitlines(keepends=True)[:2]))
+        given = [f"dataset.noise_facts={facts}"]
+    outcome = pipeline.run(config("dataset.limit=3", *given))
+    subjects = [json.loads(line)["subject"] for line in facts.read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(config().model.path)
+    n_tokens = sum(len(tokenizer(s, add_special_tokens=False)["input_ids"]) for s in subjects)
+    expected = {"dataset": facts.stem, "facts": len(subjects), "tokens": n_tokens}
+    assert read(outcome.folder / "run.yaml")["noise"]["measured_on"] == expected
+    assert outcome.analysis is not None
+    assert outcome.analysis.summary["sigma_measured_on"] == expected
 
 
 def test_a_refused_run_leaves_nothing(ktrace: Ktrace, own: tuple[str, ...]) -> None:

@@ -149,6 +149,7 @@ def _summary(run: RunAverages, metric: str, limit: int | None) -> dict[str, Any]
         "ate_ci": first["ate_ci"],
         "metrics": metrics,
         "sigma": noise["sigma"],
+        "sigma_measured_on": found.sigma_measured_on,
         # JSON has no NaN.
         "noise_level": None if np.isnan(noise["noise_level"]) else noise["noise_level"],
         "n_samples": corrupted.shape[-1],

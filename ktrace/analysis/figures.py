@@ -64,8 +64,10 @@ def _about(run: RunAverages, what: str) -> str:
 def _noise(run: RunAverages) -> str:
     record = run.survey.corrupted[run.survey.traced[0]]
     n_samples = len(run.effects[0].by_sample)
+    source = run.survey.sigma_measured_on
+    measured = f" ({source['facts']} facts, {source['tokens']} tokens)" if source else ""
     return (
-        f"noise {run.names['noise']}, σ = {record['sigma']:.3g}, "
+        f"noise {run.names['noise']}, σ = {record['sigma']:.3g}{measured}, "
         f"{n_samples} sample{'s' if n_samples > 1 else ''}"
     )
 

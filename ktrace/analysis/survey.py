@@ -7,6 +7,7 @@ by `ktrace/analysis/effects.py`.
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ktrace.errors import KtraceError
@@ -47,6 +48,18 @@ class Survey:
     def traced(self) -> tuple[int, ...]:
         """Candidates that the noise corrupted, in the order of the dataset."""
         return tuple(sorted(i for i, r in self.corrupted.items() if not r["left_out"]))
+
+    @cached_property
+    def sigma_measured_on(self) -> Mapping[str, Any] | None:
+        """The `dataset`, and how many `facts` and `tokens`, whose subjects sigma is of.
+
+        None where the parts do not say. All say the same: sigma follows from their fingerprint.
+        """
+        for about, _ in self.folders.corrupted.provenance():
+            found: Mapping[str, Any] | None = (about.get("noise") or {}).get("measured_on")
+            if found is not None:
+                return found
+        return None
 
     @property
     def lacking(self) -> list[str]:

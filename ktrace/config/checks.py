@@ -34,8 +34,9 @@ def to_run_config(config: DictConfig) -> RunConfig:
     run = OmegaConf.to_object(config)
     assert isinstance(run, RunConfig)
     _refuse_unknown(run)
-    if run.model.modules == ModulesConfig():
-        run.model.modules = None
+    if run.model.modules is not None:
+        paths = {key: path or None for key, path in vars(run.model.modules).items()}
+        run.model.modules = ModulesConfig(**paths) if any(paths.values()) else None
     check(run)
     return run
 
@@ -99,10 +100,13 @@ def check(config: RunConfig) -> None:
         if not isinstance(name, str):  # OmegaConf lets a list within the list through
             raise KtraceError(f"mediator.names: {name!r} is not the name of a mediator")
     if config.model.modules is not None:
-        lacking = [key for key, path in vars(config.model.modules).items() if not path]
+        given = config.model.modules
+        # Some models have neither attention nor MLP (Mamba).
+        lacking = [key for key in ("embedding", "block") if not getattr(given, key)]
         if lacking:
             raise KtraceError(
-                f"model.modules lacks {', '.join(lacking)}: give all four module paths, or none"
+                f"model.modules lacks {', '.join(lacking)}: give embedding and block, and attn and "
+                "mlp where the model has them, or none of the four"
             )
     if config.model.device_map is not None and config.model.device != "auto":
         raise KtraceError(

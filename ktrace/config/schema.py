@@ -110,7 +110,10 @@ class EngineName(Enum):
 
 @dataclass
 class ModulesConfig:
-    """Module paths of an unknown architecture: all four or none; `[LAYER_NUM]` is the layer.
+    """Module paths of an unknown architecture; `[LAYER_NUM]` is the layer.
+
+    Embedding and block are needed. Without `attn` or `mlp`, mediators that restore or sever it are
+    refused.
 
     Example: `block: model.layers.[LAYER_NUM]`, `attn: model.layers.[LAYER_NUM].self_attn`.
     """
@@ -155,7 +158,8 @@ class NoiseConfig:
 
     kind: NoiseKind = NoiseKind.gaussian
     multiple: float | None = None  # of sigma, the spread of the dataset's subject embeddings
-    std: float | None = None  # or an absolute standard deviation
+    # Or an absolute level: gaussian's standard deviation, uniform's half-width, student_t's scale.
+    std: float | None = None
     samples: int = 10  # draws for each fact; 1 for zero and mean, which are not random
     seed: int = 1
     replace: bool = False  # the draw stands in place of the embedding instead of being added
@@ -165,7 +169,8 @@ class NoiseConfig:
 class Answer(Enum):
     """How much of an answer is scored."""
 
-    first_token = "first_token"  # as published
+    # As published, but for answers of several tokens: docs/datasets.md.
+    first_token = "first_token"
     full = "full"  # all of its tokens, each given those before it
 
 

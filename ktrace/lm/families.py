@@ -81,7 +81,7 @@ _POST_NORM = _layout(
     "mlp",
 )
 
-# Keyed by `config.architectures[0]` of a checkpoint.
+# Keyed by `config.architectures[0]` of a checkpoint, or the class that transformers makes of it.
 FAMILIES: Mapping[str, ModulePaths] = {
     # Attention and MLP modules return the residual with their output: their last projections.
     "BloomForCausalLM": _layout(

@@ -70,7 +70,12 @@ class LanguageModel:
     @property
     def max_positions(self) -> int | None:
         """Most tokens that a prompt may have; None where the config names no limit."""
-        limit = getattr(self._text_config, "max_position_embeddings", None)
+        config = self._text_config
+        # MPT's name for it is the second.
+        limits = (
+            getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")
+        )
+        limit = next((limit for limit in limits if limit), None)
         return None if limit is None else int(limit)
 
     @property
@@ -119,7 +124,7 @@ def load_language_model(
             hint = " (model.trust_remote_code=true runs it; read it first)"
         message = f"{where}: config.json cannot be used: {_first_line(error)}{hint}"
         raise KtraceError(message) from error
-    paths = paths or _known_paths(config, where)
+    paths = paths or _known_paths(config, _built(config, trust_remote_code), where)
     tokenizer = _load_tokenizer(source, origin, where)
     chosen = None if device_map is not None else _device(device)  # before the weights are read
     if quantization is not None:
@@ -202,7 +207,8 @@ def language_model(
         KtraceError: unknown architecture, or a module path that the probe refutes.
     """
     config: Any = model.config
-    paths = paths or _known_paths(config, type(model).__name__)
+    name = type(model).__name__
+    paths = paths or _known_paths(config, name, name)
     n_layers = int(config.get_text_config().num_hidden_layers)
     model.train(False).requires_grad_(False)
     if model.dtype == torch.float64 and getattr(config, "_experts_implementation", None):
@@ -211,16 +217,27 @@ def language_model(
     return LanguageModel(model, tokenizer, paths, n_layers, prove(model, paths, n_layers))
 
 
-def _known_paths(config: Any, where: str) -> ModulePaths:
-    named = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)]
-    paths = FAMILIES.get(named[0])
-    if paths is None:
-        raise KtraceError(
-            f"{where}: architecture {named[0]} is not known. Known: {', '.join(sorted(FAMILIES))}. "
-            "For another, give its module paths, in quotes: "
-            f"'model.modules.block=\"model.layers.{LAYER}\"', and embedding, attn, mlp likewise"
-        )
-    return paths
+def _built(config: Any, trust_remote_code: bool) -> str | None:
+    """The class that transformers makes of a config, whatever class the checkpoint names."""
+    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return None  # a class beside the weights
+    built: str | None = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    return built
+
+
+def _known_paths(config: Any, built: str | None, where: str) -> ModulePaths:
+    # Some checkpoints name another class than the one built: MPT that of its own code, Llama-4 the
+    # one that reads images, too.
+    names = [*(config.architectures or ())[:1], *([built] if built else ())]
+    for name in names:
+        if name in FAMILIES:
+            return FAMILIES[name]
+    unknown = names[0] if names else f"of model_type={config.model_type}"
+    raise KtraceError(
+        f"{where}: architecture {unknown} is not known. Known: {', '.join(sorted(FAMILIES))}. "
+        "For another, give its module paths, in quotes: "
+        f"'model.modules.block=\"model.layers.{LAYER}\"', and embedding, attn, mlp likewise"
+    )
 
 
 def _require_packages(quantization: str) -> None:

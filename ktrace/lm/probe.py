@@ -21,9 +21,9 @@ def prove(model: PreTrainedModel, paths: ModulePaths, n_layers: int) -> int:
     """Check every site of every layer in four forward passes.
 
     The batch has a row for the plain run and one for each site, in which that site alone is edited.
-    Each site must fire once, be `(batch, position, d_model)`, move the logits of its row when it is
-    edited, and leave them when it is replaced by itself. The last block's output must be all that
-    the logits are made of.
+    Each site must fire once, be `(batch, position, d_model)`, in a layer with the blocks' own
+    d_model, move the logits of its row when it is edited, and leave them when it is replaced by
+    itself. The last block's output must be all that the logits are made of.
 
     Returns:
         d_model of the embedding's output: the width of the noise.
@@ -63,6 +63,10 @@ def prove(model: PreTrainedModel, paths: ModulePaths, n_layers: int) -> int:
         same = logits({path: watched.identity(path) for path in sites})
     for path in sites:
         watched.check(path)
+    # An embedding may be narrower, and be projected before the first block (OPT-350m).
+    width = watched.shapes[paths.sites(0)["hidden"]][0][2]
+    for path in sites[1:]:
+        watched.check(path, width)
     # Equal bits on most devices; kernels that add in no fixed order may differ in the last ones.
     epsilon = torch.finfo(model.dtype).eps
     largest = plain.abs().max()
@@ -123,7 +127,7 @@ class _Watch:
 
         return watch
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, width: int | None = None) -> None:
         fired = self.shapes.get(path, [])
         if len(fired) != 1:
             raise KtraceError(f"module path {path!r}: ran {len(fired)} times in a pass, not once")
@@ -131,6 +135,11 @@ class _Watch:
             raise KtraceError(
                 f"module path {path!r}: its output has shape {fired[0]}, "
                 f"not (batch, position, d_model) = ({self.n_rows}, {_N_POSITIONS}, d_model)"
+            )
+        if width is not None and fired[0][2] != width:
+            raise KtraceError(
+                f"module path {path!r}: its output is {fired[0][2]} wide, and the blocks' is "
+                f"{width}: it cannot be what is added to the residual stream"
             )
 
 

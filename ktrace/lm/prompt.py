@@ -40,7 +40,7 @@ def encode_prompt(tokenizer: Any, prompt: str) -> EncodedPrompt:
     return EncodedPrompt(tuple(ids[:n]), tuple(offsets), tokens)
 
 
-_SPACES = "▁Ġ"  # how SentencePiece and byte-level tokenizers write one
+_SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level tokenizers write one
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token of its byte fallback
 
 

@@ -126,7 +126,8 @@ class TokenReplacement:
     Attributes:
         embeddings: of every token that may stand in, `(d,)` by token id.
         partners: for each case index, token ids of the subjects that may stand in.
-        samples: subjects for each fact; drawn without repetition where there are enough.
+        samples: subjects for each fact, all different: a row that comes twice would count as two
+            independent ones.
         seed: of the choice, which differs from fact to fact.
     """
 
@@ -144,7 +145,7 @@ class TokenReplacement:
         """Token ids of the subjects that stand in, one for each sample."""
         pool = self.partners[case.index]
         generator = np.random.RandomState([self.seed, case.index])
-        picks = generator.choice(len(pool), self.samples, replace=len(pool) < self.samples)
+        picks = generator.choice(len(pool), self.samples, replace=False)
         return [pool[pick] for pick in picks]
 
 
@@ -157,14 +158,14 @@ class Subject:
         in_prompt: token ids that it has in its prompt.
         text: the subject.
         relation: of its fact.
-        answer: of its fact.
+        answer_ids: tokens that are scored of its fact's answer: none where it has no token.
     """
 
     alone: tuple[int, ...]
     in_prompt: tuple[int, ...]
     text: str
     relation: str
-    answer: str
+    answer_ids: tuple[int, ...]
 
 
 @torch.inference_mode()
@@ -194,21 +195,26 @@ def covariance_root(embeddings: Array) -> Array:
 def partners_of(
     subjects: Sequence[Subject], among: Sequence[Subject]
 ) -> dict[int, list[tuple[int, ...]]]:
-    """For each fact, the subjects of its relation and length that have another answer.
+    """For each fact, the subjects of its relation and length that have another answer, each once.
 
-    A fact without a relation takes its partners from every relation.
+    Answers are told apart by the tokens that are scored: with a text that begins with the very same
+    token, the corrupted run would go on to predict the answer. A fact without a relation takes its
+    partners from every relation.
     """
     pools: dict[int, list[Subject]] = {}
     for subject in among:
         pools.setdefault(len(subject.in_prompt), []).append(subject)
     return {
-        index: [
-            other.in_prompt
-            for other in pools.get(len(subject.in_prompt), ())
-            if subject.relation in ("", other.relation)
-            and other.text != subject.text
-            and other.answer != subject.answer
-        ]
+        index: list(
+            dict.fromkeys(
+                other.in_prompt
+                for other in pools.get(len(subject.in_prompt), ())
+                if subject.relation in ("", other.relation)
+                and other.text != subject.text
+                and other.in_prompt != subject.in_prompt
+                and other.answer_ids not in ((), subject.answer_ids)
+            )
+        )
         for index, subject in enumerate(subjects)
     }
 
@@ -235,15 +241,23 @@ class MeasuredNoise:
         sigma: standard deviation of the subjects' embeddings.
         level: what draws were multiplied with; NaN for kinds without a level.
         unusable: cases that this noise cannot corrupt, and why.
+        n_facts: how many facts' subjects sigma was measured on.
+        n_tokens: how many tokens these have.
     """
 
     noise: Noise
     sigma: float
     level: float
     unusable: Mapping[int, str]
+    n_facts: int
+    n_tokens: int
 
 
 NO_PARTNER = "no other subject of its relation and length has another answer"
+FEW_PARTNERS = (
+    "fewer than noise.samples={samples} other subjects of its relation and length "
+    "have another answer"
+)
 
 
 def make_noise(
@@ -269,6 +283,7 @@ def make_noise(
     tokens = [token for subject in measured_on for token in subject.alone]
     embeddings = np.asarray(embed(lm, tokens).double().cpu().numpy())
     sigma = spread(embeddings)
+    sizes = (len(measured_on), len(tokens))
     level = choice.multiple * sigma if choice.std is None else choice.std
     draws: dict[str, Draw] = {
         "gaussian": normal,
@@ -279,22 +294,28 @@ def make_noise(
         noise: Noise = RandomNoise(
             level, choice.samples, choice.seed, draws[choice.kind], choice.replace
         )
-        return MeasuredNoise(noise, sigma, level, {})
+        return MeasuredNoise(noise, sigma, level, {}, *sizes)
     if choice.kind == "multivariate":
         root = choice.multiple * covariance_root(embeddings)
         mean = embeddings.mean(axis=0)
         noise = RandomNoise(root, choice.samples, choice.seed, normal, choice.replace, mean)
-        return MeasuredNoise(noise, sigma, choice.multiple * sigma, {})
+        return MeasuredNoise(noise, sigma, choice.multiple * sigma, {}, *sizes)
     constants = {"zero": np.zeros(lm.d_embedding), "mean": embeddings.mean(axis=0)}
     if choice.kind in constants:
-        return MeasuredNoise(ConstantNoise(constants[choice.kind]), sigma, float("nan"), {})
+        noise = ConstantNoise(constants[choice.kind])
+        return MeasuredNoise(noise, sigma, float("nan"), {}, *sizes)
     if choice.kind == "token_replacement":
         partners = partners_of(subjects, measured_on)
         used = sorted({t for pool in partners.values() for ids in pool for t in ids})
         table = dict(zip(used, embed(lm, used), strict=True)) if used else {}
         noise = TokenReplacement(table, partners, choice.samples, choice.seed)
-        alone = {index: NO_PARTNER for index, pool in partners.items() if not pool}
-        return MeasuredNoise(noise, sigma, float("nan"), alone)
+        few = FEW_PARTNERS.format(samples=choice.samples)
+        alone = {
+            index: few if pool else NO_PARTNER
+            for index, pool in partners.items()
+            if len(pool) < choice.samples
+        }
+        return MeasuredNoise(noise, sigma, float("nan"), alone, *sizes)
     raise KtraceError(f"noise.kind={choice.kind!r} is unknown")
 
 

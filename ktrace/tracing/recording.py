@@ -164,11 +164,7 @@ def _arguments_of_another_shape(
     known = _OTHERS.setdefault(lm.model, {})
     if n_positions not in known:
         found: list[dict[str, Any]] = []
-        config = lm.model.config.get_text_config()
-        longest = getattr(config, "max_position_embeddings", None) or getattr(
-            config, "max_seq_len", None
-        )
-        change = -1 if n_positions == longest else 1
+        change = -1 if n_positions == lm.max_positions else 1
 
         def pre_hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found.append(_shapes(_named(block, args, kwargs)[1]))

@@ -14,7 +14,7 @@ from ktrace.lm.load import LanguageModel
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Engine
 from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
-from ktrace.tracing.noise import Noise, RandomNoise
+from ktrace.tracing.noise import Noise, RandomNoise, embed
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine
 
@@ -65,8 +65,15 @@ def _may_pack(lm: LanguageModel, expected: "_Cells") -> bool:
 _Cells = dict[tuple[str, int, int], npt.NDArray[np.float64]]
 
 
+# Of the made-up prompt.
+_PROBE_IDS = tuple(range(1, 7))
+
+
 def _probe_noise(lm: LanguageModel) -> Noise:
-    return RandomNoise(3 * float(lm.embedding_weight.float().std()), samples=2)
+    # Of the prompt alone: in float32, the whole matrix of a large model is gigabytes.
+    level = 3 * float(embed(lm, _PROBE_IDS).float().std())
+    # Tokens that no text holds may share one embedding; without noise nothing would be compared.
+    return RandomNoise(level or 1.0, samples=2)
 
 
 def _disproof(lm: LanguageModel, engine: SuffixEngine, expected: _Cells) -> str | None:
@@ -75,8 +82,7 @@ def _disproof(lm: LanguageModel, engine: SuffixEngine, expected: _Cells) -> str 
     None where they agree in every cell tried. `expected` is filled with what the reference engine
     says, or used if it is filled already.
     """
-    ids = tuple(range(1, 7))
-    case = Case(0, ids, Span(1, 3), clean_run(lm, ids).predicted_ids)
+    case = Case(0, _PROBE_IDS, Span(1, 3), clean_run(lm, _PROBE_IDS).predicted_ids)
     have = lm.paths.sites(0)
     mediators = [
         mediator

@@ -51,6 +51,8 @@ FACTS = (
     ),
 )
 
+MEASURED_ON = {"dataset": "made-up", "facts": 5, "tokens": 12}
+
 
 def known_id(index: int) -> int:
     """Not the index, so that a mix-up of the two is seen."""
@@ -130,7 +132,7 @@ def write_corrupted(
     folders: RunFolders, indices: Sequence[int], fingerprint: Mapping[str, Any] = NOISE_PRINT
 ) -> None:
     """All facts in one part."""
-    with folders.corrupted.writer(fingerprint) as writer:
+    with folders.corrupted.writer(fingerprint, {"noise": {"measured_on": MEASURED_ON}}) as writer:
         for index in indices:
             record: dict[str, Any] = {
                 "index": index,

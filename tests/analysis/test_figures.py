@@ -32,7 +32,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 def test_titles_state_facts_noise_sigma_samples_and_window(drawn: dict[str, Figure]) -> None:
     for name, figure in drawn.items():
         title = figure.get_suptitle().replace("\n", " ")
-        assert "noise gaussian-x3-n2-seed1, σ = 0.25, 2 samples" in title, name
+        assert "noise gaussian-x3-n2-seed1, σ = 0.25 (5 facts, 12 tokens), 2 samples" in title, name
         assert "n = 3 facts" in title or name.startswith("fact-"), name
     panels = [axis.get_title() for axis in drawn["aie"].axes]
     assert panels[:3] == ["hidden states", "hidden, MLP severed", "MLP outputs, window 3"]

@@ -23,7 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ktrace.facts import Span, load_facts, role_of_positions, token_span
-from ktrace.lm.prompt import encode_prompt, subject_token_ids
+from ktrace.lm.prompt import _own_characters, encode_prompt, subject_token_ids
 
 KINDS: dict[str, Callable[[], Any]] = {
     "byte_level_bpe": cache(byte_level_bpe),
@@ -140,3 +140,9 @@ def test_every_published_fact_has_its_span(kind: str) -> None:
         assert span == truth(tokenizer, fact.prompt, *place), fact
         ids = encode_prompt(tokenizer, fact.prompt).input_ids[span.start : span.stop]
         assert fact.subject.encode() in b"".join(spelled(tokenizer, ids)), fact
+
+
+@pytest.mark.parametrize(("piece", "alone"), [("▁", True), ("Ġ", True), ("", False), ("▁Ġ", False)])
+def test_only_the_mark_of_a_space_stands_before_the_text(piece: str, alone: bool) -> None:
+    offsets = _own_characters("xy", [piece, "x"], [(0, 1), (0, 1)])
+    assert offsets == [(0, 0) if alone else (0, 1), (0, 1)]

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import micro_llama
+import transformers
+from conftest import micro_llama, sharpened
 from safetensors.torch import load_file, save_file
+from tracing.families import tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 from transformers.activations import ACT2FN
 
 from ktrace.errors import KtraceError
 from ktrace.lm import load
+from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import language_model, load_language_model
 from ktrace.lm.source import find_model
 
@@ -111,11 +114,119 @@ def test_a_truncated_file_of_weights(copied: Path) -> None:
 
 
 def test_an_unknown_architecture(copied: Path) -> None:
-    change_config(copied, architectures=["FancyForCausalLM"])
+    change_config(copied, architectures=["BertLMHeadModel"], model_type="bert")
     message = refusal(copied)
-    assert message.startswith(f"model.path={copied}: architecture FancyForCausalLM is not known.")
+    assert message.startswith(f"model.path={copied}: architecture BertLMHeadModel is not known.")
     assert "LlamaForCausalLM" in message
     assert "model.modules.block" in message
+
+
+# As `mosaicml/mpt-7b` has it, but for the sizes. It names the class of the code beside it.
+MPT = {
+    "architectures": ["MPTForCausalLM"],
+    "attn_config": {
+        "alibi": True,
+        "alibi_bias_max": 8,
+        "attn_impl": "torch",
+        "attn_pdrop": 0,
+        "attn_type": "multihead_attention",
+        "attn_uses_sequence_id": False,
+        "clip_qkv": None,
+        "prefix_lm": False,
+        "qk_ln": False,
+        "softmax_scale": None,
+    },
+    "auto_map": {
+        "AutoConfig": "configuration_mpt.MPTConfig",
+        "AutoModelForCausalLM": "modeling_mpt.MPTForCausalLM",
+    },
+    "d_model": 32,
+    "emb_pdrop": 0,
+    "embedding_fraction": 1.0,
+    "expansion_ratio": 4,
+    "init_device": "cpu",
+    "learned_pos_emb": True,
+    "logit_scale": None,
+    "max_seq_len": 64,
+    "model_type": "mpt",
+    "n_heads": 4,
+    "n_layers": 2,
+    "no_bias": True,
+    "norm_type": "low_precision_layernorm",
+    "resid_pdrop": 0,
+    "tokenizer_name": "EleutherAI/gpt-neox-20b",
+    "torch_dtype": "float32",
+    "use_cache": False,
+    "verbose": 0,
+}
+
+
+def published(copied: Path, model: Any, config: dict[str, Any] | None = None) -> Path:
+    """A folder with a model's weights, and a config.json in place of its own if one is given."""
+    (copied / "model.safetensors").unlink()
+    model.save_pretrained(copied)
+    if config is not None:
+        (copied / "config.json").write_text(json.dumps(config))
+    return copied
+
+
+def test_a_checkpoint_that_names_the_class_of_its_own_code(copied: Path) -> None:
+    config = {**MPT, "vocab_size": json.loads((copied / "config.json").read_text())["vocab_size"]}
+    model = transformers.MptForCausalLM(
+        transformers.MptConfig(
+            d_model=32, n_heads=4, n_layers=2, max_seq_len=64, vocab_size=config["vocab_size"]
+        )
+    )
+    lm = loaded(published(copied, sharpened(model), config), device="cpu")
+    assert type(lm.model) is transformers.MptForCausalLM
+    assert lm.paths == FAMILIES["MptForCausalLM"]
+
+
+# Sizes of the text model and of the images' in a checkpoint that reads both.
+TEXT = {
+    "vocab_size": 420,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+IMAGES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def test_the_text_model_of_a_checkpoint_that_sees(copied: Path) -> None:
+    """Llama-4 is published with its image tower; transformers builds the text model alone."""
+    text = {**TEXT, "intermediate_size_mlp": 48, "num_local_experts": 4}
+    config = transformers.Llama4Config(text_config=text, vision_config=IMAGES)
+    published(copied, sharpened(transformers.Llama4ForConditionalGeneration(config)))
+    named = json.loads((copied / "config.json").read_text())["architectures"]
+    assert named == ["Llama4ForConditionalGeneration"]
+    lm = loaded(copied, device="cpu")
+    assert type(lm.model) is transformers.Llama4ForCausalLM
+    assert lm.paths == FAMILIES["Llama4ForCausalLM"]
+
+
+def test_a_checkpoint_whose_image_tower_stays_is_refused(copied: Path) -> None:
+    """Of Gemma-3 transformers builds the whole, whose paths are others than the text model's."""
+    config = transformers.Gemma3Config(text_config=TEXT, vision_config=IMAGES)
+    published(copied, transformers.Gemma3ForConditionalGeneration(config))
+    assert "architecture Gemma3ForConditionalGeneration is not known" in refusal(copied)
+
+
+def test_code_that_may_run_is_not_taken_for_transformers_own(copied: Path) -> None:
+    """What a class beside the weights calls its modules is its own affair."""
+    change_config(copied, architectures=["Fancy"])
+    assert loaded(copied, device="cpu").paths == FAMILIES["LlamaForCausalLM"]
+    change_config(copied, auto_map={"AutoModelForCausalLM": "fancy.Fancy"})
+    assert "architecture Fancy is not known" in refusal(copied, trust_remote_code=True)
 
 
 def test_an_unknown_type_of_model(copied: Path) -> None:
@@ -162,6 +273,9 @@ def test_what_a_model_can_read(llama: load.LanguageModel) -> None:
     config: Any = llama.model.config
     assert llama.n_embeddings == config.vocab_size
     assert llama.max_positions == config.max_position_embeddings
+    mpt = language_model(tiny_model("MptForCausalLM"))
+    assert mpt.max_positions == mpt.model.config.max_seq_len == 32
+    assert language_model(tiny_model("BloomForCausalLM")).max_positions is None
 
 
 def test_no_fast_tokenizer(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +407,6 @@ def test_an_unknown_quantization(model_folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_model_in_memory_is_proven_too() -> None:
     model = micro_llama(1)
-    model.config.architectures = ["FancyForCausalLM"]
-    with pytest.raises(KtraceError, match="LlamaForCausalLM: architecture FancyForCausalLM"):
+    model.__class__ = type("FancyForCausalLM", (type(model),), {})
+    with pytest.raises(KtraceError, match="FancyForCausalLM: architecture FancyForCausalLM"):
         language_model(model)

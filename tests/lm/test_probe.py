@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import micro_llama
 from torch import nn
+from tracing.families import tiny_model
 
 from ktrace.errors import KtraceError
 from ktrace.lm import head
@@ -119,6 +120,24 @@ def test_a_wrong_shape(model: Any) -> None:
         "module path 'model.layers.0.self_attn.q_proj.1': its output has shape (8, 4, 4, 8), "
         "not (batch, position, d_model) = (8, 4, d_model)"
     )
+
+
+@pytest.mark.parametrize("path", ["mlp.up_proj", "mlp.gate_proj", "self_attn.k_proj"])
+def test_an_output_within_a_module(model: Any, path: str) -> None:
+    """It runs once and moves the logits, but nothing of it is added to the residual stream."""
+    site = "attn" if "attn" in path else "mlp"
+    message = refusal(model, replace(PATHS, **{site: f"{BLOCK}.{path}"}))
+    width = 16 if site == "attn" else 48
+    assert message == (
+        f"module path 'model.layers.0.{path}': its output is {width} wide, and the blocks' is 32: "
+        "it cannot be what is added to the residual stream"
+    )
+
+
+def test_an_embedding_may_be_narrower_than_the_blocks() -> None:
+    """OPT-350m projects it before the first block, and back after the last."""
+    model = tiny_model("OPTForCausalLM", word_embed_proj_dim=16, do_layer_norm_before=False)
+    assert prove(model.eval(), FAMILIES["OPTForCausalLM"], 4) == 16
 
 
 def test_an_output_that_is_no_tensor(model: Any) -> None:

@@ -141,7 +141,7 @@ TINY_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # What the suffix engine cannot replay, and why; the reference engine serves these.
 NOT_REPLAYED = {
-    "MambaForCausalLM": "its layers keep a recurrent state, not keys and values of each position",
+    "MambaForCausalLM": "a recurrent state, not keys and values of each position",
 }
 REPLAYED = sorted(TINY_FAMILIES.keys() - NOT_REPLAYED.keys())
 
@@ -176,6 +176,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"new_decoder_architecture": True, "num_kv_heads": 2},
     ),
     "gpt-neox, one after the other": ("GPTNeoXForCausalLM", {"use_parallel_residual": False}),
+    "granite, every multiplier": (
+        "GraniteForCausalLM",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.25,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+        },
+    ),
     "opt, norm after the sum, narrow embedding": (
         "OPTForCausalLM",
         {"do_layer_norm_before": False, "word_embed_proj_dim": 16},

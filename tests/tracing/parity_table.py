@@ -65,7 +65,7 @@ def _row(architecture: str) -> str:
         difference, spread = found[name]
         cells.append(f"{difference:.0e} of {spread:.2f}" if replayed else f"of {spread:.2f}")
     engine = make_engine("suffix", lm, RandomNoise(1.0, samples=3))
-    kind = "reference"
+    kind = f"reference: {NOT_REPLAYED[architecture]}" if not replayed else "reference"
     if isinstance(engine, SuffixEngine):
         kind = "suffix, packed" if engine.packed else "suffix"
     return f"| `{architecture}` | {kind} | {' | '.join(cells)} |"

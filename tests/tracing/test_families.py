@@ -9,11 +9,12 @@ from families import NOT_REPLAYED, TINY_FAMILIES, VARIANTS, mediators_of, tiny_m
 from parity_table import BEGIN, END, agreement
 
 from ktrace.errors import KtraceError
+from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import LanguageModel, language_model
 from ktrace.tracing import select
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
-from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.mediators import MEDIATOR_NAMES, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine
@@ -52,6 +53,15 @@ def test_sizes_that_agree_by_chance(
     case = known_case(lm, 3, n_positions, 0, 1)
     found = agreement(lm, [case], RandomNoise(1.0, samples))
     assert max(difference for difference, _ in found.values()) <= 1e-12
+
+
+def test_the_probe_is_noisy_even_where_its_tokens_share_an_embedding() -> None:
+    """Rows that no text reaches may be equal; without noise, a wrong engine would pass."""
+    lm = language_model(tiny_model("GemmaForCausalLM"))
+    rows = lm.embedding_weight[1:7].double().numpy() * np.sqrt(32)
+    assert select._probe_noise(lm).scale == pytest.approx(3 * rows.std(ddof=1), rel=1e-5)  # type: ignore[attr-defined]  # a RandomNoise
+    lm.embedding_weight[1:7] = 0
+    assert select._probe_noise(lm).scale == 1  # type: ignore[attr-defined]
 
 
 def test_a_module_that_changes_its_output_later_is_recorded_as_it_was() -> None:
@@ -104,11 +114,26 @@ def test_other_mediators_are_refused_there(
         )
 
 
-def test_every_family_is_in_the_table() -> None:
+def test_the_table_says_how_well_every_family_agrees() -> None:
     text = (ROOT / "docs" / "models.md").read_text("utf-8")
-    rows = text.split(BEGIN)[1].split(END)[0].splitlines()
-    listed = [row.split("`")[1] for row in rows if row.startswith("| `")]
-    assert listed == sorted(TINY_FAMILIES)
+    header, _, *rows = text.split(BEGIN)[1].split(END)[0].strip().splitlines()
+    names = [cell.strip().strip("`") for cell in header.strip("|").split("|")][2:]
+    assert names == list(MEDIATOR_NAMES)
+    listed = []
     for row in rows:
-        if row.startswith("| `"):
-            assert ("reference" in row) == (row.split("`")[1] in NOT_REPLAYED), row
+        architecture, engine, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        listed.append(architecture := architecture.strip("`"))
+        if architecture in NOT_REPLAYED:
+            assert engine == f"reference: {NOT_REPLAYED[architecture]}"
+        else:
+            assert engine in ("suffix", "suffix, packed"), row
+        sites = FAMILIES[architecture]
+        for name, cell in zip(names, cells, strict=True):
+            if name != "hidden" and sites.attn is None and sites.mlp is None:
+                assert cell == "none", row
+                continue
+            difference, spread = cell.rsplit("of ", 1)
+            assert float(spread) >= 0.1, row
+            if architecture not in NOT_REPLAYED:
+                assert float(difference) <= 1e-6, row
+    assert listed == sorted(TINY_FAMILIES)

@@ -1,5 +1,7 @@
 """Each noise against its definition, computed here with numpy alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ktrace.lm.load import LanguageModel, language_model
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import (
+    FEW_PARTNERS,
     NO_PARTNER,
     MeasuredNoise,
     NoiseChoice,
@@ -17,16 +20,18 @@ from ktrace.tracing.noise import (
     Subject,
     covariance_root,
     make_noise,
+    partners_of,
 )
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine
 
+ONE, TWO, THREE = (71,), (72,), (73,)  # answers
 SUBJECTS = [
-    Subject((5, 9), (5, 9), "a", "r", "one"),
-    Subject((9, 7), (30, 7), "b", "r", "two"),
-    Subject((40, 41), (40, 41), "c", "r", "one"),
-    Subject((12, 13, 14), (12, 13, 14), "d", "r", "three"),
-    Subject((60, 61), (60, 61), "e", "other", "two"),
+    Subject((5, 9), (5, 9), "a", "r", ONE),
+    Subject((9, 7), (30, 7), "b", "r", TWO),
+    Subject((40, 41), (40, 41), "c", "r", ONE),
+    Subject((12, 13, 14), (12, 13, 14), "d", "r", THREE),
+    Subject((60, 61), (60, 61), "e", "other", TWO),
 ]
 TOKENS = [token for subject in SUBJECTS for token in subject.alone]
 
@@ -126,20 +131,42 @@ def test_zero_and_mean_stand_in_place(llama: LanguageModel, table: np.ndarray) -
 def test_replacement_takes_a_partner_of_the_same_relation_and_length(
     llama: LanguageModel, table: np.ndarray
 ) -> None:
-    measured = made(llama, kind="token_replacement", samples=3)
+    measured = made(llama, kind="token_replacement", samples=1)
     # Of the subjects as long as "a" in its relation, "c" has the same answer: only "b" is left,
     # with the tokens that it has in its own prompt.
     found = corrupted(llama, measured, case(0))
-    np.testing.assert_array_equal(found, np.broadcast_to(table[[30, 7]], (3, 2, 32)))
+    np.testing.assert_array_equal(found, table[[30, 7]][None])
     assert measured.unusable == {3: NO_PARTNER, 4: NO_PARTNER}
-    # "b" has two partners and takes both before any comes twice.
+    # "b" has two partners and takes both; nobody has three.
     two = made(llama, kind="token_replacement", samples=2)
     first, second = corrupted(llama, two, case(1))
     assert {first[0, 0], second[0, 0]} == {table[5, 0], table[40, 0]}
 
 
+def test_samples_that_replacement_cannot_fill_are_never_repeated(llama: LanguageModel) -> None:
+    """A row that comes twice would count as two independent samples."""
+    few = FEW_PARTNERS.format(samples=2)
+    two = made(llama, kind="token_replacement", samples=2)
+    assert two.unusable == {0: few, 2: few, 3: NO_PARTNER, 4: NO_PARTNER}
+    # A subject of two facts is one partner.
+    again = replace(SUBJECTS[0], answer_ids=THREE)
+    partners = partners_of(SUBJECTS, [*SUBJECTS, again])
+    assert partners[1] == [(5, 9), (40, 41)]
+    assert partners[2] == [(30, 7), (5, 9)]
+
+
+def test_a_partner_answers_with_other_tokens() -> None:
+    """Texts may differ where the scored token is the same, and a prediction has no text at all."""
+    subject = replace(SUBJECTS[0], relation="", text="z", in_prompt=(80, 81))
+    merged = replace(SUBJECTS[1], answer_ids=())  # nothing says what it would answer
+    assert partners_of([subject], [*SUBJECTS, merged]) == {0: [(30, 7), (60, 61)]}
+    assert partners_of([subject], [merged]) == {0: []}
+    # Other text, same tokens: the prompt would stay as it is.
+    assert partners_of([replace(SUBJECTS[1], text="B")], SUBJECTS) == {0: [(5, 9), (40, 41)]}
+
+
 def test_a_noise_may_be_measured_on_other_subjects(llama: LanguageModel, table: np.ndarray) -> None:
-    alone = Subject((80, 81), (80, 81), "z", "", "")  # one prompt, without relation or answer
+    alone = Subject((80, 81), (80, 81), "z", "", THREE)  # one prompt, without relation
     kinds = {
         kind: make_noise(NoiseChoice(kind, samples=4, seed=3), llama, [alone], SUBJECTS)
         for kind in ("gaussian", "mean", "token_replacement")
@@ -167,7 +194,7 @@ def test_noise_is_rounded_once() -> None:
     "kind", ["uniform", "student_t", "multivariate", "zero", "mean", "token_replacement"]
 )
 def test_both_engines_take_every_noise(llama: LanguageModel, kind: str) -> None:
-    samples = 1 if kind in ("zero", "mean") else 2
+    samples = 1 if kind in ("zero", "mean", "token_replacement") else 2
     noise = made(llama, kind=kind, samples=samples).noise
     mediators = [make_mediator("hidden", 1), make_mediator("mlp", 2)]
     [(_, fast)] = SuffixEngine(llama, noise).restored([case()], mediators)
