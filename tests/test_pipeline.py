@@ -227,6 +227,28 @@ def test_a_limit_changes_no_number_beyond_rounding(config: Callable[..., RunConf
     assert numbers(again.folder, "hidden").keys() == all_numbers.keys()
 
 
+@pytest.mark.parametrize("other", ["engine.row_budget=8", "engine=reference"])
+def test_shards_whose_engines_group_otherwise_still_split_alike(
+    config: Callable[..., RunConfig], facts_file: Path, tmp_path: Path, other: str
+) -> None:
+    """As shards on a GPU and on a CPU would: every fact is in one of them."""
+    known = [json.loads(line) for line in facts_file.read_text().splitlines()]
+    copies = [
+        fact | {"known_id": 7 * turn + number}
+        for turn in range(12)
+        for number, fact in enumerate(known)
+    ]
+    many = tmp_path / "many.json"
+    many.write_text(json.dumps(copies))
+    common = (f"dataset.path={many}", "stage=filter")
+    first = pipeline.run(config(*common, "shard=1/2"))
+    second = pipeline.run(config(*common, "shard=2/2", other))
+    assert min(first.counts["facts"], second.counts["facts"]) > 20
+    assert first.counts["facts"] + second.counts["facts"] == len(copies)
+    stored = sorted(record["index"] for record in RunFolders(first.folder).clean.read())
+    assert stored == list(range(len(copies)))
+
+
 def test_both_engines_fill_one_store(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
