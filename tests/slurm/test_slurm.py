@@ -22,7 +22,8 @@ SECONDS = 300  # a machine may be busy
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[dict[str, str]]:
     """The environment in which Slurm's commands find a cluster of this test's own."""
-    lacking = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+    names = ("slurmctld", "slurmd", "munged", "sbatch")
+    lacking = [name for name in names if shutil.which(name) is None]
     if lacking:
         pytest.skip(f"no Slurm on this machine ({', '.join(lacking)}): see .ci/slurm")
     if os.geteuid() != 0:
