@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from ktrace.analysis.effects import effect_tables, effects_file, load_effects
 from ktrace.analysis.survey import batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import METRICS, RunFolders
+from ktrace.store import store as store_module
 
 COLUMNS = [
     *("model", "known_id", "mediator", "metric", "sample", "layer", "position", "token", "role"),
@@ -200,6 +202,24 @@ def test_activations_come_back(folders: RunFolders, site: str) -> None:
             states = load_activations(folders.run, known_id(index), site, layer)
             assert states.shape == (len(FACTS[index].tokens), WIDTH)
             np.testing.assert_array_equal(states, activations(index, site)[layer])
+
+
+def test_activations_are_read_from_one_part_alone(
+    folders: RunFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are by far the largest field of a part."""
+    read = []
+    original = store_module.read_part
+
+    def counted(path: Path, schema: Any, names: Any) -> Any:
+        names = list(names)
+        read.append(names)
+        return original(path, schema, names)
+
+    monkeypatch.setattr(store_module, "read_part", counted)
+    load_activations(folders.run, known_id(CANDIDATES[-1]), "attn", 0)
+    assert len(folders.clean.parts()) == 4
+    assert [names for names in read if names != ["known_id"]] == [["attn"]]
 
 
 @pytest.mark.parametrize(
