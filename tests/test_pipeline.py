@@ -231,6 +231,19 @@ def test_a_limit_changes_no_number_beyond_rounding(config: Callable[..., RunConf
     assert numbers(again.folder, "hidden").keys() == all_numbers.keys()
 
 
+def test_effects_of_one_shard_are_not_taken_for_the_run(
+    config: Callable[..., RunConfig], in_folder: Path
+) -> None:
+    folder = pipeline.run(config("shard=1/2", "stage=restore")).folder
+    with pytest.raises(KtraceError, match=r"clean holds \d of 7 facts"):
+        ktrace.load_effects(folder)
+    assert 0 < ktrace.load_effects(folder, partial=True)["known_id"].nunique() < 6
+    pipeline.run(config("shard=2/2", "stage=restore"))
+    assert ktrace.load_effects(folder)["known_id"].nunique() == 6
+    folder = pipeline.run(config("dataset.limit=3", "stage=restore", "output_dir=some")).folder
+    assert ktrace.load_effects(folder)["known_id"].nunique() == 3
+
+
 @pytest.mark.parametrize("other", ["engine.row_budget=8", "engine=reference"])
 def test_shards_whose_engines_group_otherwise_still_split_alike(
     config: Callable[..., RunConfig], facts_file: Path, tmp_path: Path, other: str
