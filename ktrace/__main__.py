@@ -6,9 +6,6 @@ No torch here: `--help` and `stage=analyze` must not wait for it.
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 import hydra
 from hydra.errors import HydraException
@@ -20,15 +17,12 @@ from ktrace import sweep
 from ktrace.errors import KtraceError
 from ktrace.messages import explain
 from ktrace.resources import resource
+from ktrace.signals import Terminated, ended_by_sigterm
 
 # Hydra prints its own story about errors and exits, unless this is set.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _WANTS_TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
 _began: list[DictConfig] = []  # what was composed: from here on, an unknown error is a bug
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a job manager or a shutdown ends this run; what is finished is kept."""
 
 
 @hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")
@@ -64,21 +58,6 @@ def _run(config: DictConfig) -> None:
     print_summary(outcome.analysis.summary, outcome.analysis.files)
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that finished facts are kept."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: they are being kept
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main() -> None:
     """Entry point: errors that the user can mend are one message and exit code 1.
 
@@ -86,7 +65,7 @@ def main() -> None:
     """
     _began.clear()
     config_schema.register(lambda name: resource(f"data/{name}"))
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         _main()
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from ktrace.provenance import RunLog
 from ktrace.settings import dataset_key, noise_key
 from ktrace.shards import is_complete
 from ktrace.stages import Stages
-from ktrace.store import RunFolders
+from ktrace.store import RunFolders, one_at_a_time
 from ktrace.store.files import remove_stale, require_writable
 from ktrace.tracing.mediators import make_mediator
 
@@ -72,7 +73,9 @@ def run(config: RunConfig) -> Outcome:
             return Outcome(folders.run, keys, None, counts)
         from ktrace.analysis.analyze import analyze  # pandas and seaborn, when they are needed
 
-        with run_log.timed("analyze"):
+        # From the first look at the stores to the last file: the jobs of a sweep share the folder,
+        # and who looked first must not be the last to write.
+        with _alone(folders), run_log.timed("analyze"):
             analysis = analyze(
                 folders.run,
                 averaging=_averaging(config),
@@ -83,6 +86,12 @@ def run(config: RunConfig) -> Outcome:
                 facts=config.analysis.facts,
             )
     return Outcome(folders.run, keys, analysis, counts)
+
+
+def _alone(folders: RunFolders) -> AbstractContextManager[None]:
+    if not folders.run.is_dir():  # nothing to analyse, which is an error that leaves no folder
+        return nullcontext()
+    return one_at_a_time(folders.run, "analyses the same run")
 
 
 def _averaging(config: RunConfig) -> "Averaging":

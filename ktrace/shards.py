@@ -1,7 +1,8 @@
-"""Which facts are whose when several runs share a dataset: whole groups, by cost.
+"""Which facts are whose when several runs share a dataset: whole units, by cost.
 
-A shard takes whole groups of facts, so every fact meets the company that it has in an unsharded
-run, and its numbers are the same to the last bit.
+A shard takes whole units of facts (ktrace/tracing/groups.py), so every fact meets the company that
+it has in an unsharded run, and its numbers are the same to the last bit. Units do not hang on the
+engine or the device, so that all shards come to one split.
 """
 
 import heapq
@@ -45,24 +46,21 @@ def fact_cost(n_positions: int, start: int) -> int:
     return n_positions + restored * (restored + 1) // 2
 
 
-def own_facts(
-    shard: Shard, groups: Sequence[Sequence[int]], costs: Sequence[int]
-) -> frozenset[int]:
+def own_facts(shard: Shard, units: Sequence[Sequence[int]], costs: Sequence[int]) -> frozenset[int]:
     """The facts of one shard.
 
-    Groups go to the shards one after another, the most expensive first, each to the shard that has
+    Units go to the shards one after another, the most expensive first, each to the shard that has
     least so far. All shards come to the same split without asking each other.
 
     Args:
         shard: which one.
-        groups: indices of facts that stay together; a fact in none of them stands alone.
+        units: indices of facts that stay together; a fact in none of them stands alone.
         costs: of each fact; facts beyond are not worked on.
     """
-    known = [[index for index in group if index < len(costs)] for group in groups]
-    grouped = {index for group in known for index in group}
-    units = [group for group in known if group]
-    units += [[index] for index in range(len(costs)) if index not in grouped]
-    by_cost = sorted((-sum(costs[index] for index in unit), unit) for unit in units)
+    known = [[index for index in unit if index < len(costs)] for unit in units]
+    placed = {index for unit in known for index in unit}
+    known += [[index] for index in range(len(costs)) if index not in placed]
+    by_cost = sorted((-sum(costs[index] for index in unit), unit) for unit in known if unit)
     loads = [(0, number) for number in range(1, shard.count + 1)]
     own: list[int] = []
     for cost, unit in by_cost:

@@ -34,7 +34,7 @@ from ktrace.tracing.mediators import Mediator
 if TYPE_CHECKING:
     from ktrace.cases import EncodedFact
     from ktrace.lm.load import LanguageModel
-    from ktrace.tracing.engine import Baseline, Case, Engine
+    from ktrace.tracing.engine import Baseline, Case, Engine, Shape
     from ktrace.tracing.noise import MeasuredNoise
 
 
@@ -132,18 +132,22 @@ class Stages:
         return [encode_fact(self._lm, fact, whole_answer=whole) for fact in self.facts.facts]
 
     @cached_property
-    def _groups(self) -> list[list[int]]:
-        """Facts of the whole dataset, so that each always meets the same company."""
+    def _shapes(self) -> list["Shape | None"]:
         from ktrace.tracing.engine import Shape
-        from ktrace.tracing.groups import group_facts
 
-        shapes = [
+        return [
             Shape(len(e.prompt.input_ids), e.span.start, len(e.answer_ids))
             if e.answer_ids
             else None
             for e in self._encoded
         ]
-        return group_facts(shapes, self._engine.cases_together)
+
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        """Facts of the whole dataset, so that each always meets the same company."""
+        from ktrace.tracing.groups import group_facts
+
+        return group_facts(self._shapes, self._engine.cases_together)
 
     def _grouped(self, cases: Sequence["Case"]) -> list[list["Case"]]:
         by_index = {case.index: case for case in cases}
@@ -157,11 +161,14 @@ class Stages:
         keys = [mediator.key for mediator in self.mediators]
         if not self.shard.is_part or is_complete(self.folders, keys, self.limit):
             return everything  # and no model is needed to tell
+        from ktrace.tracing.groups import unit_facts
+
         # Other settings are refused before a model is loaded for the split.
         self.folders.clean.require(self.clean_print)
         self.folders.corrupted.require(self.noise_print)
         costs = [fact_cost(len(e.prompt.input_ids), e.span.start) for e in self._encoded]
-        return own_facts(self.shard, self._groups, costs[: self.limit])
+        # Not by groups: another shard may run on another device, and group otherwise.
+        return own_facts(self.shard, unit_facts(self._shapes), costs[: self.limit])
 
     @cached_property
     def _noise(self) -> "MeasuredNoise":

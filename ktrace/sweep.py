@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ktrace.config import to_run_config
 from ktrace.errors import KtraceError
 from ktrace.messages import explain
+from ktrace.signals import Terminated, ended_by_sigterm
 from ktrace.store.files import require_writable, write_text
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,16 @@ def failed_jobs() -> list[str]:
 
 
 def run_job(config: DictConfig) -> None:
-    """Run one job and record how it ended; a failing job does not stop the others."""
+    """Run one job and record how it ended; a failing job does not stop the others.
+
+    Under a launcher this is another process than the command's: SIGTERM, such as from `scancel`,
+    ends this job alone, and keeps its finished facts.
+    """
+    with ended_by_sigterm():
+        _run_job(config)
+
+
+def _run_job(config: DictConfig) -> None:
     from ktrace.pipeline import run
 
     hydra = HydraConfig.get()
@@ -67,10 +77,16 @@ def run_job(config: DictConfig) -> None:
     try:
         outcome = run(to_run_config(config))
     except (KtraceError, OmegaConfBaseException) as error:
-        record["message"] = explain(error)
+        record |= {"message": explain(error), "traceback": traceback.format_exc()}
     except Exception as error:  # a bug in one job must not cost the others their results
-        record["message"] = f"{type(error).__name__}: {error}"
-        record["traceback"] = traceback.format_exc()
+        message = f"{type(error).__name__}: {error}"
+        record |= {"message": message, "traceback": traceback.format_exc()}
+    except KeyboardInterrupt as stop:
+        ended = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        record["message"] = f"{ended}; the same command goes on where this job stopped"
+        if has_begun() or ended == "interrupted":  # it is meant for the whole sweep
+            _write(path, record)
+            raise
     else:
         record |= {
             "status": "done",

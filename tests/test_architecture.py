@@ -39,6 +39,7 @@ COMPOSERS = {
     "records",
     "settings",
     "shards",
+    "signals",
     "stages",
     "sweep",
 }

@@ -1,10 +1,13 @@
 """The whole road on a small random model: stages, reuse, interruption, sweeps."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from conftest import save_random_model, write_known_facts
 from omegaconf import OmegaConf
 
 import ktrace
+import ktrace.__main__ as main_module
 from ktrace import pipeline, stages, sweep
 from ktrace.__main__ import main
 from ktrace.config import RunConfig
@@ -227,6 +231,41 @@ def test_a_limit_changes_no_number_beyond_rounding(config: Callable[..., RunConf
     assert numbers(again.folder, "hidden").keys() == all_numbers.keys()
 
 
+def test_effects_of_one_shard_are_not_taken_for_the_run(
+    config: Callable[..., RunConfig], in_folder: Path
+) -> None:
+    folder = pipeline.run(config("shard=1/2", "stage=restore")).folder
+    with pytest.raises(KtraceError, match=r"clean holds \d of 7 facts"):
+        ktrace.load_effects(folder)
+    assert 0 < ktrace.load_effects(folder, partial=True)["known_id"].nunique() < 6
+    pipeline.run(config("shard=2/2", "stage=restore"))
+    assert ktrace.load_effects(folder)["known_id"].nunique() == 6
+    folder = pipeline.run(config("dataset.limit=3", "stage=restore", "output_dir=some")).folder
+    assert ktrace.load_effects(folder)["known_id"].nunique() == 3
+
+
+@pytest.mark.parametrize("other", ["engine.row_budget=8", "engine=reference"])
+def test_shards_whose_engines_group_otherwise_still_split_alike(
+    config: Callable[..., RunConfig], facts_file: Path, tmp_path: Path, other: str
+) -> None:
+    """As shards on a GPU and on a CPU would: every fact is in one of them."""
+    known = [json.loads(line) for line in facts_file.read_text().splitlines()]
+    copies = [
+        fact | {"known_id": 7 * turn + number}
+        for turn in range(12)
+        for number, fact in enumerate(known)
+    ]
+    many = tmp_path / "many.json"
+    many.write_text(json.dumps(copies))
+    common = (f"dataset.path={many}", "stage=filter")
+    first = pipeline.run(config(*common, "shard=1/2"))
+    second = pipeline.run(config(*common, "shard=2/2", other))
+    assert min(first.counts["facts"], second.counts["facts"]) > 20
+    assert first.counts["facts"] + second.counts["facts"] == len(copies)
+    stored = sorted(record["index"] for record in RunFolders(first.folder).clean.read())
+    assert stored == list(range(len(copies)))
+
+
 def test_both_engines_fill_one_store(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +439,7 @@ def test_a_failing_job_does_not_stop_the_sweep(
     }
     assert [jobs[number]["status"] for number in ("0", "1")] == ["failed", "done"]
     assert "dataset.limit=0" in jobs["0"]["message"]
+    assert jobs["0"]["traceback"].startswith("Traceback")
     *_, last, wrote = capsys.readouterr().out.splitlines()
     assert last == "job 0 (dataset.limit=0) failed: dataset.limit=0 is out of range: at least 1"
     assert wrote.startswith("wrote outputs/sweeps/")
@@ -426,6 +466,42 @@ def test_a_job_that_was_killed_is_failed(
     printed = capsys.readouterr().out
     assert "job 0 (" in printed
     assert "failed: it started and left no result" in printed
+
+
+def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
+    model_folder: Path, facts_file: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `scancel` ends it; there `main` has run in another process."""
+    monkeypatch.setattr(sweep, "_failed", [])
+    monkeypatch.setattr(sweep, "has_begun", lambda: False)
+    monkeypatch.setattr(main_module, "ended_by_sigterm", nullcontext)
+    original = suffix.SuffixEngine.baseline
+    calls = []
+
+    def told_to_end(self: Any, group: Any) -> Any:
+        calls.append(group)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, group)
+
+    monkeypatch.setattr(suffix.SuffixEngine, "baseline", told_to_end)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does
+    try:
+        code = cli(
+            monkeypatch,
+            *("-m", "model=auto", f"model.path={model_folder}", "dataset=file"),
+            *(f"dataset.path={facts_file}", "noise.samples=2,3", "stage=corrupted"),
+            *("engine.row_budget=3", "hydra.sweep.dir=jobs"),
+        )
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 1
+    told, other = (json.loads(Path(f"jobs/{number}/job.json").read_text()) for number in "01")
+    assert (told["status"], other["status"]) == ("failed", "done")
+    assert told["message"] == "terminated; the same command goes on where this job stopped"
+    folder = Path("outputs/random/known/gaussian-x3-n2-seed1")
+    assert len(list(RunFolders(folder).corrupted.read())) == 1
 
 
 def test_two_sweeps_in_one_second_have_two_folders(

@@ -31,19 +31,18 @@ def load_activations(
     """
     if site not in SITES:
         raise KtraceError(f"site={site!r} is unknown: choose from {', '.join(SITES)}")
-    for record in RunFolders(Path(run_folder).resolve()).clean.read("known_id", site):
-        if record["known_id"] != known_id:
-            continue
-        states: npt.NDArray[Any] = record[site]
-        if not states.size:
-            raise KtraceError(
-                f"no {site!r} states of known_id={known_id} were kept: it is no candidate, or the "
-                "model has no such site"
-            )
-        if not 0 <= layer < len(states):
-            raise KtraceError(f"layer={layer} is out of range: 0 to {len(states) - 1}")
-        return _widened(states[layer])
-    raise KtraceError(f"known_id={known_id} is not in the clean store of {run_folder}")
+    record = RunFolders(Path(run_folder).resolve()).clean.find(known_id, site)
+    if record is None:
+        raise KtraceError(f"known_id={known_id} is not in the clean store of {run_folder}")
+    states: npt.NDArray[Any] = record[site]
+    if not states.size:
+        raise KtraceError(
+            f"no {site!r} states of known_id={known_id} were kept: it is no candidate, or the "
+            "model has no such site"
+        )
+    if not 0 <= layer < len(states):
+        raise KtraceError(f"layer={layer} is out of range: 0 to {len(states) - 1}")
+    return _widened(states[layer])
 
 
 def _widened(states: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -91,7 +91,8 @@ def survey(folders: RunFolders, limit: int | None = None, *, whole_dataset: bool
         folders: of the run.
         limit: only the first `limit` facts of the dataset.
         whole_dataset: whether the clean store should hold the dataset up to `limit`; otherwise
-            what it holds counts as all.
+            only what the runs that wrote it were asked for, so that a run of `dataset.limit` is
+            whole. Parts that do not say count as all there is.
 
     Raises:
         KtraceError: stores of different settings, restorations without their clean or corrupted
@@ -126,11 +127,23 @@ def survey(folders: RunFolders, limit: int | None = None, *, whole_dataset: bool
         restored[key] = frozenset(have)
     expected = None
     fingerprint = folders.clean.fingerprint()
-    if whole_dataset and fingerprint is not None:
+    if fingerprint is not None:
         n_facts = int(fingerprint["dataset"]["n_facts"])
-        expected = n_facts if limit is None else min(limit, n_facts)
+        expected = n_facts if whole_dataset else _asked_for(folders, n_facts)
+        if expected is not None and limit is not None:
+            expected = min(limit, expected)
     kept = {i: record for i, record in corrupted.items() if i in clean}
     return Survey(folders, expected, clean, kept, restored)
+
+
+def _asked_for(folders: RunFolders, n_facts: int) -> int | None:
+    """Facts that the runs which wrote clean parts should have reached, over all their shards."""
+    asked = [
+        config["dataset"]["limit"] or n_facts
+        for about, _ in folders.clean.provenance()
+        if (config := about.get("config"))
+    ]
+    return min(n_facts, max(asked)) if asked else None
 
 
 def batches(found: Survey, key: str) -> Iterator[list[Record]]:

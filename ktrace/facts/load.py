@@ -4,7 +4,9 @@ Every complaint names the file and the record, or the config key.
 """
 
 import http.client
+import logging
 import os
+import secrets
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ from ktrace.errors import KtraceError
 from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_of, fact_set, renamed
 from ktrace.facts.records import FORMATS, Records, parse
 from ktrace.hub import hub_file
+
+log = logging.getLogger(__name__)
 
 _DOWNLOAD_SECONDS = 60
 
@@ -47,9 +51,15 @@ def load_facts(
         source, raw = url, _download(path, url)
     else:
         raise KtraceError(f"dataset.path={path} is not a file")
-    facts = _facts(parse(source, suffix, raw), source, sha256, columns)
+    records = parse(source, suffix, raw)
+    facts = _facts(records, source, sha256, columns)
     if not _is_file(path):
         _write(path, raw)
+        if sha256 is None:
+            digest = canonical_digest([record for _, record in records])
+            log.warning(
+                "nothing vouches for what %s gave: pin it with dataset.sha256=%s", source, digest
+            )
     return fact_set(facts, f"dataset.path={path}")
 
 
@@ -169,11 +179,16 @@ def _download(path: Path, url: str) -> bytes:
 
 
 def _write(path: Path, raw: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Whole or not at all, also after a crash. (The stores' helper is not for this room.)"""
+    # Not the process id: containers that share a folder repeat it.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(raw)
+            with temporary.open("xb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Stores: folders of immutable HDF5 parts. Knows nothing of models, engines or statistics."""
 
-from ktrace.store.claims import work_through
+from ktrace.store.claims import one_at_a_time, work_through
 from ktrace.store.layout import RunFolders
 from ktrace.store.schema import CLEAN, CORRUPTED, METRICS, RESTORED, Field, Record
 from ktrace.store.store import PartWriter, Store, batch_of, claim_all
@@ -17,5 +17,6 @@ __all__ = [
     "Store",
     "batch_of",
     "claim_all",
+    "one_at_a_time",
     "work_through",
 ]

@@ -10,7 +10,8 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -110,6 +111,30 @@ class Claims:
             return False
         opened = os.fstat(descriptor)
         return (found.st_dev, found.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+@contextmanager
+def one_at_a_time(folder: Path, work: str) -> Iterator[None]:
+    """Keep other processes out of a piece of work on a folder; waits until they are done with it.
+
+    Args:
+        folder: must exist. Where its file system keeps no locks, nobody is kept out.
+        work: for the line that is logged on waiting, such as "analyses this run".
+
+    Raises:
+        KtraceError: the folder cannot be written.
+    """
+    claims = Claims(folder)
+    is_told = False
+    try:
+        while not claims.take([0]):
+            if not is_told:
+                log.info("waiting for another process, which %s", work)
+                is_told = True
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        claims.close()
 
 
 def work_through(

@@ -119,6 +119,21 @@ class Store:
                     seen.add(record["index"])
                     yield record
 
+    def find(self, known_id: int, *names: str) -> dict[str, Any] | None:
+        """The named fields of one fact; None where it is not stored.
+
+        They are read from the fact's own part alone: activations are large.
+
+        Raises:
+            KtraceError: a part is damaged.
+        """
+        for path in self.parts():
+            with _naming_damage():
+                numbers = [r["known_id"] for r in read_part(path, self.schema, ["known_id"])]
+                if known_id in numbers:
+                    return read_part(path, self.schema, names)[numbers.index(known_id)]
+        return None
+
     def provenance(self) -> list[tuple[dict[str, Any], int]]:
         """Of each part: who computed it, where and when; and its number of facts.
 

@@ -17,6 +17,7 @@ import torch
 from ktrace.errors import KtraceError
 from ktrace.lm.load import LanguageModel
 from ktrace.tracing.engine import METRICS, Baseline, Case, Scores, Shape
+from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.memory import is_out_of_memory, release, rows_that_fit
 from ktrace.tracing.noise import Noise
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 # Facts share a batch until a block's weights are used often enough to be worth fetching: this many
 # multiplications in one block call on a CPU, and on an accelerator.
 _ENOUGH_WORK = {"cpu": 4e10, "cuda": 2e12}
-_MOST_CASES = 32
+_MOST_CASES = UNIT_FACTS
 # Suffixes of several positions share a block call until it has so many tokens: products of small
 # matrices are slow. More would cost more in attention, where a packed token meets all others.
 _PACK_TOKENS = {"cpu": 1024, "cuda": 4096}

@@ -99,6 +99,7 @@ def write_clean(
     fingerprint: Mapping[str, Any] = CLEAN_PRINT,
     dtype: Any = np.float32,
     as_index: int | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """One part a fact, in the order given; `as_index` is another row of the dataset for it."""
     for index in indices:
@@ -124,7 +125,7 @@ def write_clean(
             "probability": p_clean(index) if fact.is_candidate else float("nan"),
             **{site: activations(index, site, dtype) for site in ("hidden", "attn", "mlp")},
         }
-        with folders.clean.writer(fingerprint) as writer:
+        with folders.clean.writer(fingerprint, provenance) as writer:
             writer.add(record)
 
 

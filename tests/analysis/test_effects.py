@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ from ktrace.analysis.effects import effect_tables, effects_file, load_effects
 from ktrace.analysis.survey import batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import METRICS, RunFolders
+from ktrace.store import store as store_module
 
 COLUMNS = [
     *("model", "known_id", "mediator", "metric", "sample", "layer", "position", "token", "role"),
@@ -167,6 +169,38 @@ def test_an_unfinished_run_is_refused_unless_partial_is_asked(tmp_path: Path) ->
     assert set(load_effects(folders.run, limit=1)["mediator"]) == {"hidden", "mlp-w3"}
 
 
+def says_limit(number: int | None) -> dict[str, Any]:
+    """What a part says of the run that wrote it."""
+    return {"run": "some", "config": {"dataset": {"limit": number}, "shard": "1/2"}}
+
+
+def test_one_shard_of_two_is_refused_unless_partial_is_asked(tmp_path: Path) -> None:
+    """Or a run that was killed between two facts: all that is there is whole, but it is not all."""
+    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    write_clean(folders, (0, 2), provenance=says_limit(None))
+    write_corrupted(folders, (0,))
+    write_restored(folders, "hidden", (0,))
+    with pytest.raises(KtraceError, match=r"clean holds 2 of 4 facts\): .*partial=True"):
+        load_effects(folders.run)
+    assert set(load_effects(folders.run, partial=True)["known_id"]) == {known_id(0)}
+    assert set(load_effects(folders.run, limit=1)["known_id"]) == {known_id(0)}
+    write_clean(folders, (1, 3), provenance=says_limit(None))
+    write_corrupted(folders, (1, 3))
+    write_restored(folders, "hidden", (1, 3))
+    assert set(load_effects(folders.run)["known_id"]) == {known_id(i) for i in CANDIDATES}
+
+
+def test_a_run_of_some_facts_is_whole_when_it_has_them(tmp_path: Path) -> None:
+    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    write_clean(folders, (0, 1), provenance=says_limit(2))
+    write_corrupted(folders, (0, 1))
+    write_restored(folders, "hidden", (0, 1))
+    assert set(load_effects(folders.run)["known_id"]) == {known_id(0), known_id(1)}
+    write_clean(folders, (2,), provenance=says_limit(9))  # and was raised, and stopped
+    with pytest.raises(KtraceError, match=r"clean holds 3 of 4 facts"):
+        load_effects(folders.run)
+
+
 def test_a_candidate_that_is_not_yet_corrupted_is_missing(tmp_path: Path) -> None:
     folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
     write_clean(folders)
@@ -200,6 +234,24 @@ def test_activations_come_back(folders: RunFolders, site: str) -> None:
             states = load_activations(folders.run, known_id(index), site, layer)
             assert states.shape == (len(FACTS[index].tokens), WIDTH)
             np.testing.assert_array_equal(states, activations(index, site)[layer])
+
+
+def test_activations_are_read_from_one_part_alone(
+    folders: RunFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are by far the largest field of a part."""
+    read = []
+    original = store_module.read_part
+
+    def counted(path: Path, schema: Any, names: Any) -> Any:
+        names = list(names)
+        read.append(names)
+        return original(path, schema, names)
+
+    monkeypatch.setattr(store_module, "read_part", counted)
+    load_activations(folders.run, known_id(CANDIDATES[-1]), "attn", 0)
+    assert len(folders.clean.parts()) == 4
+    assert [names for names in read if names != ["known_id"]] == [["attn"]]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Runs that are killed, terminated, or meet each other: same numbers, and nothing done twice."""
 
+import csv
 import os
 import random
 import shutil
@@ -164,3 +165,27 @@ def test_the_last_shard_to_end_analyses(runs: Runs, tmp_path: Path) -> None:
     assert second.code == 0, second.output
     assert "Peak AIE" in second.output
     assert (output / RUN / "analysis" / "aie.csv").is_file()
+
+
+def test_who_looked_at_the_stores_first_is_not_the_last_to_write(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """As jobs of a sweep over mediators, which share one analysis."""
+    output = tmp_path / "out"
+    analysis = output / RUN / "analysis"
+    common = (f"output_dir={output}", "stage=all")
+    first = runs.start(*common, "mediator=hidden")
+    wait_until(lambda: any(analysis.glob(".*.tmp")), first)
+    os.kill(first, signal.SIGSTOP)
+    assert is_alive(first), "it ended too soon to tell anything"
+    second = runs.start(*common, "mediator=mlp")
+    told = "waiting for another process, which analyses the same run"
+    wait_until(lambda: told in runs.output(second), second)
+    os.kill(first, signal.SIGCONT)
+    for pid in (first, second):
+        ended = runs.wait(pid)
+        assert ended.code == 0, ended.output
+    with (analysis / "aie.csv").open() as stream:
+        assert {row["mediator"] for row in csv.DictReader(stream)} == {"hidden", "mlp-w10"}
+    assert runs.output(second).count(told) == 1
+    assert not [path for path in output.rglob(".*") if path.is_file()]

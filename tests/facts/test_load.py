@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -419,6 +420,37 @@ def test_counterfact_is_downloaded_and_checked_as_published(tmp_path: Path) -> N
         facts = load_facts(path, url=url, sha256=digest, columns=columns)
     assert [fact.known_id for fact in facts.facts] == [5, 9]
     assert path.is_file()
+
+
+def test_a_download_that_nothing_vouches_for_is_told_with_its_digest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = canonical_sha256(RECORDS)
+    with serving(BODY) as url:
+        load_facts(tmp_path / "pinned.json", url=url, sha256=digest)
+        assert not caplog.messages
+        load_facts(tmp_path / "facts.json", url=url)
+    [message] = caplog.messages
+    assert message == f"nothing vouches for what {url} gave: pin it with dataset.sha256={digest}"
+
+
+def test_a_download_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = write(tmp_path / "source.json", BODY), tmp_path / "facts.json"
+    # Of a process with the same number, in another container.
+    other = write(path.with_name(f".facts.json.{os.getpid()}.tmp"), b"another's")
+    synced = []
+
+    def sync(descriptor: int) -> None:
+        assert not path.exists()
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    load_facts(path, url=source.as_uri())
+    assert synced == [len(BODY)]
+    assert path.read_bytes() == BODY
+    assert other.read_bytes() == b"another's"
 
 
 def test_a_file_url_is_downloaded(tmp_path: Path) -> None:
