@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import yaml
 from hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
-from stores import CANDIDATES, FACTS, N_LAYERS, known_id, p_corrupted, p_restored, write_run
+from stores import CANDIDATES, FACTS, N_LAYERS, known_id, p_corrupted, p_restored, span, write_run
 
 from ktrace.analysis.report import cells as cells_module
 from ktrace.analysis.report import write_report
@@ -31,9 +31,9 @@ from ktrace.store import METRICS, RunFolders
 
 KEYS = ("hidden", "mlp-w3")
 SUMMARY: dict[str, Any] = {
-    "n_facts": 4,
-    "n_candidates": 3,
-    "n_traced": 3,
+    "n_facts": 6,
+    "n_candidates": 5,
+    "n_traced": 5,
     "left_out": {"another answer is predicted": 1},
     "metric": "probability",
     "metrics": {"probability": {"clean": 0.6, "corrupted": 0.2, "ate": 0.4, "ate_ci": [0.3, 0.5]}},
@@ -190,14 +190,26 @@ def test_the_table_of_facts_holds_every_examined_fact(page: Page) -> None:
     assert [fact["id"] for fact in facts] == [known_id(index) for index in (*CANDIDATES, 2)]
     assert facts[-1]["left_out"] == "another answer is predicted"
     scores = page.data["scores"]["probability"]
-    assert scores["clean"] == [5000, 5625, 6875]
+    assert scores["clean"] == [5000, 5625, 6875, 7500, 8125]
     assert scores["corrupted"] == units([p_corrupted(i).mean() for i in CANDIDATES], 4).tolist()
     for place, index in enumerate(CANDIDATES):
         effects = p_restored(index, "mlp-w3").mean(axis=0) - p_corrupted(index).mean()
-        at_subject = effects[:, FACTS[index].roles.index("last subject")]
+        at_subject = effects[:, span(index)[1] - 1]
         value, layer = scores["peaks"][place][2:]
         assert layer == at_subject.argmax()
         assert value == pytest.approx(at_subject.max() * 10**4, abs=0.51)
+
+
+def test_the_subject_is_marked_where_its_tokens_stand(page: Page) -> None:
+    facts = {fact["id"]: fact for fact in page.data["facts"]}
+    for index in range(len(FACTS)):
+        fact = facts[known_id(index)]
+        start, stop = fact["marked"]
+        assert fact["prompt"][start:stop] == fact["subject"]
+        assert fact.get("span", list(span(index))) == list(span(index))
+    # It stands there twice, and the second is meant.
+    assert facts[known_id(4)]["prompt"] == "<s>𝄞 Ada or Ada"
+    assert facts[known_id(4)]["marked"] == [12, 15]
 
 
 def test_a_limit_leaves_later_facts_out(tmp_path: Path) -> None:

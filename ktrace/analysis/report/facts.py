@@ -28,10 +28,10 @@ _CLEAN_FIELDS = (
     "left_out",
     "is_candidate",
     "tokens",
+    "offsets",
     "roles",
+    "span",
 )
-
-_LAST_SUBJECT = "last subject"
 
 Array = npt.NDArray[Any]
 
@@ -135,6 +135,7 @@ def _fact(record: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
     return _row(record) | {
         "tokens": record["tokens"],
         "roles": [roles.index(role) for role in record["roles"]],
+        "span": [int(bound) for bound in record["span"]],
     }
 
 
@@ -147,7 +148,19 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": record["known_id"],
         **{name: record[name] for name in ("prompt", "subject", "attribute", "predicted")},
+        "marked": _marked(record),
     }
+
+
+def _marked(record: Mapping[str, Any]) -> list[int]:
+    """First character of the subject in the prompt, and one past its last.
+
+    The subject's tokens say which occurrence is meant; they may hold letters around it, too.
+    """
+    start, stop = (int(bound) for bound in record["span"])
+    first, last = int(record["offsets"][start][0]), int(record["offsets"][stop - 1][1])
+    exact = record["prompt"].find(record["subject"], first, last)
+    return [first, last] if exact < 0 else [exact, exact + len(record["subject"])]
 
 
 def _scores(
@@ -171,7 +184,8 @@ def _scores(
     sign = -1 if metric == "kl" else 1
     peaks: list[list[int]] = []
     for record, fact in zip(traced, cells, strict=True):
-        position = record["roles"].index(_LAST_SUBJECT)
+        # Not by its role: where the prompt ends with the subject, that is `last`.
+        position = int(record["span"][1]) - 1
         effects = np.nan_to_num(
             sign * fact[row, :, 0, :, position], nan=-np.inf
         )  # (mediator, layer)

@@ -25,7 +25,7 @@ const peakLayer = (fact) =>
 function pointAtPeak() {
   if (!isTraced(state.fact)) return;
   state.layer = peakLayer(state.fact) ?? 0;
-  state.position = page.facts[state.fact].roles.indexOf(page.roles.indexOf("last subject"));
+  state.position = page.facts[state.fact].span[1] - 1;
 }
 
 const columns = [
