@@ -74,8 +74,8 @@ def analyze(
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.
         averaging: rows of the figures, and how positions are pooled.
-        asked: mediators that figures with several mediators show, and that must be complete if
-            they are stored at all; all, where none is named or none of them is stored. The tables
+        asked: mediators that must be complete, and that figures with several mediators show; those
+            show all, where none is named or, with `partial`, none of them is stored. The tables
             hold every mediator that is complete.
         limit: only the first `limit` facts of the dataset.
         metric: what the figures and the peaks show; the tables hold all metrics.
@@ -106,11 +106,7 @@ def analyze(
             run.survey.folders, keys=run.keys, limit=limit, summary=summary, figures=figures
         )
     )
-    notes = [
-        *(f"missing: {words}" for words in run.missing),
-        *run.notes,
-        *(f"{key} is not stored" for key in asked if key not in run.survey.restored),
-    ]
+    notes = [*(f"missing: {words}" for words in run.missing), *run.notes]
     return Analysis(run, aie, table, summary, [*files, *figures], figures, notes)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from stores import (
     CANDIDATES,
@@ -245,8 +246,36 @@ def test_a_mediator_that_was_asked_for_must_be_complete(tmp_path: Path) -> None:
     assert analyze(folders.run, asked=["hidden"]).notes == [
         "attn-w3 is left out: 2 of 5 candidates are restored"
     ]
-    # Nor is a mediator that was never traced.
-    assert analyze(folders.run, asked=["mlp-w3"]).notes[-1] == "mlp-w3 is not stored"
+
+
+def test_a_mediator_that_was_asked_for_and_never_stored_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = write_run(tmp_path)
+    for asked in (["attn-w3"], ["hidden", "attn-w3"]):
+        refused(
+            folders,
+            r"not complete: attn-w3: 0 of 5 candidates are restored: finish the run .*"
+            r"what is stored \(hidden, mlp-w3\) .*analysis\.partial=true",
+            asked=asked,
+        )
+    titles: list[str] = []
+
+    def keep(figure: Figure, stem: Path) -> list[Path]:
+        titles.append(figure.get_suptitle().replace("\n", " "))
+        return []
+
+    monkeypatch.setattr("ktrace.analysis.figures.save", keep)
+    for asked in (["attn-w3"], ["hidden", "attn-w3"]):
+        analysis = analyze(folders.run, asked=asked, partial=True)
+        assert analysis.summary["missing"] == ["attn-w3: 0 of 5 candidates are restored"]
+        assert analysis.notes == ["missing: attn-w3: 0 of 5 candidates are restored"]
+        assert set(analysis.aie["mediator"]) == set(KEYS)
+    assert titles
+    assert all("(unfinished)" in title for title in titles)
+    # Mediators of separate commands lie side by side: each asks for its own.
+    for asked in (["hidden"], ["mlp-w3"], KEYS, []):
+        assert analyze(folders.run, asked=asked).summary["missing"] == []
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -372,7 +401,7 @@ def test_side_by_side_stands_what_was_asked_for(
 
     monkeypatch.setattr(analyze_module, "draw_figures", record)
     for asked in (["mlp-w3"], [], ["attn-w3"]):
-        found = analyze(folders.run, asked=asked)
+        found = analyze(folders.run, asked=asked, partial=True)
         assert set(found.aie["mediator"]) == set(KEYS), "the table holds all"
     assert calls == [["mlp-w3"], KEYS, KEYS]
 
