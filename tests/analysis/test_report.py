@@ -35,6 +35,7 @@ SUMMARY: dict[str, Any] = {
     "n_candidates": 5,
     "n_traced": 5,
     "left_out": {"another answer is predicted": 1},
+    "missing": [],
     "metric": "probability",
     "metrics": {"probability": {"clean": 0.6, "corrupted": 0.2, "ate": 0.4, "ate_ci": [0.3, 0.5]}},
     "peaks": {"hidden": {"last subject": {"layer": 2, "aie": 0.25}}},
@@ -271,6 +272,27 @@ def test_figures_and_settings_are_on_the_page(tmp_path: Path) -> None:
     assert "<dt>noise.std</dt><dd>null</dd>" in text
     for claim in ("0.400", "0.300 to 0.500", "another answer is predicted", "Hase et al. 2023"):
         assert claim in text
+
+
+def test_an_unfinished_run_says_so(page: Page, tmp_path: Path) -> None:
+    folders = write_run(tmp_path, KEYS)
+    missing = ["clean holds <3> of 6 facts", "attn-w3: 0 of 5 candidates are restored"]
+    text = written(folders, missing=missing)
+    assert "<strong>This run is unfinished.</strong>" in text
+    assert "<li>clean holds &lt;3&gt; of 6 facts</li><li>attn-w3: 0 of 5" in text
+    notes = [a for _, a in Page(text).elements if a.get("role") == "note"]
+    assert len(notes) == 1
+    assert not [a for _, a in page.elements if a.get("role") == "note"], "a finished run"
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- list\n", "word", "a: [", "\xff: 1", None])
+def test_a_run_yaml_without_settings_is_no_reason_to_fail(
+    tmp_path: Path, content: str | None
+) -> None:
+    folders = write_run(tmp_path, KEYS)
+    if content is not None:
+        folders.run_yaml.write_bytes(content.encode("latin-1"))
+    assert "There is no run.yaml with settings beside these stores." in written(folders)
 
 
 def test_the_same_stores_give_the_same_file(tmp_path: Path) -> None:

@@ -244,6 +244,16 @@ def wait_for_label(browser: Chrome, start: str) -> None:
     )
 
 
+def test_an_unfinished_run_is_seen_to_be_one(browser: Chrome, tmp_path: Path) -> None:
+    folders = write_run(tmp_path, KEYS)
+    analyze(folders.run, asked=["attn-w3"], partial=True)
+    for _ in opened(browser, folders):
+        note = find(browser, ".unfinished")
+        assert note.is_displayed()
+        assert "This run is unfinished." in note.text
+        assert "attn-w3: 0 of 5 candidates are restored" in note.text
+
+
 def active(browser: Chrome) -> WebElement:
     return browser.switch_to.active_element
 

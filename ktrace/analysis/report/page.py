@@ -74,6 +74,7 @@ def write_report(
         heading=f"{model} <span>on {dataset}</span>",
         lead=html.escape(_lead(summary, data.page["n_samples"])),
         cards="\n".join(_cards(summary, data.page["n_samples"])),
+        unfinished=_unfinished(summary["missing"]),
         left_out=_left_out(summary["left_out"]),
         peaks=_peaks(summary["peaks"]),
         figures=pictures,
@@ -163,6 +164,16 @@ def _cards(summary: Mapping[str, Any], n_samples: int) -> Iterator[str]:
         )
 
 
+def _unfinished(missing: Sequence[str]) -> str:
+    if not missing:
+        return ""
+    listed = "".join(f"<li>{html.escape(words)}</li>" for words in missing)
+    return (
+        '<div class="unfinished" role="note"><p><strong>This run is unfinished.</strong> '
+        f"The numbers below are of what is there. Missing:</p><ul>{listed}</ul></div>"
+    )
+
+
 def _left_out(reasons: Mapping[str, int]) -> str:
     if not reasons:
         return ""
@@ -219,8 +230,8 @@ def _caption(stem: str) -> str:
 
 def _settings(run_yaml: Path, summary: Mapping[str, Any]) -> Iterator[str]:
     """One block for each section of `run.yaml`, then `summary.json` as it is."""
-    if run_yaml.exists():
-        content = yaml.safe_load(run_yaml.read_text("utf-8"))
+    content = _mapping(run_yaml)
+    if content:
         for number, (section, values) in enumerate(content.items()):
             rows = "\n".join(
                 f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
@@ -231,9 +242,18 @@ def _settings(run_yaml: Path, summary: Mapping[str, Any]) -> Iterator[str]:
                 f"</summary><dl>{rows}</dl></details>"
             )
     else:
-        yield "<p>There is no run.yaml beside these stores.</p>"
+        yield "<p>There is no run.yaml with settings beside these stores.</p>"
     text = json.dumps(summary, indent=2, ensure_ascii=False)
     yield f"<details><summary>summary.json</summary><pre>{html.escape(text)}</pre></details>"
+
+
+def _mapping(path: Path) -> dict[Any, Any]:
+    """What a YAML file holds; nothing where it holds no mapping, such as after a full disk."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
