@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
 from stores import CANDIDATES, FACTS, N_LAYERS, known_id, p_corrupted, p_restored, span, write_run
 
 from ktrace.analysis.report import cells as cells_module
+from ktrace.analysis.report import page as page_module
 from ktrace.analysis.report import write_report
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
@@ -27,13 +29,14 @@ from ktrace.analysis.report.cells import (
     t_quantile,
     units,
 )
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import CLEAN, METRICS, RunFolders
 
 KEYS = ("hidden", "mlp-w3")
 SUMMARY: dict[str, Any] = {
     "n_facts": 6,
     "n_candidates": 5,
     "n_traced": 5,
+    "n_samples": 2,
     "left_out": {"another answer is predicted": 1},
     "missing": [],
     "metric": "probability",
@@ -177,6 +180,32 @@ def test_a_page_gives_up_decimals_then_metrics_then_facts() -> None:
     # The metric of the run is the last to lose a digit, and none loses its second before.
     mixed = [one.decimals for one in sizes.values() if len({*one.decimals.values()}) > 1]
     assert any(one["logit"] > min(one.values()) for one in mixed)
+
+
+def test_the_file_stays_under_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = write_run(tmp_path / "plain", KEYS)
+    folders = RunFolders(tmp_path / "outputs" / "toy" / "made-up" / plain.run.name)
+    for record in plain.clean.read(*CLEAN):
+        # Texts of more than half a megabyte, most of it escaped.
+        longer = {"prompt": record["prompt"] + 20_000 * "<é"}
+        with folders.clean.writer(plain.clean.fingerprint() or {}) as writer:
+            writer.add(record | longer)
+    shutil.copytree(plain.run, folders.run)
+    whole = written(folders)
+
+    def n_cell_characters(text: str) -> int:
+        scripts = Page(text).scripts
+        return sum(len(script) for name, script in scripts.items() if name.startswith("cells-"))
+
+    monkeypatch.setattr(page_module, "_LEAST_CELL_BYTES", 0)
+    for share in (0.8, 0.5):
+        most = len(whole.encode()) - int((1 - share) * n_cell_characters(whole))
+        monkeypatch.setattr(page_module, "_MOST_BYTES", most)
+        tight = written(folders)
+        assert len(tight.encode()) <= most
+        assert 0 < n_cell_characters(tight) < n_cell_characters(whole), "it uses the room"
+    monkeypatch.setattr(page_module, "_LEAST_CELL_BYTES", 1_000_000)
+    assert written(folders) == whole, "texts leave room for cells"
 
 
 def test_what_is_left_off_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

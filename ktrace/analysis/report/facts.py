@@ -1,6 +1,6 @@
 """What the report says about each fact: its row in the table, and how its cells are labelled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ktrace.analysis.drawing import mediator_title
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
+    DECIMALS,
     MISSING,
     PackedCells,
     pack_cells,
@@ -50,7 +51,11 @@ class ReportData:
 
 
 def report_data(
-    folders: RunFolders, keys: Sequence[str], limit: int | None, metric: str, budget: int
+    folders: RunFolders,
+    keys: Sequence[str],
+    limit: int | None,
+    metric: str,
+    budget: Callable[[dict[str, Any]], int],
 ) -> ReportData:
     """Read the stores of a run, reduced to what the page holds.
 
@@ -59,7 +64,7 @@ def report_data(
         keys: mediators, in the order in which they are offered.
         limit: only facts among the first `limit` of the dataset.
         metric: the one that is shown first.
-        budget: characters that the cells may take.
+        budget: characters that the cells may take beside a page.
 
     Raises:
         KtraceError: the stores hold no traced fact, or a damaged part.
@@ -95,35 +100,37 @@ def report_data(
         {name: float(score[name].mean(dtype=np.float64)) for name in METRICS} for score in scores
     ]
     by_fact = [cells[record["index"]] for record in traced]
-    packed = pack_cells(by_fact, means, metric, budget)
-    shown = [name for name in METRICS if name in packed.decimals]
     roles = sorted({role for record in traced for role in record["roles"]})
-    page = {
-        "metrics": [
-            {
-                "name": name,
-                "decimals": packed.decimals[name],
-                "n_facts": min(packed.n_facts(name), len(traced)),
-            }
-            for name in shown
-        ],
-        "left_off": [name for name in METRICS if name not in shown],
-        "metric": metric,
-        "mediators": [{"key": key, "title": mediator_title(key)} for key in keys],
-        "roles": roles,
-        "n_layers": by_fact[0].shape[-2],
-        "n_samples": len(scores[0][METRICS[0]]),
-        "n_traced": len(traced),
-        "chunk_facts": CHUNK_FACTS,
-        "missing": MISSING,
-        "facts": [_fact(record, roles) for record in traced]
-        + [_left_out(record, corrupted.get(record["index"], {})) for record in others],
-        "scores": {
-            name: _scores(name, packed.decimals[name], traced, scores, means, by_fact)
-            for name in shown
-        },
-    }
-    return ReportData(page, packed)
+    facts = [_fact(record, roles) for record in traced]
+    facts += [_left_out(record, corrupted.get(record["index"], {})) for record in others]
+
+    def page(decimals: Mapping[str, int], n_facts: Callable[[str], int]) -> dict[str, Any]:
+        return {
+            "metrics": [
+                {"name": name, "decimals": digits, "n_facts": min(n_facts(name), len(traced))}
+                for name, digits in decimals.items()
+            ],
+            "left_off": [name for name in METRICS if name not in decimals],
+            "metric": metric,
+            "mediators": [{"key": key, "title": mediator_title(key)} for key in keys],
+            "roles": roles,
+            "n_layers": by_fact[0].shape[-2],
+            "n_samples": len(scores[0][METRICS[0]]),
+            "n_traced": len(traced),
+            "chunk_facts": CHUNK_FACTS,
+            "missing": MISSING,
+            "facts": facts,
+            "scores": {
+                name: _scores(name, digits, traced, scores, means, by_fact)
+                for name, digits in decimals.items()
+            },
+        }
+
+    # With every metric and every digit: the page that is written is no longer than this one.
+    longest = page({name: DECIMALS[name][0] for name in METRICS}, lambda name: len(traced))
+    packed = pack_cells(by_fact, means, metric, budget(longest))
+    chosen = {name: packed.decimals[name] for name in METRICS if name in packed.decimals}
+    return ReportData(page(chosen, packed.n_facts), packed)
 
 
 def _traced(record: Mapping[str, Any], corrupted: Mapping[int, Mapping[str, Any]]) -> bool:

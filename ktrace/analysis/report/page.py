@@ -27,9 +27,8 @@ from ktrace.store.files import write_text
 
 # A page of 25 MB still opens in a few seconds and passes most mail servers and issue trackers.
 _MOST_BYTES = 25_000_000
-# For the frame of the page; and room for cells that figures may not take.
-_FRAME_BYTES = 400_000
-_LEAST_DATA_BYTES = 8_000_000
+# Room for cells that figures and texts may not take.
+_LEAST_CELL_BYTES = 8_000_000
 
 _SCRIPTS = ("cells.js", "table.js", "heatmap.js", "main.js")
 
@@ -52,37 +51,39 @@ def write_report(
         figures: files of the analysis; the PNG among them are shown.
 
     Returns:
-        The file, at most 25 MB unless figures are larger: rather than growing, the page gives its
-        numbers with fewer decimals, and says so.
+        The file, at most 25 MB unless figures and texts leave less than 8 MB: rather than growing,
+        the page gives its numbers with fewer decimals, and says so.
 
     Raises:
         KtraceError: the stores hold no traced fact or a damaged part, or the file cannot be
             written.
     """
-    pictures = "\n".join(_figures([path for path in figures if path.suffix == ".png"]))
     library = get_plotlyjs()
-    packed_library = _deflated(library)
-    room = _MOST_BYTES - len(packed_library) - len(pictures) - _FRAME_BYTES
-    metric = summary["metric"]
-    data = report_data(folders, keys, limit, metric, max(room, _LEAST_DATA_BYTES))
     script = '"use strict";\n' + "\n".join(_asset(name) for name in _SCRIPTS)
     model, dataset = html.escape(summary["model"]), html.escape(summary["dataset"])
-    text = Template(_asset("template.html")).substitute(
-        policy=_policy(script, library),
-        title=f"{model} on {dataset}: causal tracing",
-        style=_asset("report.css"),
-        heading=f"{model} <span>on {dataset}</span>",
-        lead=html.escape(_lead(summary, data.page["n_samples"])),
-        cards="\n".join(_cards(summary, data.page["n_samples"])),
-        unfinished=_unfinished(summary["missing"]),
-        left_out=_left_out(summary["left_out"]),
-        peaks=_peaks(summary["peaks"]),
-        figures=pictures,
-        settings="\n".join(_settings(folders.run_yaml, summary)),
-        data=_json(data.page),
-        cells="\n".join(_cells(data.cells)),
-        plotly=packed_library,
-        script=script,
+    template = _asset("template.html")
+    parts = {
+        "policy": _policy(script, library),
+        "title": f"{model} on {dataset}: causal tracing",
+        "style": _asset("report.css"),
+        "heading": f"{model} <span>on {dataset}</span>",
+        "lead": html.escape(_lead(summary, summary["n_samples"])),
+        "unfinished": _unfinished(summary["missing"]),
+        "cards": "\n".join(_cards(summary, summary["n_samples"])),
+        "left_out": _left_out(summary["left_out"]),
+        "peaks": _peaks(summary["peaks"]),
+        "figures": "\n".join(_figures([path for path in figures if path.suffix == ".png"])),
+        "settings": "\n".join(_settings(folders.run_yaml, summary)),
+        "plotly": _deflated(library),
+        "script": script,
+    }
+    room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
+    metric = summary["metric"]
+    data = report_data(
+        folders, keys, limit, metric, lambda page: max(room - len(_json(page)), _LEAST_CELL_BYTES)
+    )
+    text = Template(template).substitute(
+        parts, data=_json(data.page), cells="\n".join(_cells(data.cells))
     )
     path = folders.analysis / "report.html"
     write_text(path, text)
@@ -118,6 +119,7 @@ def _deflated(text: str) -> str:
 def _cells(cells: PackedCells) -> Iterator[str]:
     for metric, chunks in cells.chunks.items():
         for number, chunk in enumerate(chunks):
+            # What stands around a chunk is counted in cells.py.
             name = f"cells-{metric}-{number}"
             yield f'<script type="application/octet-stream" id="{name}">{chunk}</script>'
 
