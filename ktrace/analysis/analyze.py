@@ -13,7 +13,7 @@ import pandas as pd
 
 from ktrace.analysis.averages import RunAverages, average_run
 from ktrace.analysis.estimate import average_peaks, fact_table, total_effect
-from ktrace.analysis.figures import STEMS, draw_figures
+from ktrace.analysis.figures import NAMES, draw_figures
 from ktrace.analysis.reduce import total_effects
 from ktrace.analysis.report import write_report
 from ktrace.analysis.roles import Averaging
@@ -111,10 +111,13 @@ def analyze(
 
 
 def _remove_stale(folder: Path, figures: Sequence[Path]) -> None:
-    """Remove figures of what is no longer drawn: they would contradict the tables."""
+    """Remove figures of what is no longer drawn: they would contradict the tables.
+
+    Other files in the folder are the user's.
+    """
     for kind in ("png", "pdf"):
         for path in folder.glob(f"*.{kind}"):
-            if path not in figures and path.stem.partition("-")[0] in STEMS:
+            if path not in figures and NAMES.fullmatch(path.stem):
                 path.unlink(missing_ok=True)  # another analysis may do the same
 
 

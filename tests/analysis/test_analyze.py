@@ -409,8 +409,18 @@ def test_side_by_side_stands_what_was_asked_for(
 def test_figures_of_earlier_settings_are_removed_and_no_other_file(tmp_path: Path) -> None:
     folders = write_run(tmp_path, keys=["hidden"])
     folders.analysis.mkdir(parents=True)
-    old = [folders.analysis / name for name in ("aie-attn-w3.png", "fact-1-hidden.pdf")]
-    kept = [folders.analysis / name for name in ("report.html", "mine.png", "aie-notes.txt")]
+    old = [
+        folders.analysis / name
+        for name in (
+            "aie-attn-w3.png",
+            "fact-1-hidden.pdf",
+            "severed.png",
+            "aie-hidden_mlp_severed.pdf",
+        )
+    ]
+    own = ("mine.png", "aie-notes.txt", "fact-sheet.png", "aie-mine.pdf", "lines-2.png")
+    own += ("aie-mlp-w3-old.png", "fact-hidden.png", "peaks-hidden.pdf", "fact-1.png")
+    kept = [folders.analysis / name for name in ("report.html", *own)]
     for path in (*old, *kept):
         path.touch()
     analysis = analyze(folders.run)
