@@ -70,7 +70,7 @@ def compare(
         KtraceError: fewer than two runs, or one that is not complete.
     """
     folders = _run_folders(patterns)
-    # One run in memory with all its positions at a time.
+    # Every run stays in memory: its facts at all positions, without the axis of noise samples.
     runs = [average_run(run, averaging, limit=limit, partial=partial) for run in folders]
     labels = _labels(runs)
     notes = [

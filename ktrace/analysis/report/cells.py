@@ -2,7 +2,7 @@
 
 A cell is a (mediator, layer, position) of a fact. Of its noise samples the page keeps the mean and
 the interval, as whole numbers of a decimal unit: what the page shows is what `effects.parquet`
-gives, rounded once. `report.js` is the other half of `_encode`.
+gives, rounded once. `cells.js` is the other half of `_encode`.
 """
 
 import base64

@@ -1,6 +1,6 @@
 """`report.html`: everything that the report shows, put into one file.
 
-Text from data reaches the page escaped, or as JSON that `report.js` shows as text. The page's
+Text from data reaches the page escaped, or as JSON that the scripts show as text. The page's
 policy lets two scripts run, by digest, and nothing be fetched.
 """
 
