@@ -17,6 +17,8 @@ import yaml
 from hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
 from stores import CANDIDATES, FACTS, N_LAYERS, known_id, p_corrupted, p_restored, span, write_run
 
+from ktrace.analysis.averages import average_run
+from ktrace.analysis.estimate import fact_table
 from ktrace.analysis.report import cells as cells_module
 from ktrace.analysis.report import page as page_module
 from ktrace.analysis.report import write_report
@@ -29,6 +31,7 @@ from ktrace.analysis.report.cells import (
     t_quantile,
     units,
 )
+from ktrace.analysis.roles import Averaging
 from ktrace.store import CLEAN, METRICS, RunFolders
 
 KEYS = ("hidden", "mlp-w3")
@@ -224,10 +227,27 @@ def test_the_table_of_facts_holds_every_examined_fact(page: Page) -> None:
     assert scores["corrupted"] == units([p_corrupted(i).mean() for i in CANDIDATES], 4).tolist()
     for place, index in enumerate(CANDIDATES):
         effects = p_restored(index, "mlp-w3").mean(axis=0) - p_corrupted(index).mean()
-        at_subject = effects[:, span(index)[1] - 1]
-        value, layer = scores["peaks"][place][2:]
-        assert layer == at_subject.argmax()
+        start, stop = span(index)
+        at_subject = effects[:, start:stop]
+        value, layer, position = scores["peaks"][place][3:]
+        assert effects[layer, position] == at_subject.max()
+        assert start <= position < stop
         assert value == pytest.approx(at_subject.max() * 10**4, abs=0.51)
+
+
+@pytest.mark.parametrize("metric", ["probability", "kl"])
+def test_peaks_are_those_of_the_table_beside_it(tmp_path: Path, metric: str) -> None:
+    folders = write_run(tmp_path, KEYS)
+    run = average_run(folders.run, Averaging())
+    table = fact_table(run.survey, run.effects, metric)
+    summary = SUMMARY | {"metric": metric, "metrics": {metric: SUMMARY["metrics"]["probability"]}}
+    data = Page(written(folders, **summary)).data
+    decimals = next(one["decimals"] for one in data["metrics"] if one["name"] == metric)
+    peaks = np.array(data["scores"][metric]["peaks"]).reshape(-1, len(KEYS), 3)
+    for number, key in enumerate(KEYS):
+        assert peaks[:, number, 0].tolist() == units(table[f"{key}_peak"], decimals).tolist()
+        assert peaks[:, number, 1].tolist() == table[f"{key}_peak_layer"].tolist()
+        assert peaks[:, number, 2].tolist() == table[f"{key}_peak_position"].tolist()
 
 
 def test_the_subject_is_marked_where_its_tokens_stand(page: Page) -> None:

@@ -164,7 +164,12 @@ def test_hovering_a_cell_names_it_and_its_value(report: Chrome, cells: pd.DataFr
     [(1028, "Ada", "<s>𝄞 Ada or ", ["Ada*"]), (1035, "New York", "<s>From ", ["New*", "York*"])],
 )
 def test_a_prompt_may_end_with_its_subject(
-    report: Chrome, known_id: int, subject: str, before: str, tokens: list[str]
+    report: Chrome,
+    folders: RunFolders,
+    known_id: int,
+    subject: str,
+    before: str,
+    tokens: list[str],
 ) -> None:
     choose_fact(report, known_id)
     wait_for(report, known_id, "hidden", "probability", "effect")
@@ -177,7 +182,11 @@ def test_a_prompt_may_end_with_its_subject(
     shapes = report.execute_script("return document.getElementById('heatmap').layout.shapes")
     n_tokens = len(ticks)
     assert (shapes[0]["y0"], shapes[0]["y1"]) == (n_tokens - len(tokens) - 0.5, n_tokens - 0.5)
-    assert f"position {n_tokens - 1}, token “{tokens[-1][:-1]}”, last" in find(report, "#cell").text
+    # It starts from the peak that the table beside the report has.
+    table = pd.read_csv(folders.analysis / "facts.csv").set_index("known_id").loc[known_id]
+    layer, position = table["hidden_peak_layer"], table["hidden_peak_position"]
+    token = tokens[position - n_tokens].rstrip("*")
+    assert f"layer {layer}, position {position}, token “{token}”" in find(report, "#cell").text
 
 
 def test_the_console_and_the_requests_are_seen_at_all(browser: Chrome, tmp_path: Path) -> None:

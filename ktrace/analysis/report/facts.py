@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ktrace.analysis.drawing import mediator_title
+from ktrace.analysis.estimate import subject_peak
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
     DECIMALS,
@@ -39,7 +40,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ReportData:
-    """What `report.js` shows.
+    """What the page's scripts show.
 
     Attributes:
         page: labels, precision, and the facts; plain lists and numbers, ready for JSON.
@@ -180,25 +181,19 @@ def _scores(
 ) -> dict[str, Any]:
     """Columns of the table of facts, in whole numbers of the metric's decimal unit.
 
-    `peaks` has for each fact and mediator the largest mean effect at the last subject token over
-    layers, and its layer. At other positions the largest is often trivial: the last layer's hidden
-    state at the last position restores everything.
+    `peaks` has three numbers for each fact and mediator, as `facts.csv` has: the strongest mean
+    effect at a position of the subject, its layer and its position.
     """
     clean = np.array([score[f"clean_{metric}"] for score in scores], dtype=np.float64)
     corrupted = np.array([mean[metric] for mean in means])
     row = METRICS.index(metric)
-    # Restoring brings the run back to the clean one: a divergence from it falls.
-    sign = -1 if metric == "kl" else 1
     peaks: list[list[int]] = []
     for record, fact in zip(traced, cells, strict=True):
-        # Not by its role: where the prompt ends with the subject, that is `last`.
-        position = int(record["span"][1]) - 1
-        effects = np.nan_to_num(
-            sign * fact[row, :, 0, :, position], nan=-np.inf
-        )  # (mediator, layer)
-        layers = effects.argmax(axis=1)
-        values = sign * effects[np.arange(len(layers)), layers]
-        peaks.append(np.stack([units(values, decimals), layers], axis=1).ravel().tolist())
+        of_fact: list[int] = []
+        for effects in fact[row, :, 0]:  # of each mediator, (layer, position)
+            layer, position = subject_peak(effects, record["span"], metric)
+            of_fact += [int(units([effects[layer, position]], decimals)[0]), layer, position]
+        peaks.append(of_fact)
     return {
         "clean": units(clean, decimals).tolist(),
         "corrupted": units(corrupted, decimals).tolist(),
