@@ -134,14 +134,11 @@ def test_the_table_of_facts(folders: RunFolders) -> None:
         assert row["te"] == p_clean(index) - p_corrupted(index).mean()
 
 
-def test_grids_hold_mean_and_spread_of_every_cell(folders: RunFolders) -> None:
+def test_grids_hold_the_mean_of_every_cell(folders: RunFolders) -> None:
     [hidden] = averages(folders).effects
     for index, row in EFFECTS.items():
         for number in range(len(METRICS)):  # they differ by a constant, which the effect cancels
             np.testing.assert_array_equal(hidden.grids[index].mean[number, 0], row)
-    sd = hidden.grids[0].sd[0, 0]
-    assert sd[4] == pytest.approx(np.sqrt(0.125), abs=1e-7)  # 1 and 0.5
-    assert not np.delete(sd, 4).any()
 
 
 def test_total_effect() -> None:
