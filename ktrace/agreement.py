@@ -35,10 +35,12 @@ def require_agreement(config: RunConfig, folders: RunFolders) -> None:
         return
     model = _model(config.model, stored.get("model", {}))
     dataset = _dataset(config.dataset, stored.get("dataset", {}))
-    folders.clean.done(stored | {"model": model, "dataset": dataset})
+    # Not `Store.done`: that sets damaged parts aside to have them computed again, which an analysis
+    # never does, and reads every activation to find them.
+    folders.clean.require(stored | {"model": model, "dataset": dataset})
     of_noise = folders.corrupted.fingerprint()
     if of_noise is not None:
-        folders.corrupted.done(of_noise | {"noise": noise_fingerprint(config.noise)})
+        folders.corrupted.require(of_noise | {"noise": noise_fingerprint(config.noise)})
     _note_other_model(config.model, folders, stored.get("model", {}))
 
 

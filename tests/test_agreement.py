@@ -33,7 +33,7 @@ def test_the_same_settings_are_analyzed_without_a_word(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="ktrace"):
         analyzed(traced)
-        analyzed(traced, "model.dtype=float32", "mediator=mlp", "dataset.limit=3")
+        analyzed(traced, "model.dtype=float32", "dataset.limit=3")
     assert caplog.messages == []
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ktrace.analysis.averages import RunAverages, average_run
 from ktrace.analysis.estimate import average_peaks, fact_table, total_effect
-from ktrace.analysis.figures import STEMS, draw_figures
+from ktrace.analysis.figures import NAMES, draw_figures
 from ktrace.analysis.reduce import total_effects
 from ktrace.analysis.report import write_report
 from ktrace.analysis.roles import Averaging
@@ -74,8 +74,8 @@ def analyze(
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.
         averaging: rows of the figures, and how positions are pooled.
-        asked: mediators that figures with several mediators show, and that must be complete if
-            they are stored at all; all, where none is named or none of them is stored. The tables
+        asked: mediators that must be complete, and that figures with several mediators show; those
+            show all, where none is named or, with `partial`, none of them is stored. The tables
             hold every mediator that is complete.
         limit: only the first `limit` facts of the dataset.
         metric: what the figures and the peaks show; the tables hold all metrics.
@@ -106,19 +106,18 @@ def analyze(
             run.survey.folders, keys=run.keys, limit=limit, summary=summary, figures=figures
         )
     )
-    notes = [
-        *(f"missing: {words}" for words in run.missing),
-        *run.notes,
-        *(f"{key} is not stored" for key in asked if key not in run.survey.restored),
-    ]
+    notes = [*(f"missing: {words}" for words in run.missing), *run.notes]
     return Analysis(run, aie, table, summary, [*files, *figures], figures, notes)
 
 
 def _remove_stale(folder: Path, figures: Sequence[Path]) -> None:
-    """Remove figures of what is no longer drawn: they would contradict the tables."""
+    """Remove figures of what is no longer drawn: they would contradict the tables.
+
+    Other files in the folder are the user's.
+    """
     for kind in ("png", "pdf"):
         for path in folder.glob(f"*.{kind}"):
-            if path not in figures and path.stem.partition("-")[0] in STEMS:
+            if path not in figures and NAMES.fullmatch(path.stem):
                 path.unlink(missing_ok=True)  # another analysis may do the same
 
 

@@ -68,8 +68,7 @@ def average_run(
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.
         averaging: rows and pooling.
-        asked: mediators that must be complete if they are stored at all; others that are not
-            complete are left out with a note.
+        asked: mediators that must be complete; others that are not are left out with a note.
         limit: only the first `limit` facts of the dataset.
         partial: take what is there of an unfinished run.
         parquet: where every score goes on its way through.
@@ -112,6 +111,20 @@ def _mediators(
 ) -> tuple[list[str], list[str], list[str]]:
     """Keys to average, what they lack, and notes on those left out."""
     keys, missing, notes = [], [], []
+    # Others may be stored that another command asked for.
+    for key in (key for key in dict.fromkeys(asked) if key not in found.restored):
+        lacks = found.lacks(key)
+        if lacks and not partial:
+            stored = ", ".join(found.restored)
+            raise KtraceError(
+                f"{found.folders.run} is not complete: {key}: {lacks}: {_FINISH}"
+                + (
+                    f", name what is stored ({stored}) with mediator and mediator.window"
+                    * bool(stored)
+                )
+                + f", or set {_PARTIAL}"
+            )
+        missing += [f"{key}: {lacks}"] if lacks else []
     for key, have in found.restored.items():
         lacks = found.lacks(key)
         if have and (partial or not lacks):

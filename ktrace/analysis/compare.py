@@ -70,7 +70,7 @@ def compare(
         KtraceError: fewer than two runs, or one that is not complete.
     """
     folders = _run_folders(patterns)
-    # One run in memory with all its positions at a time.
+    # Every run stays in memory: its facts at all positions, without the axis of noise samples.
     runs = [average_run(run, averaging, limit=limit, partial=partial) for run in folders]
     labels = _labels(runs)
     notes = [
@@ -83,11 +83,15 @@ def compare(
         holders = [(label, run) for label, run in zip(labels, runs, strict=True) if key in run.keys]
         (baseline, first), others = holders[0], holders[1:]
         for label, run in others:
-            pairs = _shared_facts(first, run)
+            mine, theirs = _effects(first, key), _effects(run, key)
+            # An unfinished mediator lacks facts that its run has traced.
+            held = set(mine.indices), set(theirs.indices)
+            shared = _shared_facts(first, run)
+            pairs = [(a, b) for a, b in shared if a in held[0] and b in held[1]]
             if not pairs:
                 notes.append(f"{key}: {label} shares no traced fact with {baseline}")
                 continue
-            one = _differences(_effects(first, key), _effects(run, key), pairs, metric, averaging)
+            one = _differences(mine, theirs, pairs, metric, averaging)
             differences.append(one.assign(run=label, baseline=baseline, mediator=key))
     columns = ["run", "baseline", "mediator", "metric", "role", "depth"]
     columns += ["difference", "ci_low", "ci_high", "n_facts"]
@@ -200,11 +204,13 @@ def _differences(
     metric: str,
     averaging: Averaging,
 ) -> pd.DataFrame:
-    """Paired by fact: `role, metric, depth, difference, ci_low, ci_high, n_facts`."""
+    """Paired by fact: `role, metric, depth, difference, ci_low, ci_high, n_facts`.
+
+    `pairs` are facts that both hold, at least one.
+    """
     mine = {index: row for row, index in enumerate(first.indices)}
     theirs = {index: row for row, index in enumerate(other.indices)}
-    both = [(mine[a], theirs[b]) for a, b in pairs if a in mine and b in theirs]
-    left, right = np.array(both, dtype=np.intp).reshape(-1, 2).T
+    left, right = np.array([(mine[a], theirs[b]) for a, b in pairs], dtype=np.intp).T
     depths = depth_grid(first.n_layers, other.n_layers)
     frames = []
     for row, role in enumerate(rows(averaging.scheme)):

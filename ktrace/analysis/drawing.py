@@ -48,14 +48,13 @@ def metric_name(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def panels(count: int, height: float, *, title: str, share: bool = True) -> tuple[Figure, Any]:
-    """A figure with some panels, three abreast at most.
+def panels(count: int, height: float, *, title: str) -> tuple[Figure, Any]:
+    """A figure with some panels on the same y axis, three abreast at most.
 
     Args:
         count: of panels; a single one takes a column's width, several a page's.
         height: of a panel, in inches.
         title: above them all.
-        share: whether panels have the same axes.
 
     Returns:
         The figure and the panels' axes, an array of `(count,)`.
@@ -71,7 +70,7 @@ def panels(count: int, height: float, *, title: str, share: bool = True) -> tupl
     figure = Figure(
         figsize=(width, height * n_rows + 0.16 * len(lines) + 0.1), layout="constrained"
     )
-    grid = figure.subplots(n_rows, abreast, squeeze=False, sharey=share).ravel()
+    grid = figure.subplots(n_rows, abreast, squeeze=False, sharey=True).ravel()
     for empty in grid[count:]:
         empty.remove()
     figure.suptitle("\n".join(lines), fontsize=SMALL, parse_math=False)

@@ -173,11 +173,25 @@ def fact_table(found: Survey, effects: Sequence[MediatorEffects], metric: str) -
 def _fact_peak(
     key: str, effects: npt.NDArray[np.float32], span: Sequence[int], metric: str
 ) -> Mapping[str, Any]:
+    layer, position = subject_peak(effects, span, metric)
+    return {
+        f"{key}_peak_layer": layer,
+        f"{key}_peak_position": position,
+        f"{key}_peak": float(effects[layer, position]),
+    }
+
+
+def subject_peak(
+    effects: npt.NDArray[np.float32], span: Sequence[int], metric: str
+) -> tuple[int, int]:
+    """Layer and position of a fact's strongest effect at a position of its subject.
+
+    Args:
+        effects: `(n_layers, n_positions)`; NaN throughout gives the subject's first cell.
+        span: first position of the subject, and one past its last.
+        metric: which.
+    """
     start, stop = (int(bound) for bound in span)
     inside = effects[:, start:stop]
     layer, offset = np.unravel_index(peak_of(inside, metric), inside.shape)
-    return {
-        f"{key}_peak_layer": int(layer),
-        f"{key}_peak_position": start + int(offset),
-        f"{key}_peak": float(inside[layer, offset]),
-    }
+    return int(layer), start + int(offset)

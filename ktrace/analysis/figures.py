@@ -1,19 +1,21 @@
 """Which figures a run gets, and what stands above them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ktrace.analysis.averages import RunAverages
 from ktrace.analysis.curves import peak_histogram, role_lines, severed_bars
-from ktrace.analysis.drawing import mediator_title, metric_name, save
+from ktrace.analysis.drawing import TITLES, mediator_title, metric_name, save
 from ktrace.analysis.estimate import peak_layers
 from ktrace.analysis.heatmaps import aie_heatmaps, fact_heatmap
 from ktrace.analysis.roles import rows
 from ktrace.errors import KtraceError
 from ktrace.store import METRICS
 
-# Every figure's name starts with one of these; older ones are removed (ktrace/analysis/analyze.py).
-STEMS = ("aie", "lines", "severed", "peaks", "fact")
+_KEY = rf"({'|'.join(TITLES)})(-w\d+)?"
+# Every figure's name without its suffix; older ones are removed (ktrace/analysis/analyze.py).
+NAMES = re.compile(rf"aie|lines|severed|peaks|aie-{_KEY}|fact--?\d+-{_KEY}")
 _PEAK_ROLES = ("last subject", "last")
 
 

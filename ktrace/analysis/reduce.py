@@ -22,11 +22,9 @@ class FactGrid:
 
     Attributes:
         mean: over noise samples, `(n_metrics, n_layers, n_positions)`, in the order of `METRICS`.
-        sd: between noise samples, likewise; NaN for a single sample.
     """
 
     mean: npt.NDArray[np.float32]
-    sd: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -129,14 +127,11 @@ class _Sums:
         # (n_metrics, n_samples, n_layers, n_rows) to (n_metrics, n_samples, n_rows, n_layers)
         by_row = np.swapaxes(effects @ members, -1, -2)
         counts = members.sum(axis=0)
-        n_samples = effects.shape[1]
         mean = effects.mean(axis=1)
-        with np.errstate(invalid="ignore"):
-            sd = effects.std(axis=1, ddof=1) if n_samples > 1 else np.full(mean.shape, np.nan)
         self.indices.append(index)
         self.totals.append(by_row.mean(axis=1))
         self.counts.append(counts)
-        self.grids.append(FactGrid(mean.astype(np.float32), sd.astype(np.float32)))
+        self.grids.append(FactGrid(mean.astype(np.float32)))
         divisor, weight = pooling(counts, self.averaging.pool)
         self.samples = self.samples + by_row.swapaxes(0, 1) / divisor[:, None]
         self.weights += weight

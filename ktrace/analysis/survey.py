@@ -1,7 +1,7 @@
 """What the stores of a run hold, what they lack, and whether they belong together.
 
 Everything about facts that does not grow with layers is read here, once; restorations are streamed
-by `ktrace/analysis/effects.py`.
+by `batches`.
 """
 
 import json

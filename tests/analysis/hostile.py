@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from stores import write_run
 
@@ -36,7 +37,8 @@ def write_hostile_run(root: Path) -> RunFolders:
     folders = RunFolders(root / "outputs" / MODEL / "made'\"up" / plain.run.name)
     for record in plain.clean.read(*CLEAN):
         n_tokens = len(record["tokens"])
-        changed = TEXTS | {"tokens": [*TOKENS, *TOKENS][:n_tokens]}
+        changed: dict[str, Any] = TEXTS | {"tokens": [*TOKENS, *TOKENS][:n_tokens]}
+        changed["offsets"] = [(0, len(TEXTS["prompt"]))] * n_tokens
         if record["left_out"]:
             changed["left_out"] = LEFT_OUT
         with folders.clean.writer(plain.clean.fingerprint() or {}) as writer:

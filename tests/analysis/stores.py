@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ N_SAMPLES, N_LAYERS, WIDTH = 2, 3, 5
 
 CLEAN_PRINT: dict[str, Any] = {
     "model": {"identity": "made up", "dtype": "float32", "quantization": None, "modules": None},
-    "dataset": {"sha256": "made up", "n_facts": 4, "answer": "first_token"},
+    "dataset": {"sha256": "made up", "n_facts": 6, "answer": "first_token"},
 }
 NOISE_PRINT: dict[str, Any] = CLEAN_PRINT | {
     "noise": {
@@ -30,7 +31,7 @@ NOISE_PRINT: dict[str, Any] = CLEAN_PRINT | {
 
 @dataclass(frozen=True)
 class MadeUp:
-    """One fact: its tokens and roles say how long it is; no roles means that it is no candidate."""
+    """One fact: its tokens and roles say how long it is."""
 
     tokens: tuple[str, ...]
     roles: tuple[str, ...]
@@ -49,6 +50,10 @@ FACTS = (
         ("Zü", "rich", " liegt", " in", " 東", " der", " ¿"),
         ("first subject", "last subject", "first subsequent", *["further"] * 3, "last"),
     ),
+    # Two prompts that end with their subject: its last token has the role `last`. The first says
+    # the subject before, behind a letter that a JavaScript string counts twice.
+    MadeUp(("<s>", "𝄞", " Ada", " or", " Ada"), ("", "", "", "", "last")),
+    MadeUp(("<s>", "From", " New", " York"), ("", "", "first subject", "last")),
 )
 
 MEASURED_ON = {"dataset": "made-up", "facts": 5, "tokens": 12}
@@ -62,7 +67,20 @@ def known_id(index: int) -> int:
 def span(index: int) -> tuple[int, int]:
     """Positions of the subject, as its roles say."""
     roles = FACTS[index].roles
-    return next(i for i, role in enumerate(roles) if role), roles.index("last subject") + 1
+    start = next(i for i, role in enumerate(roles) if role)
+    return start, roles.index("last subject") + 1 if "last subject" in roles else len(roles)
+
+
+def subject(index: int) -> str:
+    """Its tokens, without the space before it."""
+    start, stop = span(index)
+    return "".join(FACTS[index].tokens[start:stop]).strip()
+
+
+def offsets(index: int) -> list[tuple[int, int]]:
+    """Characters of each token."""
+    bounds = [0, *accumulate(len(token) for token in FACTS[index].tokens)]
+    return list(pairwise(bounds))
 
 
 def p_clean(index: int) -> float:
@@ -108,14 +126,14 @@ def write_clean(
             "index": index if as_index is None else as_index,
             "known_id": known_id(index),
             "prompt": "".join(fact.tokens),
-            "subject": "?",
+            "subject": subject(index),
             "attribute": "!",
             "relation_id": "",
             "left_out": "" if fact.is_candidate else "another answer is predicted",
             "is_candidate": fact.is_candidate,
             "input_ids": list(range(len(fact.tokens))),
             "tokens": list(fact.tokens),
-            "offsets": [(i, i + 1) for i in range(len(fact.tokens))],
+            "offsets": offsets(index),
             "roles": list(fact.roles),
             "span": span(index),
             "answer_ids": [3],
@@ -173,7 +191,7 @@ CANDIDATES = tuple(index for index, fact in enumerate(FACTS) if fact.is_candidat
 def write_run(root: Path, keys: Sequence[str] = ("hidden", "mlp-w3")) -> RunFolders:
     """A complete run, written out of order as shards would."""
     folders = RunFolders(root / "outputs" / "toy" / "made-up" / "gaussian-x3-n2-seed1")
-    write_clean(folders, (3, 0, 2, 1))
+    write_clean(folders, (3, 0, 5, 2, 1, 4))
     write_corrupted(folders, CANDIDATES[::-1])
     for key in keys:
         write_restored(folders, key, CANDIDATES[1:])

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from stores import (
     CANDIDATES,
     CLEAN_PRINT,
+    FACTS,
     NOISE_PRINT,
     ROLES,
     known_id,
@@ -86,7 +88,8 @@ def derived_again(
                 for (sample, layer, position), value in np.ndenumerate(restored):
                     stored = roles[index][position]
                     named = [groups[stored]] if stored in groups else []
-                    if both and spans[index].tolist() == [position, position + 1]:
+                    only = spans[index].tolist() == [position, position + 1]
+                    if both and only and stored == "last subject":
                         named.append("first subject")
                     effect = float(value) - float(corrupted[index][sample])
                     for role in named:
@@ -156,8 +159,8 @@ def test_the_summary_has_the_keys_of_the_contract(folders: RunFolders, analysis:
     assert wanted <= summary.keys()
     clean = np.array([p_clean(index) for index in CANDIDATES])
     corrupted = np.array([p_corrupted(index).mean(dtype=float) for index in CANDIDATES])
-    assert summary["n_facts"] == 4
-    assert summary["n_candidates"] == 3
+    assert summary["n_facts"] == 6
+    assert summary["n_candidates"] == 5
     assert summary["left_out"] == {"another answer is predicted": 1}
     assert summary["p_clean"] == pytest.approx(clean.mean(), abs=1e-12)
     assert summary["p_corrupted"] == pytest.approx(corrupted.mean(), abs=1e-12)
@@ -219,7 +222,7 @@ def test_an_incomplete_mediator_is_left_out_with_a_note(
     folders = write_run(tmp_path, keys=["hidden"])
     write_restored(folders, "attn-w3", CANDIDATES[:2])
     analysis = analyze(folders.run)
-    assert analysis.notes == ["attn-w3 is left out: 2 of 3 candidates are restored"]
+    assert analysis.notes == ["attn-w3 is left out: 2 of 5 candidates are restored"]
     assert list(analysis.summary["peaks"]) == ["hidden"]
     assert set(analysis.aie["mediator"]) == {"hidden"}
     assert not (folders.analysis / "aie-attn-w3.png").exists()
@@ -236,15 +239,43 @@ def test_a_mediator_that_was_asked_for_must_be_complete(tmp_path: Path) -> None:
     write_restored(folders, "attn-w3", CANDIDATES[:2])
     refused(
         folders,
-        r"not complete: attn-w3: 2 of 3 candidates are restored: .*analysis\.partial=true",
+        r"not complete: attn-w3: 2 of 5 candidates are restored: .*analysis\.partial=true",
         asked=["attn-w3"],
     )
     # What another run left behind is no reason to refuse.
     assert analyze(folders.run, asked=["hidden"]).notes == [
-        "attn-w3 is left out: 2 of 3 candidates are restored"
+        "attn-w3 is left out: 2 of 5 candidates are restored"
     ]
-    # Nor is a mediator that was never traced.
-    assert analyze(folders.run, asked=["mlp-w3"]).notes[-1] == "mlp-w3 is not stored"
+
+
+def test_a_mediator_that_was_asked_for_and_never_stored_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = write_run(tmp_path)
+    for asked in (["attn-w3"], ["hidden", "attn-w3"]):
+        refused(
+            folders,
+            r"not complete: attn-w3: 0 of 5 candidates are restored: finish the run .*"
+            r"what is stored \(hidden, mlp-w3\) .*analysis\.partial=true",
+            asked=asked,
+        )
+    titles: list[str] = []
+
+    def keep(figure: Figure, stem: Path) -> list[Path]:
+        titles.append(figure.get_suptitle().replace("\n", " "))
+        return []
+
+    monkeypatch.setattr("ktrace.analysis.figures.save", keep)
+    for asked in (["attn-w3"], ["hidden", "attn-w3"]):
+        analysis = analyze(folders.run, asked=asked, partial=True)
+        assert analysis.summary["missing"] == ["attn-w3: 0 of 5 candidates are restored"]
+        assert analysis.notes == ["missing: attn-w3: 0 of 5 candidates are restored"]
+        assert set(analysis.aie["mediator"]) == set(KEYS)
+    assert titles
+    assert all("(unfinished)" in title for title in titles)
+    # Mediators of separate commands lie side by side: each asks for its own.
+    for asked in (["hidden"], ["mlp-w3"], KEYS, []):
+        assert analyze(folders.run, asked=asked).summary["missing"] == []
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -253,12 +284,12 @@ def test_partial_takes_what_is_there_and_says_what_is_missing(tmp_path: Path) ->
     write_clean(folders, [0, 2, 3])
     write_corrupted(folders, [0])
     write_restored(folders, "hidden", [0])
-    refused(folders, r"holds 3 of 4 facts.*analysis\.partial=true")
+    refused(folders, r"holds 3 of 6 facts.*analysis\.partial=true")
     analysis = analyze(folders.run, partial=True)
     assert analysis.aie["n_facts"].max() == 1
     assert analysis.notes == [f"missing: {words}" for words in analysis.summary["missing"]]
     [clean, corrupted] = analysis.summary["missing"]
-    assert clean.endswith("clean holds 3 of 4 facts")
+    assert clean.endswith("clean holds 3 of 6 facts")
     assert corrupted.endswith("corrupted holds 1 of 2 candidates")
     write_corrupted(folders, [3])
     write_restored(folders, "mlp-w3", [0, 3])
@@ -282,7 +313,7 @@ def test_a_limit_below_the_stored_facts(tmp_path: Path) -> None:
     one = analyze(folders.run, limit=1)
     assert one.summary["ate_ci"] == [None, None]
     assert "NaN" not in (folders.analysis / "summary.json").read_text()
-    assert analyze(folders.run, limit=99).summary["n_facts"] == 4
+    assert analyze(folders.run, limit=99).summary["n_facts"] == 6
 
 
 def refused(folders: RunFolders, message: str, **options: Any) -> None:
@@ -297,16 +328,16 @@ def test_incomplete_stores_are_refused(tmp_path: Path) -> None:
     folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
     refused(folders, "holds no clean runs: run stage=all first")
     write_clean(folders, [0, 2, 3])
-    refused(folders, r"clean holds 3 of 4 facts: finish the run .*dataset\.limit")
+    refused(folders, r"clean holds 3 of 6 facts: finish the run .*dataset\.limit")
     refused(folders, "1 of 2 facts", limit=2)
-    write_clean(folders, [1])
+    write_clean(folders, [1, 4, 5])
     write_corrupted(folders, [0, 1])
-    refused(folders, "corrupted holds 2 of 3 candidates: finish the run")
-    write_corrupted(folders, [3])
+    refused(folders, "corrupted holds 2 of 5 candidates: finish the run")
+    write_corrupted(folders, [3, 4, 5])
     refused(folders, "holds no complete mediator: finish the run")
     write_restored(folders, "hidden", [0])
-    refused(folders, r"holds no complete mediator \(hidden is left out: 1 of 3 candidates")
-    write_restored(folders, "hidden", [1, 3])
+    refused(folders, r"holds no complete mediator \(hidden is left out: 1 of 5 candidates")
+    write_restored(folders, "hidden", [1, 3, 4, 5])
     assert list(analyze(folders.run).summary["peaks"]) == ["hidden"]
 
 
@@ -330,8 +361,7 @@ def test_effects_that_are_all_nothing_can_be_drawn(tmp_path: Path) -> None:
         index: np.ones((2, 3, 8), np.float32) * p_corrupted(index)[:, None, None]
         for index in CANDIDATES
     }
-    lengths = {0: 8, 1: 3, 3: 7}
-    cut = {index: values[..., : lengths[index]] for index, values in scores.items()}
+    cut = {i: values[..., : len(FACTS[i].tokens)] for i, values in scores.items()}
     write_restored(folders, "hidden", CANDIDATES, scores=cut)
     analysis = analyze(folders.run)
     assert (analysis.aie["aie"] == 0).all()
@@ -357,7 +387,7 @@ assert not heavy, heavy
     assert result.returncode == 0, result.stderr
     folder = tmp_path / folders.run.relative_to(folders.run.parents[3]) / "analysis"
     assert (folder / "aie.csv").is_file()
-    assert "3 of 4 facts are candidates" in result.stdout
+    assert "5 of 6 facts are candidates" in result.stdout
 
 
 def test_side_by_side_stands_what_was_asked_for(
@@ -371,7 +401,7 @@ def test_side_by_side_stands_what_was_asked_for(
 
     monkeypatch.setattr(analyze_module, "draw_figures", record)
     for asked in (["mlp-w3"], [], ["attn-w3"]):
-        found = analyze(folders.run, asked=asked)
+        found = analyze(folders.run, asked=asked, partial=True)
         assert set(found.aie["mediator"]) == set(KEYS), "the table holds all"
     assert calls == [["mlp-w3"], KEYS, KEYS]
 
@@ -379,8 +409,18 @@ def test_side_by_side_stands_what_was_asked_for(
 def test_figures_of_earlier_settings_are_removed_and_no_other_file(tmp_path: Path) -> None:
     folders = write_run(tmp_path, keys=["hidden"])
     folders.analysis.mkdir(parents=True)
-    old = [folders.analysis / name for name in ("aie-attn-w3.png", "fact-1-hidden.pdf")]
-    kept = [folders.analysis / name for name in ("report.html", "mine.png", "aie-notes.txt")]
+    old = [
+        folders.analysis / name
+        for name in (
+            "aie-attn-w3.png",
+            "fact-1-hidden.pdf",
+            "severed.png",
+            "aie-hidden_mlp_severed.pdf",
+        )
+    ]
+    own = ("mine.png", "aie-notes.txt", "fact-sheet.png", "aie-mine.pdf", "lines-2.png")
+    own += ("aie-mlp-w3-old.png", "fact-hidden.png", "peaks-hidden.pdf", "fact-1.png")
+    kept = [folders.analysis / name for name in ("report.html", *own)]
     for path in (*old, *kept):
         path.touch()
     analysis = analyze(folders.run)
@@ -421,7 +461,7 @@ def test_chosen_facts_get_heatmaps_of_their_own(tmp_path: Path) -> None:
     analysis = analyze(folders.run, asked=["hidden"], facts=[number])
     drawn = {path.name for path in analysis.figures if path.name.startswith("fact-")}
     assert drawn == {f"fact-{number}-hidden.png", f"fact-{number}-hidden.pdf"}
-    with pytest.raises(KtraceError, match=r"analysis\.facts: known_id=1014 is not among the 3"):
+    with pytest.raises(KtraceError, match=r"analysis\.facts: known_id=1014 is not among the 5"):
         analyze(folders.run, facts=[known_id(2)])
 
 

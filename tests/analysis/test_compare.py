@@ -75,6 +75,25 @@ def test_only_shared_facts_are_paired(outputs: Path) -> None:
     assert found.differences["n_facts"].max() == 2
 
 
+@pytest.mark.parametrize(("held", "shared"), [((0, 1), [0]), ((0, 3), [0, 3]), ((1, 4), [])])
+def test_unfinished_runs_are_paired_on_the_facts_that_both_hold(
+    tmp_path: Path, held: tuple[int, ...], shared: list[int]
+) -> None:
+    names = ("first", "second")
+    for name, indices in zip(names, ((0, 3), held), strict=True):
+        folders = RunFolders(tmp_path / "outputs" / name / "made-up" / "noise")
+        write_clean(folders)
+        write_corrupted(folders, CANDIDATES)
+        write_restored(folders, "hidden", indices)
+    found = compare([f"{tmp_path}/outputs/*/*/*"], tmp_path / "comparison", partial=True)
+    assert found.runs["n_shared"].tolist() == [5, 5], "all are traced in both"
+    note = "hidden: second shares no traced fact with first"
+    last = found.differences[found.differences["role"] == "last"]
+    assert set(last["n_facts"]) == ({len(shared)} if shared else set())
+    assert (note in found.notes) == (not shared)
+    assert (tmp_path / "comparison" / "difference-hidden.png").exists() == bool(shared)
+
+
 def test_tables_and_figures_are_written(outputs: Path) -> None:
     folder = outputs / "comparison"
     folder.mkdir()

@@ -159,12 +159,12 @@ def test_stores_of_different_settings_are_never_mixed(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_refused_unless_partial_is_asked(tmp_path: Path) -> None:
     folders = write_run(tmp_path, keys=["hidden"])
     write_restored(folders, "mlp-w3", CANDIDATES[:1])
-    lacking = r"is not complete \(mlp-w3: 1 of 3 candidates are restored\): .*partial=True"
+    lacking = r"is not complete \(mlp-w3: 1 of 5 candidates are restored\): .*partial=True"
     with pytest.raises(KtraceError, match=lacking):
         load_effects(folders.run)
     effects = load_effects(folders.run, partial=True)
     facts = effects.groupby("mediator", observed=True)["known_id"].nunique()
-    assert dict(facts) == {"hidden": 3, "mlp-w3": 1}
+    assert dict(facts) == {"hidden": 5, "mlp-w3": 1}
     # Of the first fact, nothing is missing.
     assert set(load_effects(folders.run, limit=1)["mediator"]) == {"hidden", "mlp-w3"}
 
@@ -206,7 +206,7 @@ def test_a_candidate_that_is_not_yet_corrupted_is_missing(tmp_path: Path) -> Non
     write_clean(folders)
     write_corrupted(folders, CANDIDATES[:1])
     write_restored(folders, "hidden", CANDIDATES[:1])
-    with pytest.raises(KtraceError, match=r"corrupted holds 1 of 3 candidates"):
+    with pytest.raises(KtraceError, match=r"corrupted holds 1 of 5 candidates"):
         load_effects(folders.run)
     assert set(load_effects(folders.run, partial=True)["known_id"]) == {known_id(0)}
 

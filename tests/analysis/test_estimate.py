@@ -1,11 +1,11 @@
-"""Estimators on a store of three facts whose numbers are worked out by hand."""
+"""Estimators on the first three candidates of a store, whose numbers are worked out by hand."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from stores import CANDIDATES, FACTS, known_id, p_clean, p_corrupted, write_restored, write_run
+from stores import FACTS, known_id, p_clean, p_corrupted, write_restored, write_run
 
 from ktrace.analysis.averages import RunAverages, average_run
 from ktrace.analysis.estimate import average_peaks, fact_table, peak_layers, total_effect
@@ -18,6 +18,7 @@ EFFECTS = {
     1: [0, 0.25, 0.5],
     3: [0.25, 0.5, 0, 0.125, 0.25, 0.375, 0],
 }
+CANDIDATES = tuple(EFFECTS)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> RunFolders:
 
 
 def averages(folders: RunFolders, **options: str) -> RunAverages:
-    return average_run(folders.run, Averaging(**options))
+    return average_run(folders.run, Averaging(**options), limit=max(EFFECTS) + 1)
 
 
 def layer(table: pd.DataFrame, column: str, number: int = 0) -> dict[str, float]:
@@ -133,14 +134,11 @@ def test_the_table_of_facts(folders: RunFolders) -> None:
         assert row["te"] == p_clean(index) - p_corrupted(index).mean()
 
 
-def test_grids_hold_mean_and_spread_of_every_cell(folders: RunFolders) -> None:
+def test_grids_hold_the_mean_of_every_cell(folders: RunFolders) -> None:
     [hidden] = averages(folders).effects
     for index, row in EFFECTS.items():
         for number in range(len(METRICS)):  # they differ by a constant, which the effect cancels
             np.testing.assert_array_equal(hidden.grids[index].mean[number, 0], row)
-    sd = hidden.grids[0].sd[0, 0]
-    assert sd[4] == pytest.approx(np.sqrt(0.125), abs=1e-7)  # 1 and 0.5
-    assert not np.delete(sd, 4).any()
 
 
 def test_total_effect() -> None:

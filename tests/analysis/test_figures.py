@@ -33,7 +33,7 @@ def test_titles_state_facts_noise_sigma_samples_and_window(drawn: dict[str, Figu
     for name, figure in drawn.items():
         title = figure.get_suptitle().replace("\n", " ")
         assert "noise gaussian-x3-n2-seed1, σ = 0.25 (5 facts, 12 tokens), 2 samples" in title, name
-        assert "n = 3 facts" in title or name.startswith("fact-"), name
+        assert "n = 5 facts" in title or name.startswith("fact-"), name
     panels = [axis.get_title() for axis in drawn["aie"].axes]
     assert panels[:3] == ["hidden states", "hidden, MLP severed", "MLP outputs, window 3"]
     assert mediator_title("attn-w10") == "attention outputs, window 10"

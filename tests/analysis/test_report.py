@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,9 +15,12 @@ import numpy.typing as npt
 import pytest
 import yaml
 from hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
-from stores import CANDIDATES, FACTS, N_LAYERS, known_id, p_corrupted, p_restored, write_run
+from stores import CANDIDATES, FACTS, N_LAYERS, known_id, p_corrupted, p_restored, span, write_run
 
+from ktrace.analysis.averages import average_run
+from ktrace.analysis.estimate import fact_table
 from ktrace.analysis.report import cells as cells_module
+from ktrace.analysis.report import page as page_module
 from ktrace.analysis.report import write_report
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
@@ -27,14 +31,17 @@ from ktrace.analysis.report.cells import (
     t_quantile,
     units,
 )
-from ktrace.store import METRICS, RunFolders
+from ktrace.analysis.roles import Averaging
+from ktrace.store import CLEAN, METRICS, RunFolders
 
 KEYS = ("hidden", "mlp-w3")
 SUMMARY: dict[str, Any] = {
-    "n_facts": 4,
-    "n_candidates": 3,
-    "n_traced": 3,
+    "n_facts": 6,
+    "n_candidates": 5,
+    "n_traced": 5,
+    "n_samples": 2,
     "left_out": {"another answer is predicted": 1},
+    "missing": [],
     "metric": "probability",
     "metrics": {"probability": {"clean": 0.6, "corrupted": 0.2, "ate": 0.4, "ate_ci": [0.3, 0.5]}},
     "peaks": {"hidden": {"last subject": {"layer": 2, "aie": 0.25}}},
@@ -178,6 +185,32 @@ def test_a_page_gives_up_decimals_then_metrics_then_facts() -> None:
     assert any(one["logit"] > min(one.values()) for one in mixed)
 
 
+def test_the_file_stays_under_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = write_run(tmp_path / "plain", KEYS)
+    folders = RunFolders(tmp_path / "outputs" / "toy" / "made-up" / plain.run.name)
+    for record in plain.clean.read(*CLEAN):
+        # Texts of more than half a megabyte, most of it escaped.
+        longer = {"prompt": record["prompt"] + 20_000 * "<é"}
+        with folders.clean.writer(plain.clean.fingerprint() or {}) as writer:
+            writer.add(record | longer)
+    shutil.copytree(plain.run, folders.run)
+    whole = written(folders)
+
+    def n_cell_characters(text: str) -> int:
+        scripts = Page(text).scripts
+        return sum(len(script) for name, script in scripts.items() if name.startswith("cells-"))
+
+    monkeypatch.setattr(page_module, "_LEAST_CELL_BYTES", 0)
+    for share in (0.8, 0.5):
+        most = len(whole.encode()) - int((1 - share) * n_cell_characters(whole))
+        monkeypatch.setattr(page_module, "_MOST_BYTES", most)
+        tight = written(folders)
+        assert len(tight.encode()) <= most
+        assert 0 < n_cell_characters(tight) < n_cell_characters(whole), "it uses the room"
+    monkeypatch.setattr(page_module, "_LEAST_CELL_BYTES", 1_000_000)
+    assert written(folders) == whole, "texts leave room for cells"
+
+
 def test_what_is_left_off_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells_module, "_affordable", lambda *_: {"probability": 2, "logit": 1})
     data = Page(written(write_run(tmp_path, KEYS))).data
@@ -190,14 +223,43 @@ def test_the_table_of_facts_holds_every_examined_fact(page: Page) -> None:
     assert [fact["id"] for fact in facts] == [known_id(index) for index in (*CANDIDATES, 2)]
     assert facts[-1]["left_out"] == "another answer is predicted"
     scores = page.data["scores"]["probability"]
-    assert scores["clean"] == [5000, 5625, 6875]
+    assert scores["clean"] == [5000, 5625, 6875, 7500, 8125]
     assert scores["corrupted"] == units([p_corrupted(i).mean() for i in CANDIDATES], 4).tolist()
     for place, index in enumerate(CANDIDATES):
         effects = p_restored(index, "mlp-w3").mean(axis=0) - p_corrupted(index).mean()
-        at_subject = effects[:, FACTS[index].roles.index("last subject")]
-        value, layer = scores["peaks"][place][2:]
-        assert layer == at_subject.argmax()
+        start, stop = span(index)
+        at_subject = effects[:, start:stop]
+        value, layer, position = scores["peaks"][place][3:]
+        assert effects[layer, position] == at_subject.max()
+        assert start <= position < stop
         assert value == pytest.approx(at_subject.max() * 10**4, abs=0.51)
+
+
+@pytest.mark.parametrize("metric", ["probability", "kl"])
+def test_peaks_are_those_of_the_table_beside_it(tmp_path: Path, metric: str) -> None:
+    folders = write_run(tmp_path, KEYS)
+    run = average_run(folders.run, Averaging())
+    table = fact_table(run.survey, run.effects, metric)
+    summary = SUMMARY | {"metric": metric, "metrics": {metric: SUMMARY["metrics"]["probability"]}}
+    data = Page(written(folders, **summary)).data
+    decimals = next(one["decimals"] for one in data["metrics"] if one["name"] == metric)
+    peaks = np.array(data["scores"][metric]["peaks"]).reshape(-1, len(KEYS), 3)
+    for number, key in enumerate(KEYS):
+        assert peaks[:, number, 0].tolist() == units(table[f"{key}_peak"], decimals).tolist()
+        assert peaks[:, number, 1].tolist() == table[f"{key}_peak_layer"].tolist()
+        assert peaks[:, number, 2].tolist() == table[f"{key}_peak_position"].tolist()
+
+
+def test_the_subject_is_marked_where_its_tokens_stand(page: Page) -> None:
+    facts = {fact["id"]: fact for fact in page.data["facts"]}
+    for index in range(len(FACTS)):
+        fact = facts[known_id(index)]
+        start, stop = fact["marked"]
+        assert fact["prompt"][start:stop] == fact["subject"]
+        assert fact.get("span", list(span(index))) == list(span(index))
+    # It stands there twice, and the second is meant.
+    assert facts[known_id(4)]["prompt"] == "<s>𝄞 Ada or Ada"
+    assert facts[known_id(4)]["marked"] == [12, 15]
 
 
 def test_a_limit_leaves_later_facts_out(tmp_path: Path) -> None:
@@ -259,6 +321,27 @@ def test_figures_and_settings_are_on_the_page(tmp_path: Path) -> None:
     assert "<dt>noise.std</dt><dd>null</dd>" in text
     for claim in ("0.400", "0.300 to 0.500", "another answer is predicted", "Hase et al. 2023"):
         assert claim in text
+
+
+def test_an_unfinished_run_says_so(page: Page, tmp_path: Path) -> None:
+    folders = write_run(tmp_path, KEYS)
+    missing = ["clean holds <3> of 6 facts", "attn-w3: 0 of 5 candidates are restored"]
+    text = written(folders, missing=missing)
+    assert "<strong>This run is unfinished.</strong>" in text
+    assert "<li>clean holds &lt;3&gt; of 6 facts</li><li>attn-w3: 0 of 5" in text
+    notes = [a for _, a in Page(text).elements if a.get("role") == "note"]
+    assert len(notes) == 1
+    assert not [a for _, a in page.elements if a.get("role") == "note"], "a finished run"
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- list\n", "word", "a: [", "\xff: 1", None])
+def test_a_run_yaml_without_settings_is_no_reason_to_fail(
+    tmp_path: Path, content: str | None
+) -> None:
+    folders = write_run(tmp_path, KEYS)
+    if content is not None:
+        folders.run_yaml.write_bytes(content.encode("latin-1"))
+    assert "There is no run.yaml with settings beside these stores." in written(folders)
 
 
 def test_the_same_stores_give_the_same_file(tmp_path: Path) -> None:

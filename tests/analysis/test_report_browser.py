@@ -159,6 +159,36 @@ def test_hovering_a_cell_names_it_and_its_value(report: Chrome, cells: pd.DataFr
     assert shown == pytest.approx([value["effect"], low, high], abs=1.1e-4)
 
 
+@pytest.mark.parametrize(
+    ("known_id", "subject", "before", "tokens"),
+    [(1028, "Ada", "<s>𝄞 Ada or ", ["Ada*"]), (1035, "New York", "<s>From ", ["New*", "York*"])],
+)
+def test_a_prompt_may_end_with_its_subject(
+    report: Chrome,
+    folders: RunFolders,
+    known_id: int,
+    subject: str,
+    before: str,
+    tokens: list[str],
+) -> None:
+    choose_fact(report, known_id)
+    wait_for(report, known_id, "hidden", "probability", "effect")
+    assert find(report, "#prompt mark").text == subject
+    parts = "return [...document.getElementById('prompt').childNodes].map((one) => one.textContent)"
+    assert report.execute_script(parts) == [before, subject, ""]
+    ticks = texts(report, "#heatmap .ytick text")
+    assert [tick for tick in ticks if tick.endswith("*")] == tokens
+    # The frame around the subject, then the one around the cell.
+    shapes = report.execute_script("return document.getElementById('heatmap').layout.shapes")
+    n_tokens = len(ticks)
+    assert (shapes[0]["y0"], shapes[0]["y1"]) == (n_tokens - len(tokens) - 0.5, n_tokens - 0.5)
+    # It starts from the peak that the table beside the report has.
+    table = pd.read_csv(folders.analysis / "facts.csv").set_index("known_id").loc[known_id]
+    layer, position = table["hidden_peak_layer"], table["hidden_peak_position"]
+    token = tokens[position - n_tokens].rstrip("*")
+    assert f"layer {layer}, position {position}, token “{token}”" in find(report, "#cell").text
+
+
 def test_the_console_and_the_requests_are_seen_at_all(browser: Chrome, tmp_path: Path) -> None:
     page = tmp_path / "loud.html"
     page.write_text("<img src='http://127.0.0.1:9/x.png'><script>throw new Error('loud')</script>")
@@ -223,6 +253,16 @@ def wait_for_label(browser: Chrome, start: str) -> None:
     )
 
 
+def test_an_unfinished_run_is_seen_to_be_one(browser: Chrome, tmp_path: Path) -> None:
+    folders = write_run(tmp_path, KEYS)
+    analyze(folders.run, asked=["attn-w3"], partial=True)
+    for _ in opened(browser, folders):
+        note = find(browser, ".unfinished")
+        assert note.is_displayed()
+        assert "This run is unfinished." in note.text
+        assert "attn-w3: 0 of 5 candidates are restored" in note.text
+
+
 def active(browser: Chrome) -> WebElement:
     return browser.switch_to.active_element
 
@@ -251,18 +291,18 @@ def test_the_keyboard_reaches_and_moves_everything(report: Chrome) -> None:
     assert active(report).get_attribute("aria-selected") == "true"
     assert active(report).find_element(By.TAG_NAME, "td").text == "1007"
     press(report, Keys.END)
-    wait_for(report, 1021, "hidden", "probability", "effect")
+    wait_for(report, 1035, "hidden", "probability", "effect")
 
 
 def test_facts_are_searched_and_sorted(report: Chrome) -> None:
     def ids() -> list[str]:
         return texts(report, "#table tbody td:first-child")
 
-    assert ids() == ["1000", "1007", "1021"]
+    assert ids() == ["1000", "1007", "1021", "1028", "1035"]
     find(report, "#table th[data-column=clean] button").click()
-    assert ids() == ["1021", "1007", "1000"]  # p_clean rises with the fact
+    assert ids() == ["1035", "1028", "1021", "1007", "1000"]  # p_clean rises with the fact
     find(report, "#table th[data-column=clean] button").click()
-    assert ids() == ["1000", "1007", "1021"]
+    assert ids() == ["1000", "1007", "1021", "1028", "1035"]
     head = find(report, "#table th[data-column=clean]")
     assert head.get_attribute("aria-sort") == "ascending"
     find(report, "#search").send_keys("PARIS")

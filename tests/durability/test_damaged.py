@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import pytest
 from durability.runs import RUN, Runs, contents, facts_in_parts, parts, stores_of
 
@@ -74,13 +75,33 @@ def test_damaged_parts_are_computed_again_by_the_same_command(
         shutil.rmtree(output)
 
 
+def cut_short(content: bytes, values: int) -> bytes:
+    return content[:-1]
+
+
+def one_bit(content: bytes, values: int) -> bytes:
+    return content[:values] + bytes([content[values] ^ 1]) + content[values + 1 :]
+
+
+@pytest.mark.parametrize("damaged", [cut_short, one_bit])
+@pytest.mark.parametrize(
+    ("store", "field"),
+    [("../clean", "tokens"), ("corrupted", "logit"), ("restored/hidden", "logit")],
+)
 def test_the_analysis_refuses_damage_and_touches_nothing(
-    runs: Runs, whole: Path, tmp_path: Path
+    runs: Runs,
+    whole: Path,
+    tmp_path: Path,
+    store: str,
+    field: str,
+    damaged: Callable[[bytes, int], bytes],
 ) -> None:
     output = tmp_path / "out"
     shutil.copytree(whole, output)
-    path = min((output / RUN / "restored" / "hidden").iterdir())
-    path.write_bytes(path.read_bytes()[:-1])
+    path = min((output / RUN / store).resolve().glob("part-*.h5"))
+    with h5py.File(path) as file:
+        values = file[field]["values"].id.get_offset()
+    path.write_bytes(damaged(path.read_bytes(), values))
     before = parts(output)
     ended = runs.run(f"output_dir={output}", "stage=analyze")
     assert ended.code == 1

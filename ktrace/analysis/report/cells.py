@@ -2,7 +2,7 @@
 
 A cell is a (mediator, layer, position) of a fact. Of its noise samples the page keeps the mean and
 the interval, as whole numbers of a decimal unit: what the page shows is what `effects.parquet`
-gives, rounded once. `report.js` is the other half of `_encode`.
+gives, rounded once. `cells.js` is the other half of `_encode`.
 """
 
 import base64
@@ -22,9 +22,12 @@ CHUNK_FACTS = 32
 
 # Digits after the point, the finest first. Probabilities lie in [0, 1] and the other metrics mostly
 # in ±20, so those need one digit less to say as much.
-_DECIMALS = {name: (4, 3, 2) if name == "probability" else (3, 2, 1) for name in METRICS}
+DECIMALS = {name: (4, 3, 2) if name == "probability" else (3, 2, 1) for name in METRICS}
 # Chunks that are encoded to learn how large all of them will be.
 _SAMPLED_CHUNKS = 4
+
+# Characters around a chunk on the page, at most.
+_CHUNK_FRAME = 100
 
 # Stands where there is no number: a mediator that was not restored, or a score beyond all bounds.
 MISSING = -(2**31)
@@ -153,7 +156,7 @@ def pack_cells(
     for start in range(0, len(cells), CHUNK_FACTS):
         facts = range(start, min(start + CHUNK_FACTS, len(cells)))
         blocks = {name: _chunk(cells, corrupted, facts, name, decimals[name]) for name in decimals}
-        left -= sum(map(len, blocks.values()))
+        left -= sum(len(block) + _CHUNK_FRAME for block in blocks.values())
         if left < 0:
             break
         for name, block in blocks.items():
@@ -168,21 +171,22 @@ def _affordable(
     step = max(1, len(cells) // (_SAMPLED_CHUNKS * CHUNK_FACTS))
     sampled = range(0, len(cells), step)
     share = len(sampled) / len(cells)
+    frames = _CHUNK_FRAME * -(-len(cells) // CHUNK_FACTS)
 
     @cache
     def size(name: str, decimals: int) -> float:
-        return len(_chunk(cells, corrupted, sampled, name, decimals)) / share
+        return len(_chunk(cells, corrupted, sampled, name, decimals)) / share + frames
 
-    chosen = {name: _DECIMALS[name][0] for name in METRICS}
+    chosen = {name: DECIMALS[name][0] for name in METRICS}
     # Chunks deflate a little worse than the sample does in one piece.
     while sum(size(*item) for item in chosen.items()) > 0.97 * budget:
-        coarser = [name for name in chosen if chosen[name] > _DECIMALS[name][-1]]
+        coarser = [name for name in chosen if chosen[name] > DECIMALS[name][-1]]
         if coarser:
             # One digit of every metric goes before the second of any, and `metric` comes last.
             name = max(
                 coarser,
                 key=lambda name: (
-                    chosen[name] - _DECIMALS[name][-1],
+                    chosen[name] - DECIMALS[name][-1],
                     name != metric,
                     size(name, chosen[name]),
                 ),

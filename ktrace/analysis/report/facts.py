@@ -1,6 +1,6 @@
 """What the report says about each fact: its row in the table, and how its cells are labelled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ktrace.analysis.drawing import mediator_title
+from ktrace.analysis.estimate import subject_peak
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
+    DECIMALS,
     MISSING,
     PackedCells,
     pack_cells,
@@ -28,17 +30,17 @@ _CLEAN_FIELDS = (
     "left_out",
     "is_candidate",
     "tokens",
+    "offsets",
     "roles",
+    "span",
 )
-
-_LAST_SUBJECT = "last subject"
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """What `report.js` shows.
+    """What the page's scripts show.
 
     Attributes:
         page: labels, precision, and the facts; plain lists and numbers, ready for JSON.
@@ -50,7 +52,11 @@ class ReportData:
 
 
 def report_data(
-    folders: RunFolders, keys: Sequence[str], limit: int | None, metric: str, budget: int
+    folders: RunFolders,
+    keys: Sequence[str],
+    limit: int | None,
+    metric: str,
+    budget: Callable[[dict[str, Any]], int],
 ) -> ReportData:
     """Read the stores of a run, reduced to what the page holds.
 
@@ -59,7 +65,7 @@ def report_data(
         keys: mediators, in the order in which they are offered.
         limit: only facts among the first `limit` of the dataset.
         metric: the one that is shown first.
-        budget: characters that the cells may take.
+        budget: characters that the cells may take beside a page.
 
     Raises:
         KtraceError: the stores hold no traced fact, or a damaged part.
@@ -95,35 +101,37 @@ def report_data(
         {name: float(score[name].mean(dtype=np.float64)) for name in METRICS} for score in scores
     ]
     by_fact = [cells[record["index"]] for record in traced]
-    packed = pack_cells(by_fact, means, metric, budget)
-    shown = [name for name in METRICS if name in packed.decimals]
     roles = sorted({role for record in traced for role in record["roles"]})
-    page = {
-        "metrics": [
-            {
-                "name": name,
-                "decimals": packed.decimals[name],
-                "n_facts": min(packed.n_facts(name), len(traced)),
-            }
-            for name in shown
-        ],
-        "left_off": [name for name in METRICS if name not in shown],
-        "metric": metric,
-        "mediators": [{"key": key, "title": mediator_title(key)} for key in keys],
-        "roles": roles,
-        "n_layers": by_fact[0].shape[-2],
-        "n_samples": len(scores[0][METRICS[0]]),
-        "n_traced": len(traced),
-        "chunk_facts": CHUNK_FACTS,
-        "missing": MISSING,
-        "facts": [_fact(record, roles) for record in traced]
-        + [_left_out(record, corrupted.get(record["index"], {})) for record in others],
-        "scores": {
-            name: _scores(name, packed.decimals[name], traced, scores, means, by_fact)
-            for name in shown
-        },
-    }
-    return ReportData(page, packed)
+    facts = [_fact(record, roles) for record in traced]
+    facts += [_left_out(record, corrupted.get(record["index"], {})) for record in others]
+
+    def page(decimals: Mapping[str, int], n_facts: Callable[[str], int]) -> dict[str, Any]:
+        return {
+            "metrics": [
+                {"name": name, "decimals": digits, "n_facts": min(n_facts(name), len(traced))}
+                for name, digits in decimals.items()
+            ],
+            "left_off": [name for name in METRICS if name not in decimals],
+            "metric": metric,
+            "mediators": [{"key": key, "title": mediator_title(key)} for key in keys],
+            "roles": roles,
+            "n_layers": by_fact[0].shape[-2],
+            "n_samples": len(scores[0][METRICS[0]]),
+            "n_traced": len(traced),
+            "chunk_facts": CHUNK_FACTS,
+            "missing": MISSING,
+            "facts": facts,
+            "scores": {
+                name: _scores(name, digits, traced, scores, means, by_fact)
+                for name, digits in decimals.items()
+            },
+        }
+
+    # With every metric and every digit: the page that is written is no longer than this one.
+    longest = page({name: DECIMALS[name][0] for name in METRICS}, lambda name: len(traced))
+    packed = pack_cells(by_fact, means, metric, budget(longest))
+    chosen = {name: packed.decimals[name] for name in METRICS if name in packed.decimals}
+    return ReportData(page(chosen, packed.n_facts), packed)
 
 
 def _traced(record: Mapping[str, Any], corrupted: Mapping[int, Mapping[str, Any]]) -> bool:
@@ -135,6 +143,7 @@ def _fact(record: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
     return _row(record) | {
         "tokens": record["tokens"],
         "roles": [roles.index(role) for role in record["roles"]],
+        "span": [int(bound) for bound in record["span"]],
     }
 
 
@@ -147,7 +156,19 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": record["known_id"],
         **{name: record[name] for name in ("prompt", "subject", "attribute", "predicted")},
+        "marked": _marked(record),
     }
+
+
+def _marked(record: Mapping[str, Any]) -> list[int]:
+    """First character of the subject in the prompt, and one past its last.
+
+    The subject's tokens say which occurrence is meant; they may hold letters around it, too.
+    """
+    start, stop = (int(bound) for bound in record["span"])
+    first, last = int(record["offsets"][start][0]), int(record["offsets"][stop - 1][1])
+    exact = record["prompt"].find(record["subject"], first, last)
+    return [first, last] if exact < 0 else [exact, exact + len(record["subject"])]
 
 
 def _scores(
@@ -160,24 +181,19 @@ def _scores(
 ) -> dict[str, Any]:
     """Columns of the table of facts, in whole numbers of the metric's decimal unit.
 
-    `peaks` has for each fact and mediator the largest mean effect at the last subject token over
-    layers, and its layer. At other positions the largest is often trivial: the last layer's hidden
-    state at the last position restores everything.
+    `peaks` has three numbers for each fact and mediator, as `facts.csv` has: the strongest mean
+    effect at a position of the subject, its layer and its position.
     """
     clean = np.array([score[f"clean_{metric}"] for score in scores], dtype=np.float64)
     corrupted = np.array([mean[metric] for mean in means])
     row = METRICS.index(metric)
-    # Restoring brings the run back to the clean one: a divergence from it falls.
-    sign = -1 if metric == "kl" else 1
     peaks: list[list[int]] = []
     for record, fact in zip(traced, cells, strict=True):
-        position = record["roles"].index(_LAST_SUBJECT)
-        effects = np.nan_to_num(
-            sign * fact[row, :, 0, :, position], nan=-np.inf
-        )  # (mediator, layer)
-        layers = effects.argmax(axis=1)
-        values = sign * effects[np.arange(len(layers)), layers]
-        peaks.append(np.stack([units(values, decimals), layers], axis=1).ravel().tolist())
+        of_fact: list[int] = []
+        for effects in fact[row, :, 0]:  # of each mediator, (layer, position)
+            layer, position = subject_peak(effects, record["span"], metric)
+            of_fact += [int(units([effects[layer, position]], decimals)[0]), layer, position]
+        peaks.append(of_fact)
     return {
         "clean": units(clean, decimals).tolist(),
         "corrupted": units(corrupted, decimals).tolist(),

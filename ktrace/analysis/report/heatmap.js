@@ -30,7 +30,8 @@ const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").
 const visible = (token) => token.replaceAll("\n", "↵").replaceAll("\t", "⇥").trim() || "␣".repeat(Math.max(1, token.length));
 const shortened = (text, most) => ([...text].length > most ? [...text].slice(0, most - 1).join("") + "…" : text);
 
-const isSubject = (fact, position) => page.roles[page.facts[fact].roles[position]].includes("subject");
+// Not by role: where the prompt ends with the subject, the role of its last token is `last`.
+const isSubject = (fact, position) => page.facts[fact].span[0] <= position && position < page.facts[fact].span[1];
 const cellAt = (layer, position) =>
   (state.mediator * page.n_layers + layer) * page.facts[state.fact].tokens.length + position;
 
@@ -63,9 +64,8 @@ function scaleOf(values) {
 }
 
 function subjectFrame(fact, colour) {
-  const positions = page.facts[fact].roles.map((_, position) => position).filter((position) => isSubject(fact, position));
-  if (!positions.length) return [];
-  return [frame(-0.5, page.n_layers - 0.5, positions[0] - 0.5, positions.at(-1) + 0.5, colour, 1.5)];
+  const [start, stop] = page.facts[fact].span;
+  return [frame(-0.5, page.n_layers - 0.5, start - 0.5, stop - 0.5, colour, 1.5)];
 }
 
 const frame = (x0, x1, y0, y1, color, width) => ({ type: "rect", x0, x1, y0, y1, line: { color, width }, fillcolor: "rgba(0,0,0,0)" });
@@ -156,12 +156,11 @@ async function drawHeatmap() {
 function drawFact() {
   const fact = page.facts[state.fact];
   const metric = chosenMetric();
-  const at = fact.subject ? fact.prompt.indexOf(fact.subject) : -1;
-  byId("prompt").replaceChildren(
-    ...(at < 0
-      ? [fact.prompt]
-      : [fact.prompt.slice(0, at), element("mark", fact.subject), fact.prompt.slice(at + fact.subject.length)]),
-  );
+  // Offsets count characters, where a string counts some of them twice.
+  const letters = [...fact.prompt];
+  const part = (start, stop) => letters.slice(start, stop).join("");
+  const [start, stop] = fact.marked;
+  byId("prompt").replaceChildren(part(0, start), element("mark", part(start, stop)), part(stop));
   const scores = page.scores[metric.name];
   const traced = isTraced(state.fact);
   const held = traced && state.fact < metric.n_facts;

@@ -1,6 +1,6 @@
 """`report.html`: everything that the report shows, put into one file.
 
-Text from data reaches the page escaped, or as JSON that `report.js` shows as text. The page's
+Text from data reaches the page escaped, or as JSON that the scripts show as text. The page's
 policy lets two scripts run, by digest, and nothing be fetched.
 """
 
@@ -27,9 +27,8 @@ from ktrace.store.files import write_text
 
 # A page of 25 MB still opens in a few seconds and passes most mail servers and issue trackers.
 _MOST_BYTES = 25_000_000
-# For the frame of the page; and room for cells that figures may not take.
-_FRAME_BYTES = 400_000
-_LEAST_DATA_BYTES = 8_000_000
+# Room for cells that figures and texts may not take.
+_LEAST_CELL_BYTES = 8_000_000
 
 _SCRIPTS = ("cells.js", "table.js", "heatmap.js", "main.js")
 
@@ -52,36 +51,39 @@ def write_report(
         figures: files of the analysis; the PNG among them are shown.
 
     Returns:
-        The file, at most 25 MB unless figures are larger: rather than growing, the page gives its
-        numbers with fewer decimals, and says so.
+        The file, at most 25 MB unless figures and texts leave less than 8 MB: rather than growing,
+        the page gives its numbers with fewer decimals, and says so.
 
     Raises:
         KtraceError: the stores hold no traced fact or a damaged part, or the file cannot be
             written.
     """
-    pictures = "\n".join(_figures([path for path in figures if path.suffix == ".png"]))
     library = get_plotlyjs()
-    packed_library = _deflated(library)
-    room = _MOST_BYTES - len(packed_library) - len(pictures) - _FRAME_BYTES
-    metric = summary["metric"]
-    data = report_data(folders, keys, limit, metric, max(room, _LEAST_DATA_BYTES))
     script = '"use strict";\n' + "\n".join(_asset(name) for name in _SCRIPTS)
     model, dataset = html.escape(summary["model"]), html.escape(summary["dataset"])
-    text = Template(_asset("template.html")).substitute(
-        policy=_policy(script, library),
-        title=f"{model} on {dataset}: causal tracing",
-        style=_asset("report.css"),
-        heading=f"{model} <span>on {dataset}</span>",
-        lead=html.escape(_lead(summary, data.page["n_samples"])),
-        cards="\n".join(_cards(summary, data.page["n_samples"])),
-        left_out=_left_out(summary["left_out"]),
-        peaks=_peaks(summary["peaks"]),
-        figures=pictures,
-        settings="\n".join(_settings(folders.run_yaml, summary)),
-        data=_json(data.page),
-        cells="\n".join(_cells(data.cells)),
-        plotly=packed_library,
-        script=script,
+    template = _asset("template.html")
+    parts = {
+        "policy": _policy(script, library),
+        "title": f"{model} on {dataset}: causal tracing",
+        "style": _asset("report.css"),
+        "heading": f"{model} <span>on {dataset}</span>",
+        "lead": html.escape(_lead(summary, summary["n_samples"])),
+        "unfinished": _unfinished(summary["missing"]),
+        "cards": "\n".join(_cards(summary, summary["n_samples"])),
+        "left_out": _left_out(summary["left_out"]),
+        "peaks": _peaks(summary["peaks"]),
+        "figures": "\n".join(_figures([path for path in figures if path.suffix == ".png"])),
+        "settings": "\n".join(_settings(folders.run_yaml, summary)),
+        "plotly": _deflated(library),
+        "script": script,
+    }
+    room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
+    metric = summary["metric"]
+    data = report_data(
+        folders, keys, limit, metric, lambda page: max(room - len(_json(page)), _LEAST_CELL_BYTES)
+    )
+    text = Template(template).substitute(
+        parts, data=_json(data.page), cells="\n".join(_cells(data.cells))
     )
     path = folders.analysis / "report.html"
     write_text(path, text)
@@ -117,6 +119,7 @@ def _deflated(text: str) -> str:
 def _cells(cells: PackedCells) -> Iterator[str]:
     for metric, chunks in cells.chunks.items():
         for number, chunk in enumerate(chunks):
+            # What stands around a chunk is counted in cells.py.
             name = f"cells-{metric}-{number}"
             yield f'<script type="application/octet-stream" id="{name}">{chunk}</script>'
 
@@ -161,6 +164,16 @@ def _cards(summary: Mapping[str, Any], n_samples: int) -> Iterator[str]:
             f"<div><dt>{html.escape(title)}</dt>"
             f"<dd>{html.escape(value)} <small>{html.escape(note)}</small></dd></div>"
         )
+
+
+def _unfinished(missing: Sequence[str]) -> str:
+    if not missing:
+        return ""
+    listed = "".join(f"<li>{html.escape(words)}</li>" for words in missing)
+    return (
+        '<div class="unfinished" role="note"><p><strong>This run is unfinished.</strong> '
+        f"The numbers below are of what is there. Missing:</p><ul>{listed}</ul></div>"
+    )
 
 
 def _left_out(reasons: Mapping[str, int]) -> str:
@@ -219,8 +232,8 @@ def _caption(stem: str) -> str:
 
 def _settings(run_yaml: Path, summary: Mapping[str, Any]) -> Iterator[str]:
     """One block for each section of `run.yaml`, then `summary.json` as it is."""
-    if run_yaml.exists():
-        content = yaml.safe_load(run_yaml.read_text("utf-8"))
+    content = _mapping(run_yaml)
+    if content:
         for number, (section, values) in enumerate(content.items()):
             rows = "\n".join(
                 f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
@@ -231,9 +244,18 @@ def _settings(run_yaml: Path, summary: Mapping[str, Any]) -> Iterator[str]:
                 f"</summary><dl>{rows}</dl></details>"
             )
     else:
-        yield "<p>There is no run.yaml beside these stores.</p>"
+        yield "<p>There is no run.yaml with settings beside these stores.</p>"
     text = json.dumps(summary, indent=2, ensure_ascii=False)
     yield f"<details><summary>summary.json</summary><pre>{html.escape(text)}</pre></details>"
+
+
+def _mapping(path: Path) -> dict[Any, Any]:
+    """What a YAML file holds; nothing where it holds no mapping, such as after a full disk."""
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

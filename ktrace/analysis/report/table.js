@@ -17,15 +17,16 @@ const chosenMetric = () => page.metrics[state.metric];
 const isTraced = (fact) => fact < page.n_traced;
 
 const score = (name) => (fact) => page.scores[chosenMetric().name][name][fact];
-const peak = (fact) => page.scores[chosenMetric().name].peaks[fact]?.[2 * state.mediator];
-const peakLayer = (fact) =>
-  (peak(fact) ?? page.missing) === page.missing ? undefined : page.scores[chosenMetric().name].peaks[fact][2 * state.mediator + 1];
+// Of a fact's peak: 0 is the effect, 1 the layer, 2 the position.
+const ofPeak = (fact, part) => page.scores[chosenMetric().name].peaks[fact]?.[3 * state.mediator + part];
+const peak = (fact) => ofPeak(fact, 0);
+const peakLayer = (fact) => ((peak(fact) ?? page.missing) === page.missing ? undefined : ofPeak(fact, 1));
 
-// The cell that a newly chosen fact starts from: its peak at the last subject token.
+// The cell that a newly chosen fact starts from: its peak.
 function pointAtPeak() {
   if (!isTraced(state.fact)) return;
   state.layer = peakLayer(state.fact) ?? 0;
-  state.position = page.facts[state.fact].roles.indexOf(page.roles.indexOf("last subject"));
+  state.position = ofPeak(state.fact, 2);
 }
 
 const columns = [
@@ -101,7 +102,7 @@ function drawTable() {
   byId("next").disabled = last >= rows.length;
   byId("columns").textContent =
     `clean, corrupted: ${words(chosenMetric().name)} of the answer in these runs; TE: clean − corrupted. ` +
-    `peak IE, layer: the largest indirect effect of ${page.mediators[state.mediator].title} at the last subject token.`;
+    `peak IE, layer: the strongest indirect effect of ${page.mediators[state.mediator].title} at a token of the subject.`;
 }
 
 function refreshTable() {
