@@ -181,6 +181,8 @@ def _summary(n_facts: int) -> dict[str, Any]:
         "metric": METRICS[0],
         "metrics": {METRICS[0]: scores},
         "peaks": {},
+        "n_samples": 10,
+        "missing": [],
         "model": "made-up",
         "dataset": "facts",
         "noise": "gaussian-x3-n10-seed1",

@@ -180,13 +180,13 @@ def test_one_shard_of_two_is_refused_unless_partial_is_asked(tmp_path: Path) -> 
     write_clean(folders, (0, 2), provenance=says_limit(None))
     write_corrupted(folders, (0,))
     write_restored(folders, "hidden", (0,))
-    with pytest.raises(KtraceError, match=r"clean holds 2 of 4 facts\): .*partial=True"):
+    with pytest.raises(KtraceError, match=r"clean holds 2 of 6 facts\): .*partial=True"):
         load_effects(folders.run)
     assert set(load_effects(folders.run, partial=True)["known_id"]) == {known_id(0)}
     assert set(load_effects(folders.run, limit=1)["known_id"]) == {known_id(0)}
-    write_clean(folders, (1, 3), provenance=says_limit(None))
-    write_corrupted(folders, (1, 3))
-    write_restored(folders, "hidden", (1, 3))
+    write_clean(folders, (1, 3, 4, 5), provenance=says_limit(None))
+    write_corrupted(folders, (1, 3, 4, 5))
+    write_restored(folders, "hidden", (1, 3, 4, 5))
     assert set(load_effects(folders.run)["known_id"]) == {known_id(i) for i in CANDIDATES}
 
 
@@ -197,7 +197,7 @@ def test_a_run_of_some_facts_is_whole_when_it_has_them(tmp_path: Path) -> None:
     write_restored(folders, "hidden", (0, 1))
     assert set(load_effects(folders.run)["known_id"]) == {known_id(0), known_id(1)}
     write_clean(folders, (2,), provenance=says_limit(9))  # and was raised, and stopped
-    with pytest.raises(KtraceError, match=r"clean holds 3 of 4 facts"):
+    with pytest.raises(KtraceError, match=r"clean holds 3 of 6 facts"):
         load_effects(folders.run)
 
 
@@ -250,7 +250,7 @@ def test_activations_are_read_from_one_part_alone(
 
     monkeypatch.setattr(store_module, "read_part", counted)
     load_activations(folders.run, known_id(CANDIDATES[-1]), "attn", 0)
-    assert len(folders.clean.parts()) == 4
+    assert len(folders.clean.parts()) == 6
     assert [names for names in read if names != ["known_id"]] == [["attn"]]
 
 

@@ -69,7 +69,7 @@ def write_report(
         "heading": f"{model} <span>on {dataset}</span>",
         "lead": html.escape(_lead(summary, summary["n_samples"])),
         "unfinished": _unfinished(summary["missing"]),
-        "cards": "\n".join(_cards(summary, summary["n_samples"])),
+        "cards": "\n".join(_cards(summary)),
         "left_out": _left_out(summary["left_out"]),
         "peaks": _peaks(summary["peaks"]),
         "figures": "\n".join(_figures([path for path in figures if path.suffix == ".png"])),
@@ -145,14 +145,15 @@ def _lead(summary: Mapping[str, Any], n_samples: int) -> str:
     )
 
 
-def _cards(summary: Mapping[str, Any], n_samples: int) -> Iterator[str]:
+def _cards(summary: Mapping[str, Any]) -> Iterator[str]:
     metric = summary["metric"]
     scores = summary["metrics"][metric]
     low, high = scores["ate_ci"]
+    samples = f"mean over facts and {summary['n_samples']} samples"
     cards = (
         ("Facts traced", f"{summary['n_traced']:,}", f"of {summary['n_facts']:,}"),
         ("Clean run", _number(scores["clean"]), f"mean {_words(metric)}"),
-        ("Corrupted run", _number(scores["corrupted"]), f"mean over facts and {n_samples} samples"),
+        ("Corrupted run", _number(scores["corrupted"]), samples),
         (
             "Average total effect",
             _number(scores["ate"]),
