@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from benchmarks.arithmetic import Shape, ceiling, gpt2_shape, loop_operations, operations
 from benchmarks.peers import PEERS, CellRunner, Probabilities
@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> str:
     """Run the benchmark, print and optionally write the report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--n-facts", type=int, default=20, help="at most 20")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="GPT-2's, which TransformerLens else asks the hub for"
+    )
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--cells", type=int, default=3, help="timed cells a fact and contestant")
     parser.add_argument("--layers", type=int, default=12)
@@ -78,7 +81,8 @@ def _models(options: argparse.Namespace) -> tuple[LanguageModel, LanguageModel]:
     )
     torch.manual_seed(0)
     public = AutoModelForCausalLM.from_config(config)
-    return _as_loaded(config, public), language_model(public)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer) if options.tokenizer else None
+    return _as_loaded(config, public), language_model(public, tokenizer)
 
 
 def _as_loaded(config: GPT2Config, public: Any = None) -> LanguageModel:
@@ -143,7 +147,7 @@ def _measure(
             runners[name] = make(replace(own, model=deepcopy(own.model)), noise)
             runners[name](cases[0], 0, cases[0].span.start)  # warm up
         except Exception as error:  # a peer that fails is reported, not hidden
-            measured.missing[name] = f"{type(error).__name__}: {error}"
+            measured.missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             runners.pop(name, None)
     engine = make_engine("suffix", lm, noise)
     list(engine.restored([cases[0]], [HIDDEN]))
