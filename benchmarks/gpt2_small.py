@@ -147,7 +147,8 @@ def _measure(
             runners[name] = make(replace(own, model=deepcopy(own.model)), noise)
             runners[name](cases[0], 0, cases[0].span.start)  # warm up
         except Exception as error:  # a peer that fails is reported, not hidden
-            measured.missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            lines = str(error).splitlines() or ["without a word"]
+            measured.missing[name] = f"{type(error).__name__}: {lines[0]}"
             runners.pop(name, None)
     engine = make_engine("suffix", lm, noise)
     list(engine.restored([cases[0]], [HIDDEN]))
