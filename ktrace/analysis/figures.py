@@ -45,9 +45,10 @@ def draw_figures(
     for key in run.keys:
         one = aie_heatmaps(aie, keys=[key], roles=roles, title=title, metric=metric)
         files += save(one, folder / f"aie-{key}")
-    both = {"keys": list(shown), "title": title, "metric": metric}
-    files += save(aie_heatmaps(aie, roles=roles, **both), folder / "aie")  # type: ignore[arg-type]
-    files += save(role_lines(aie, roles=roles, **both), folder / "lines")  # type: ignore[arg-type]
+    together = aie_heatmaps(aie, keys=shown, roles=roles, title=title, metric=metric)
+    files += save(together, folder / "aie")
+    lines = role_lines(aie, keys=shown, roles=roles, title=title, metric=metric)
+    files += save(lines, folder / "lines")
     files += _severed(run, folder, shown, metric, title)
     files += _peaks(run, folder, shown, metric)
     for index in chosen:
