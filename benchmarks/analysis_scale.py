@@ -64,8 +64,8 @@ def write_store(run: Path, *, facts: int, layers: int, samples: int, seed: int =
             writer.add(
                 {
                     **{"index": index, "known_id": index, "left_out": "", "sigma": 0.05},
-                    **{"noise_level": 0.15, "foil_ids": [1], "foil": ""},
-                    **{f"clean_{metric}": 0.9 for metric in METRICS},
+                    **{"noise_level": 0.15, "foil_ids": [[1]] * samples, "foil": [""] * samples},
+                    **{f"clean_{metric}": [0.9] * samples for metric in METRICS},
                     **{metric: generator.random(samples) / 10 for metric in METRICS},
                 }
             )

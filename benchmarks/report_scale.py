@@ -48,10 +48,10 @@ def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
                 "left_out": "",
                 "sigma": 0.1,
                 "noise_level": 0.3,
-                "foil_ids": [1],
-                "foil": " Paris",
+                "foil_ids": [[1]] * SAMPLES,
+                "foil": [" Paris"] * SAMPLES,
             }
-            record |= {f"clean_{name}": float(value) for name, value in clean.items()}
+            record |= {f"clean_{name}": [float(value)] * SAMPLES for name, value in clean.items()}
             writer.add(record | _metrics(corrupted_logits[index], np.random.default_rng(index)))
     for key in MEDIATORS:
         with folders.restored(key).writer(fingerprint) as writer:

@@ -56,7 +56,7 @@ class Trace:
         subject: the part of it that was corrupted.
         answer: what is scored, as text: one token unless whole answers were asked for.
         answer_ids: its token ids.
-        foil: what `logit_difference` compares with, as text.
+        foils: what `logit_difference` compares with, as text, one for each sample.
         tokens: the prompt's tokens as text, `(n_positions,)`.
         input_ids: their ids.
         span: positions of the subject, half-open.
@@ -66,7 +66,8 @@ class Trace:
         sigma: standard deviation of the embeddings of the subjects that the noise was measured on.
         sigma_facts: how many facts these subjects are of.
         noise_level: what draws were multiplied with; NaN for kinds without a level.
-        clean: scores of the clean run, a number for each metric.
+        clean: scores of the clean run, `(n_samples,)`: what each sample is compared with. All
+            alike, but for `logit_difference` where each sample has its own foil.
         corrupted: scores of the corrupted run, `(n_samples,)`.
         restored: scores of the corrupted-with-restoration run,
             `(n_samples, n_layers, n_positions)`.
@@ -77,7 +78,7 @@ class Trace:
     subject: str
     answer: str
     answer_ids: tuple[int, ...]
-    foil: str
+    foils: tuple[str, ...]
     tokens: tuple[str, ...]
     input_ids: tuple[int, ...]
     span: Span
@@ -87,14 +88,14 @@ class Trace:
     sigma: float
     sigma_facts: int
     noise_level: float
-    clean: Mapping[str, float]
+    clean: Scores
     corrupted: Scores
     restored: Scores
 
     @property
     def p_clean(self) -> float:
         """Probability of the answer in the clean run."""
-        return self.clean["probability"]
+        return float(self.clean["probability"][0])
 
     @property
     def p_corrupted(self) -> npt.NDArray[np.float64]:
@@ -215,7 +216,7 @@ def trace(
         engine: `suffix` or `reference`.
         noise_facts: a file of facts to measure the noise on, in place of the embedded ones.
         **noise: keys `noise.*` of the config: `kind` (`gaussian` by default), `multiple` or `std`,
-            `samples`, `seed`, `replace`, `degrees`.
+            `samples`, `seed`, `replace`, `degrees`, `foil`.
 
     Returns:
         Scores, tokens and roles.
@@ -285,7 +286,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         subject=fact.subject,
         answer=decoded(lm, encoded.answer_ids),
         answer_ids=encoded.answer_ids,
-        foil=decoded(lm, baseline.foil_ids),
+        foils=tuple(decoded(lm, ids) for ids in baseline.foil_ids),
         tokens=encoded.prompt.tokens,
         input_ids=ids,
         span=encoded.span,

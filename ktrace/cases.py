@@ -153,6 +153,7 @@ def measured_noise(
         samples=noise.samples,
         seed=noise.seed,
         degrees=noise.degrees,
+        foil=noise.foil.value,
     )
     subjects = [
         _subject(lm, fact, own.prompt, own.span, own.answer_ids)

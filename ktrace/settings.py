@@ -9,6 +9,7 @@ from ktrace.config import (
     Answer,
     DatasetConfig,
     Dtype,
+    Foil,
     ModelConfig,
     NoiseConfig,
     NoiseKind,
@@ -34,7 +35,7 @@ def noise_multiple(noise: NoiseConfig) -> float:
 
 
 def noise_fingerprint(noise: NoiseConfig) -> dict[str, Any]:
-    """What determines a noise's draws: the settings that its kind reads, no others."""
+    """What determines a noise's draws and its foils: the settings that its kind reads, alone."""
     settings: dict[str, Any] = {"kind": noise.kind.value}
     if noise.kind in LEVELLED_NOISE:
         settings["replace"] = noise.replace
@@ -42,6 +43,8 @@ def noise_fingerprint(noise: NoiseConfig) -> dict[str, Any]:
         settings["std"] = noise.std
     if noise.kind is NoiseKind.student_t:
         settings["degrees"] = noise.degrees
+    if noise.kind is NoiseKind.token_replacement:
+        settings["foil"] = noise.foil.value
     if noise.kind in RANDOM_NOISE:
         settings |= {"samples": noise.samples, "seed": noise.seed}
     return settings
@@ -59,6 +62,8 @@ def noise_key(noise: NoiseConfig) -> str:
         parts.append(f"x{settings['multiple']:.12g}")
     if settings.get("std") is not None:
         parts.append(f"std{settings['std']:.12g}")
+    if settings.get("foil") == Foil.corrupted.value:  # not what one stands in for another for
+        parts.append("foil-corrupted")
     if "samples" in settings:
         parts += [f"n{settings['samples']}", f"seed{settings['seed']}"]
     return "-".join(parts)

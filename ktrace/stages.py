@@ -280,10 +280,9 @@ class Stages:
                 if lacking is None:
                     return False
                 if lacking and (reason := measured.unusable.get(group[0].index)):
-                    nothing = {metric: np.empty(0) for metric in METRICS}
-                    unknown = {f"clean_{metric}": np.nan for metric in METRICS}
-                    why = {"left_out": reason, "foil_ids": (), "foil": ""}
-                    writer.add({**self._key(group[0]), **about, **why, **nothing, **unknown})
+                    nothing = dict.fromkeys(_OF_BASELINE, np.empty(0))
+                    why = {"left_out": reason, "foil_ids": np.empty((0, 0), np.int64), "foil": ()}
+                    writer.add({**self._key(group[0]), **about, **why, **nothing})
                     lacking = frozenset()
                 # As a whole even where some of it is stored: other company, other bits.
                 results = engine.baseline(group) if lacking else ()
@@ -295,7 +294,7 @@ class Stages:
                         foil = {
                             "left_out": "",
                             "foil_ids": baseline.foil_ids,
-                            "foil": decoded(lm, baseline.foil_ids),
+                            "foil": [decoded(lm, ids) for ids in baseline.foil_ids],
                         }
                         writer.add(
                             {**self._key(case), **about, **foil, **clean, **baseline.corrupted}
@@ -345,8 +344,9 @@ class Stages:
         return {"index": case.index, "known_id": self.facts.facts[case.index].known_id}
 
 
-# What `_baseline` needs of a corrupted run.
-_BASELINE = ("left_out", "foil_ids", *METRICS, *(f"clean_{metric}" for metric in METRICS))
+# Scores of a corrupted run and of the clean run beside it, and what `_baseline` needs of the store.
+_OF_BASELINE = (*METRICS, *(f"clean_{metric}" for metric in METRICS))
+_BASELINE = ("left_out", "foil_ids", *_OF_BASELINE)
 
 
 def _baseline(record: Mapping[str, Any]) -> "Baseline":
@@ -355,7 +355,7 @@ def _baseline(record: Mapping[str, Any]) -> "Baseline":
     return Baseline(
         clean={metric: record[f"clean_{metric}"] for metric in METRICS},
         corrupted={metric: record[metric] for metric in METRICS},
-        foil_ids=tuple(record["foil_ids"].tolist()),
+        foil_ids=tuple(map(tuple, record["foil_ids"].tolist())),
     )
 
 

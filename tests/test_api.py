@@ -154,6 +154,32 @@ def test_a_replacement_needs_no_relation(model: LanguageModel, facts_file: Path)
     assert (replaced.p_corrupted != replaced.p_clean).all()
 
 
+def test_the_foil_is_the_answer_of_the_subject_that_stands_in(
+    model: LanguageModel, traced: ktrace.Trace, tmp_path: Path
+) -> None:
+    words = [w for w in ("Captain", "Harvest", "plays", "river") if w != traced.answer.strip()]
+    answers = dict(zip(("Cape Lissom", "Cape Tallow", "Cape Ferris"), words, strict=False))
+    facts = tmp_path / "partners.jsonl"
+    with facts.open("w") as stream:
+        for number, (subject, answer) in enumerate(answers.items()):
+            fact = {"known_id": number, "prompt": f"Of {subject}", "subject": subject}
+            print(json.dumps({**fact, "attribute": answer}), file=stream)
+    noise = {"kind": "token_replacement", "noise_facts": str(facts), "samples": 3}
+    replaced = ktrace.trace(model, PROMPT, SUBJECT, **noise)
+    assert {foil.strip() for foil in replaced.foils} == set(answers.values())
+    # Each sample is measured against its own, the clean run too: it comes back as a whole.
+    clean = replaced.clean["logit_difference"]
+    assert len(set(clean)) == 3
+    np.testing.assert_array_equal(replaced.restored["logit_difference"][:, -1, -1], clean)
+    frame = replaced.to_frame().query("metric == 'logit_difference'")
+    assert frame.groupby("sample")["clean"].unique().str[0].tolist() == pytest.approx(clean)
+    # The corrupted run's favourite is another one, and one for all samples.
+    likely = ktrace.trace(model, PROMPT, SUBJECT, **noise, foil="corrupted")
+    assert likely.noise == "token_replacement-foil-corrupted-n3-seed1"
+    assert len(set(likely.foils)) == 1
+    np.testing.assert_array_equal(likely.p_restored, replaced.p_restored)
+
+
 def test_a_partner_has_another_answer_than_the_prediction(
     model: LanguageModel, traced: ktrace.Trace, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ def case_frame(
     mediator: str,
     tokens: Sequence[str],
     roles: Sequence[str | None],
-    clean: Mapping[str, float],
+    clean: Scores,
     corrupted: Scores,
     restored: Scores,
 ) -> pd.DataFrame:
@@ -30,8 +30,8 @@ def case_frame(
         mediator: its key, such as `mlp-w10`.
         tokens: of the prompt, `(n_positions,)`.
         roles: in the scheme `rome`, None before the subject, `(n_positions,)`.
-        clean: a score for each metric.
-        corrupted: `(n_samples,)` for each metric.
+        clean: `(n_samples,)` for each metric.
+        corrupted: likewise.
         restored: `(n_samples, n_layers, n_positions)` for each metric.
     """
     frames = []
@@ -44,7 +44,7 @@ def case_frame(
                     "sample": sample,
                     "layer": layer,
                     "position": position,
-                    "clean": np.float32(clean[metric]),
+                    "clean": clean[metric].astype(np.float32)[sample],
                     "corrupted": corrupted[metric].astype(np.float32)[sample],
                     "restored": restored[metric].astype(np.float32).ravel(),
                 }

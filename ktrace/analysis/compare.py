@@ -263,7 +263,7 @@ def _total(run: RunAverages, indices: npt.NDArray[Any], number: int) -> Array:
     clean, corrupted = total_effects(run.survey)
     where = {index: row for row, index in enumerate(run.survey.traced)}
     chosen = [where[int(index)] for index in indices]
-    found: Array = (clean[:, number] - corrupted[:, number].mean(axis=1))[chosen]
+    found: Array = (clean[:, number] - corrupted[:, number]).mean(axis=1)[chosen]
     return found
 
 

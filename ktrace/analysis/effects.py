@@ -155,9 +155,7 @@ def effect_tables(
     for metric in metrics:
         scores = {
             "metric": constant(metric, METRICS),
-            "clean": np.repeat(
-                np.array([c[f"clean_{metric}"] for c in corrupted], dtype=np.float32), sizes
-            ),
+            "clean": along(0, [c[f"clean_{metric}"] for c in corrupted], np.float32),
             "corrupted": along(0, [c[metric] for c in corrupted], np.float32),
             "restored": np.concatenate([record[metric].ravel() for record in batch]),
         }

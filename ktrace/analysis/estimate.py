@@ -85,16 +85,17 @@ def total_effect(clean: Array, corrupted: Array) -> dict[str, Any]:
     """ATE with its interval, and its spread over noise samples.
 
     Args:
-        clean: the clean score, `(n_facts,)`.
-        corrupted: the corrupted score, `(n_facts, n_samples)`.
+        clean: the clean score that each sample is compared with, `(n_facts, n_samples)`.
+        corrupted: the corrupted score, likewise.
 
     Returns:
         `ate`; `ate_ci`, None where there are fewer than two facts; `ate_sample_sd`, the standard
         deviation between the ATEs of the single samples, None for one sample.
     """
-    effect = clean - corrupted.mean(axis=1)
+    effects = clean - corrupted
+    effect = effects.mean(axis=1)
     low, high = interval(effect[:, None], np.ones(len(effect)))
-    by_sample = clean.mean() - corrupted.mean(axis=0)
+    by_sample = effects.mean(axis=0)
     return {
         "ate": float(effect.mean()),
         "ate_ci": [_number(low[0]), _number(high[0])],
@@ -149,7 +150,7 @@ def fact_table(found: Survey, effects: Sequence[MediatorEffects], metric: str) -
     number = METRICS.index(metric)
     for index in found.traced:
         clean, corrupted = found.clean[index], found.corrupted[index]
-        p_clean = float(corrupted["clean_probability"])
+        p_clean = float(corrupted["clean_probability"].mean(dtype=np.float64))
         p_corrupted = float(corrupted["probability"].mean(dtype=np.float64))
         row: dict[str, Any] = {
             **{name: clean[name] for name in ("known_id", "prompt", "subject", "attribute")},

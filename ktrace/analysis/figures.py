@@ -121,7 +121,7 @@ def _fact(
             continue
         title = (
             f"{run.names['model']}: {mediator_title(one.key)}, fact {fact['known_id']} "
-            f"({fact['attribute'].strip()})\np clean {scores['clean_probability']:.3f}, "
+            f"({fact['attribute'].strip()})\np clean {scores['clean_probability'].mean():.3f}, "
             f"corrupted {scores['probability'].mean():.3f}\n{_noise(run)}"
         )
         figure = fact_heatmap(

@@ -148,7 +148,8 @@ def total_effects(found: Survey) -> tuple[Array, Array]:
     """Clean and corrupted scores of the traced facts.
 
     Returns:
-        `(n_facts, n_metrics)` and `(n_facts, n_metrics, n_samples)`.
+        Both `(n_facts, n_metrics, n_samples)`: for each sample, what it is compared with and what
+        it is.
     """
     records = [found.corrupted[index] for index in found.traced]
     clean = np.array([[r[f"clean_{metric}"] for metric in METRICS] for r in records], np.float64)

@@ -10,6 +10,7 @@ from ktrace.config.schema import (
     LEVELLED_NOISE,
     RANDOM_NOISE,
     DatasetConfig,
+    Foil,
     ModulesConfig,
     NoiseConfig,
     NoiseKind,
@@ -195,6 +196,11 @@ def _check_noise(noise: NoiseConfig) -> None:
         raise KtraceError(
             f"noise.std={noise.std} has no meaning for noise.kind={kind}, whose covariance is "
             "fitted: scale it with noise.multiple"
+        )
+    if noise.foil is Foil.replacement and noise.kind is not NoiseKind.token_replacement:
+        raise KtraceError(
+            f"noise.foil={noise.foil.value} has no meaning for noise.kind={kind}, which puts no "
+            f"other subject in place of the fact's: it is {Foil.corrupted.value}"
         )
     if not 0 < noise.degrees < float("inf"):
         raise KtraceError(f"noise.degrees={noise.degrees} is out of range: above 0, and finite")

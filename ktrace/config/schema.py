@@ -60,6 +60,17 @@ class NoiseKind(Enum):
     token_replacement = "token_replacement"
 
 
+class Foil(Enum):
+    """What `logit_difference` compares the answer with.
+
+    `corrupted` is the token that the corrupted run finds most probable, `replacement` the answer of
+    the subject that stands in (`token_replacement`).
+    """
+
+    corrupted = "corrupted"
+    replacement = "replacement"
+
+
 # Kinds with a level (multiple or std, replace), and kinds with samples and a seed.
 LEVELLED_NOISE = (
     NoiseKind.gaussian,
@@ -164,6 +175,7 @@ class NoiseConfig:
     seed: int = 1
     replace: bool = False  # the draw stands in place of the embedding instead of being added
     degrees: float = 5.0  # of freedom, for student_t
+    foil: Foil = Foil.corrupted  # replacement: for token_replacement
 
 
 class Answer(Enum):

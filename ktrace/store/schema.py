@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-VERSION = 3
+VERSION = 4
 
 # One fact's values by field name; `index`, the fact's row in its dataset, is always among them.
 Record = Mapping[str, Any]
@@ -62,9 +62,10 @@ CORRUPTED: Schema = {
     "left_out": Field(TEXT),  # why this noise cannot corrupt the fact; empty where it can
     "sigma": Field("float64"),  # standard deviation of the subjects' embeddings
     "noise_level": Field("float64"),  # what draws were multiplied with; NaN without a level
-    "foil_ids": Field("int64", ("answer_token",)),  # the tokens of logit_difference
-    "foil": Field(TEXT),
-    **{f"clean_{metric}": Field("float32") for metric in METRICS},
+    "foil_ids": Field("int64", ("sample", "answer_token")),  # the tokens of logit_difference
+    "foil": Field(TEXT, ("sample",)),
+    # What a sample is compared with: all alike, but where each sample has its own foil.
+    **{f"clean_{metric}": Field("float32", ("sample",)) for metric in METRICS},
     **{metric: Field("float32", ("sample",)) for metric in METRICS},
 }
 

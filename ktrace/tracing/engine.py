@@ -1,6 +1,6 @@
 """What an engine is: from cases to scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,6 +13,8 @@ from ktrace.tracing.mediators import Mediator
 
 # One array for each metric.
 Scores = dict[str, npt.NDArray[np.float64]]
+# Of one fact: for each sample, a token for each token of the answer.
+Foils = Sequence[tuple[int, ...]]
 
 # What is scored where the answer is predicted, of the answer's token unless said otherwise. An
 # answer of several tokens is read under teacher forcing: each token is scored given those before
@@ -20,8 +22,9 @@ Scores = dict[str, npt.NDArray[np.float64]]
 #   probability       unitless, in [0, 1]
 #   log_probability   natural logarithm
 #   logit             before softmax
-#   logit_difference  the answer's logit minus the foil's; the foil is the token, other than the
-#                     answer, that the corrupted run finds most probable (mean over samples)
+#   logit_difference  the answer's logit minus the foil's; the foil is what the noise names
+#                     (`Noise.foils`), else the token, other than the answer, that the corrupted run
+#                     finds most probable (mean over samples)
 #   kl                Kullback-Leibler divergence from the clean run's distribution, in nats
 METRICS = ("probability", "log_probability", "logit", "logit_difference", "kl")
 
@@ -45,14 +48,16 @@ class Baseline:
     """A fact without restoration.
 
     Attributes:
-        clean: scores of the clean run, one number for each metric.
+        clean: scores of the clean run, `(n_samples,)` for each metric: what a sample's scores are
+            compared with. All alike, but for `logit_difference` where each sample has its own foil.
         corrupted: scores of the corrupted run, `(n_samples,)` for each metric.
-        foil_ids: the tokens of `logit_difference`, one for each token of the answer.
+        foil_ids: the tokens of `logit_difference`, for each sample one for each token of the
+            answer.
     """
 
-    clean: Mapping[str, float]
+    clean: Scores
     corrupted: Scores
-    foil_ids: tuple[int, ...]
+    foil_ids: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Targets:
 
     Attributes:
         answers: token ids, `(n_facts, n_answer)`.
-        foils: token ids, `(n_facts, n_answer)`.
+        foils: token ids, `(n_facts, n_samples, n_answer)`.
         clean: probabilities of the clean run, `(n_facts, n_answer, vocabulary)`.
         clean_entropy: of those, in nats, `(n_facts, n_answer)`.
     """
@@ -129,22 +134,28 @@ class Targets:
 
 
 def make_targets(
-    group: Sequence[Case], clean_logits: torch.Tensor, corrupted_logits: torch.Tensor
+    group: Sequence[Case],
+    clean_logits: torch.Tensor,
+    corrupted_logits: torch.Tensor,
+    named_foils: Callable[[Case], Foils | None],
 ) -> Targets:
     """What to score against.
 
     Args:
-        group: `n_facts` cases; foils are chosen for those without a baseline.
+        group: `n_facts` cases; those with a baseline keep its foils.
         clean_logits: `(n_facts, n_answer, vocabulary)`.
         corrupted_logits: `(n_facts, n_samples, n_answer, vocabulary)`.
+        named_foils: foils of a case, or None for what the corrupted run finds most probable.
     """
     device = clean_logits.device
     answers = torch.tensor([case.answer_ids for case in group], device=device)
     mean = _widened(corrupted_logits).softmax(dim=-1).mean(dim=1)
-    foils = mean.scatter(-1, answers[..., None], -1.0).argmax(dim=-1)
+    likely = mean.scatter(-1, answers[..., None], -1.0).argmax(dim=-1)
+    foils = likely[:, None].repeat(1, corrupted_logits.shape[1], 1)
     for number, case in enumerate(group):
-        if case.baseline is not None:
-            foils[number] = torch.tensor(case.baseline.foil_ids, device=device)
+        known = named_foils(case) if case.baseline is None else case.baseline.foil_ids
+        if known is not None:
+            foils[number] = torch.tensor(known, device=device)
     log_clean = _widened(clean_logits).log_softmax(dim=-1)
     clean = log_clean.exp()
     return Targets(answers, foils, clean, -(clean * log_clean).sum(dim=-1))
@@ -165,7 +176,7 @@ def score(logits: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
     wide = _widened(logits)
     shape = wide.shape[:-1]
     answers = targets.answers[None, :, None].expand(shape)
-    foils = targets.foils[None, :, None].expand(shape)
+    foils = targets.foils[None].expand(shape)
     log_probability = -torch.nn.functional.cross_entropy(
         wide.reshape(-1, wide.shape[-1]), answers.reshape(-1), reduction="none"
     ).reshape(shape)

@@ -14,7 +14,7 @@ import torch
 
 from ktrace.errors import KtraceError
 from ktrace.lm.load import LanguageModel
-from ktrace.tracing.engine import Case
+from ktrace.tracing.engine import Case, Foils
 
 Array = npt.NDArray[np.float64]
 
@@ -36,6 +36,15 @@ class Noise(Protocol):
 
         Returns:
             `(n_samples, n_subject, d)`, in the same dtype; the same at every call.
+        """
+        ...
+
+    def foils(self, case: Case) -> Foils | None:
+        """What `logit_difference` compares the answer with, where the noise says.
+
+        Returns:
+            For each sample, a token for each token of the answer; None for what the corrupted run
+            finds most probable.
         """
         ...
 
@@ -93,6 +102,9 @@ class RandomNoise:
         wide = torch.promote_types(embeddings.dtype, torch.float32)
         return (embeddings.to(wide) + _like(drawn, embeddings, wide)).to(embeddings.dtype)
 
+    def foils(self, case: Case) -> None:
+        """See `Noise.foils`: a draw has no answer of its own."""
+
     def draws(self, n_subject: int, width: int) -> Array:
         """The numbers of one fact, `(n_samples, n_subject, width)`."""
         generator = np.random.RandomState(self.seed)
@@ -118,6 +130,22 @@ class ConstantNoise:
         value = _like(self.value, embeddings, embeddings.dtype)
         return value.expand(1, *embeddings.shape)
 
+    def foils(self, case: Case) -> None:
+        """See `Noise.foils`: a constant has no answer of its own."""
+
+
+@dataclass(frozen=True)
+class Partner:
+    """A subject that may stand in for another.
+
+    Attributes:
+        ids: its token ids, as in its prompt.
+        answer_ids: tokens that are scored of its fact's answer.
+    """
+
+    ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class TokenReplacement:
@@ -125,24 +153,45 @@ class TokenReplacement:
 
     Attributes:
         embeddings: of every token that may stand in, `(d,)` by token id.
-        partners: for each case index, token ids of the subjects that may stand in.
+        partners: for each case index, the subjects that may stand in.
         samples: subjects for each fact, all different: a row that comes twice would count as two
             independent ones.
         seed: of the choice, which differs from fact to fact.
+        compared: whether the foil is the answer of the subject that stands in.
     """
 
     embeddings: Mapping[int, torch.Tensor]
-    partners: Mapping[int, Sequence[tuple[int, ...]]]
+    partners: Mapping[int, Sequence[Partner]]
     samples: int = 1
     seed: int = 1
+    compared: bool = False
 
     def corrupt(self, case: Case, embeddings: torch.Tensor) -> torch.Tensor:
         """See `Noise.corrupt`."""
-        rows = [torch.stack([self.embeddings[t] for t in ids]) for ids in self.chosen(case)]
+        rows = [
+            torch.stack([self.embeddings[t] for t in partner.ids]) for partner in self.chosen(case)
+        ]
         return torch.stack(rows).to(embeddings)
 
-    def chosen(self, case: Case) -> list[tuple[int, ...]]:
-        """Token ids of the subjects that stand in, one for each sample."""
+    def foils(self, case: Case) -> Foils | None:
+        """See `Noise.foils`.
+
+        Answers of several tokens are compared where they part: what follows another token is no
+        alternative to the answer's. Elsewhere the foil is the answer's own token, which adds 0.
+        """
+        if not self.compared:
+            return None
+        foils = []
+        for partner in self.chosen(case):
+            place = parting(case.answer_ids, partner.answer_ids)
+            assert place is not None  # `partners_of` takes no others
+            foil = list(case.answer_ids)
+            foil[place] = partner.answer_ids[place]
+            foils.append(tuple(foil))
+        return foils
+
+    def chosen(self, case: Case) -> list[Partner]:
+        """The subjects that stand in, one for each sample."""
         pool = self.partners[case.index]
         generator = np.random.RandomState([self.seed, case.index])
         picks = generator.choice(len(pool), self.samples, replace=False)
@@ -192,31 +241,35 @@ def covariance_root(embeddings: Array) -> Array:
     return np.asarray(singular[:, None] * directions / np.sqrt(len(embeddings) - 1))
 
 
-def partners_of(
-    subjects: Sequence[Subject], among: Sequence[Subject]
-) -> dict[int, list[tuple[int, ...]]]:
+def parting(answer: Sequence[int], other: Sequence[int]) -> int | None:
+    """The first place where two answers have other tokens; None where one begins the other."""
+    pairs = zip(answer, other, strict=False)
+    return next((place for place, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
+
+
+def partners_of(subjects: Sequence[Subject], among: Sequence[Subject]) -> dict[int, list[Partner]]:
     """For each fact, the subjects of its relation and length that have another answer, each once.
 
-    Answers are told apart by the tokens that are scored: with a text that begins with the very same
-    token, the corrupted run would go on to predict the answer. A fact without a relation takes its
+    Answers are told apart by the tokens that are scored: where one begins the other, the corrupted
+    run would go on to predict the answer, or a part of it. A fact without a relation takes its
     partners from every relation.
     """
     pools: dict[int, list[Subject]] = {}
     for subject in among:
         pools.setdefault(len(subject.in_prompt), []).append(subject)
-    return {
-        index: list(
-            dict.fromkeys(
-                other.in_prompt
-                for other in pools.get(len(subject.in_prompt), ())
-                if subject.relation in ("", other.relation)
+    partners: dict[int, list[Partner]] = {}
+    for index, subject in enumerate(subjects):
+        found: dict[tuple[int, ...], Partner] = {}
+        for other in pools.get(len(subject.in_prompt), ()):
+            if (
+                subject.relation in ("", other.relation)
                 and other.text != subject.text
                 and other.in_prompt != subject.in_prompt
-                and other.answer_ids not in ((), subject.answer_ids)
-            )
-        )
-        for index, subject in enumerate(subjects)
-    }
+                and parting(subject.answer_ids, other.answer_ids) is not None
+            ):
+                found.setdefault(other.in_prompt, Partner(other.in_prompt, other.answer_ids))
+        partners[index] = list(found.values())
+    return partners
 
 
 @dataclass(frozen=True)
@@ -230,6 +283,7 @@ class NoiseChoice:
     samples: int = 10
     seed: int = 1
     degrees: float = 5.0
+    foil: str = "corrupted"
 
 
 @dataclass(frozen=True)
@@ -306,9 +360,11 @@ def make_noise(
         return MeasuredNoise(noise, sigma, float("nan"), {}, *sizes)
     if choice.kind == "token_replacement":
         partners = partners_of(subjects, measured_on)
-        used = sorted({t for pool in partners.values() for ids in pool for t in ids})
+        used = sorted({t for pool in partners.values() for partner in pool for t in partner.ids})
         table = dict(zip(used, embed(lm, used), strict=True)) if used else {}
-        noise = TokenReplacement(table, partners, choice.samples, choice.seed)
+        noise = TokenReplacement(
+            table, partners, choice.samples, choice.seed, compared=choice.foil == "replacement"
+        )
         few = FEW_PARTNERS.format(samples=choice.samples)
         alone = {
             index: few if pool else NO_PARTNER

@@ -42,11 +42,10 @@ class ReferenceEngine:
             return case.baseline
         logits = self._logits(case, {})
         targets = self._targets(case, logits)
-        clean = self._score(logits[:_NOISED], targets)
         return Baseline(
-            clean={metric: float(values[0]) for metric, values in clean.items()},
+            clean=self._score(logits[:_NOISED].expand_as(logits[_NOISED:]), targets),
             corrupted=self._score(logits[_NOISED:], targets),
-            foil_ids=tuple(targets.foils[0].tolist()),
+            foil_ids=tuple(map(tuple, targets.foils[0].tolist())),
         )
 
     def restored(
@@ -124,7 +123,7 @@ class ReferenceEngine:
         return logits
 
     def _targets(self, case: Case, logits: torch.Tensor) -> Targets:
-        return make_targets([case], logits[:_NOISED], logits[None, _NOISED:])
+        return make_targets([case], logits[:_NOISED], logits[None, _NOISED:], self.noise.foils)
 
     def _score(self, logits: torch.Tensor, targets: Targets) -> Scores:
         scores = score(logits[None, None], targets)

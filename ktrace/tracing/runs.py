@@ -42,7 +42,9 @@ class Runs:
         rows = torch.cat([ids, ids.repeat_interleave(self.n_samples, dim=0)])
         self.recording: Recording = record(lm, rows, edits, self.n_answer)
         logits = self.recording.logits
-        self.targets = make_targets(group, logits[: self.n_cases], self._by_case(logits))
+        self.targets = make_targets(
+            group, logits[: self.n_cases], self._by_case(logits), noise.foils
+        )
 
     def _add_noise(self, noise: Noise, group: Sequence[Case]) -> Edit:
         def edit(embeddings: torch.Tensor) -> torch.Tensor:
@@ -79,11 +81,9 @@ class Runs:
         return self.recording.calls[layer].states[self.n_cases :, position:]
 
     def clean_scores(self) -> Scores:
-        """Of the clean run, repeated for each base row, `(n_base,)`."""
-        scores = score(self.recording.logits[None, : self.n_cases, None], self.targets)
-        return {
-            metric: values.repeat(self.n_samples) for metric, values in _as_arrays(scores).items()
-        }
+        """Of the clean run, against each base row's foil, `(n_base,)`."""
+        clean = self.recording.logits[: self.n_cases, None].expand(-1, self.n_samples, -1, -1)
+        return _as_arrays(score(clean[None], self.targets))
 
     def corrupted_scores(self) -> Scores:
         """Of the corrupted run, `(n_base,)`."""

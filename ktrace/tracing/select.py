@@ -12,7 +12,7 @@ from ktrace.errors import KtraceError
 from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel
 from ktrace.tracing.clean import clean_run
-from ktrace.tracing.engine import Case, Engine
+from ktrace.tracing.engine import Case, Engine, Foils
 from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
 from ktrace.tracing.noise import Noise, RandomNoise, embed
 from ktrace.tracing.reference import ReferenceEngine
@@ -133,6 +133,10 @@ class _Repeated:
 
     def corrupt(self, case: Case, embeddings: torch.Tensor) -> torch.Tensor:
         return self.noise.corrupt(case, embeddings).repeat(self.times, 1, 1)
+
+    def foils(self, case: Case) -> Foils | None:
+        foils = self.noise.foils(case)
+        return None if foils is None else [*foils] * self.times
 
 
 def rounding_floor(lm: LanguageModel, case: Case, noise: Noise, mediator: Mediator) -> float:

@@ -133,16 +133,15 @@ class SuffixEngine:
 
     def _baseline(self, group: Sequence[Case], budget: int) -> list[tuple[Case, Baseline]]:
         runs = Runs(self.lm, self.noise, group, sites=())
-        clean = runs.clean_scores()
+        clean = _by_case(runs.clean_scores(), len(group))
         corrupted = _by_case(runs.corrupted_scores(), len(group))
-        found = []
-        for number, (case, foils) in enumerate(
-            zip(group, runs.targets.foils.tolist(), strict=True)
-        ):
-            first_row = number * runs.n_samples
-            scores = {metric: float(values[first_row]) for metric, values in clean.items()}
-            found.append((case, Baseline(scores, corrupted[number], tuple(foils))))
-        return found
+        foils = [tuple(map(tuple, of_case)) for of_case in runs.targets.foils.tolist()]
+        return [
+            (case, Baseline(of_clean, of_corrupted, of_foils))
+            for case, of_clean, of_corrupted, of_foils in zip(
+                group, clean, corrupted, foils, strict=True
+            )
+        ]
 
     def _restored(
         self, group: Sequence[Case], mediators: Sequence[Mediator], budget: int

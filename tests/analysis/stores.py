@@ -159,11 +159,11 @@ def write_corrupted(
                 "left_out": "",
                 "sigma": 0.25,
                 "noise_level": 0.75,
-                "foil_ids": [4],
-                "foil": "?",
+                "foil_ids": [[4]] * N_SAMPLES,
+                "foil": ["?"] * N_SAMPLES,
             }
             for offset, metric in enumerate(METRICS):
-                record[f"clean_{metric}"] = p_clean(index) + offset
+                record[f"clean_{metric}"] = np.full(N_SAMPLES, p_clean(index) + offset, np.float32)
                 record[metric] = p_corrupted(index) + offset
             writer.add(record)
 

@@ -142,15 +142,18 @@ def test_grids_hold_the_mean_of_every_cell(folders: RunFolders) -> None:
 
 
 def test_total_effect() -> None:
-    clean = np.array([0.9, 0.7, 0.8])
+    # The second sample of the second fact has a foil of its own.
+    clean = np.array([[0.9, 0.9], [0.6, 0.8], [0.8, 0.8]])
     corrupted = np.array([[0.1, 0.1], [0.1, 0.3], [0.3, 0.3]])
     found = total_effect(clean, corrupted)
     assert found["ate"] == pytest.approx(0.6)  # 0.8, 0.5, 0.5
     # Standard error 0.1; t of 2 degrees is 4.3027.
     assert found["ate_ci"] == pytest.approx([0.6 - 0.43027, 0.6 + 0.43027], abs=1e-5)
-    # 0.8 − 0.5/3 and 0.8 − 0.7/3
-    assert found["ate_sample_sd"] == pytest.approx(0.2 / 3 / np.sqrt(2))
-    alone = total_effect(clean[:1], corrupted[:1, :1])
+    assert found["ate_sample_sd"] == pytest.approx(0)  # (0.8 + 0.5 + 0.5) / 3 for both
+    assert total_effect(clean[[0, 0, 2]], corrupted)["ate_sample_sd"] == pytest.approx(
+        0.2 / 3 / np.sqrt(2)  # 2.6/3 − 0.5/3 and 2.6/3 − 0.7/3
+    )
+    alone = total_effect(clean[:1, :1], corrupted[:1, :1])
     assert alone["ate_ci"] == [None, None]
     assert alone["ate_sample_sd"] is None
 

@@ -45,7 +45,7 @@ def test_all_mediators_agree(
         clean = clean_run(lm, case.input_ids, case.answer_ids).probability
         assert clean == pytest.approx(expected["high_score"], abs=TOLERANCE)
         [(_, baseline)] = engine.baseline([case])
-        assert baseline.clean["probability"] == pytest.approx(clean, abs=TOLERANCE)
+        assert baseline.clean["probability"][0] == pytest.approx(clean, abs=TOLERANCE)
         low = baseline.corrupted["probability"].mean()
         assert low == pytest.approx(expected["low_score"], abs=TOLERANCE)
         mediators = [make_mediator(name, expected["window"]) for name in MEDIATOR_NAMES]

@@ -117,6 +117,9 @@ class Forgotten:
         corrupted[:, :, X] = torch.tensor([0.0, -1.0])[:, None]
         return corrupted
 
+    def foils(self, case: Case) -> None:
+        """None of its own."""
+
 
 @pytest.fixture(scope="module")
 def micro() -> LanguageModel:

@@ -16,8 +16,10 @@ from ktrace.tracing.noise import (
     NO_PARTNER,
     MeasuredNoise,
     NoiseChoice,
+    Partner,
     RandomNoise,
     Subject,
+    TokenReplacement,
     covariance_root,
     make_noise,
     partners_of,
@@ -49,6 +51,10 @@ def case(index: int = 0) -> Case:
 @pytest.fixture
 def table(llama: LanguageModel) -> np.ndarray:
     return llama.embedding_weight.double().numpy()
+
+
+def token_ids(partners: dict[int, list[Partner]]) -> dict[int, list[tuple[int, ...]]]:
+    return {index: [partner.ids for partner in pool] for index, pool in partners.items()}
 
 
 def corrupted(lm: LanguageModel, measured: MeasuredNoise, of: Case) -> np.ndarray:
@@ -150,7 +156,7 @@ def test_samples_that_replacement_cannot_fill_are_never_repeated(llama: Language
     assert two.unusable == {0: few, 2: few, 3: NO_PARTNER, 4: NO_PARTNER}
     # A subject of two facts is one partner.
     again = replace(SUBJECTS[0], answer_ids=THREE)
-    partners = partners_of(SUBJECTS, [*SUBJECTS, again])
+    partners = token_ids(partners_of(SUBJECTS, [*SUBJECTS, again]))
     assert partners[1] == [(5, 9), (40, 41)]
     assert partners[2] == [(30, 7), (5, 9)]
 
@@ -159,10 +165,30 @@ def test_a_partner_answers_with_other_tokens() -> None:
     """Texts may differ where the scored token is the same, and a prediction has no text at all."""
     subject = replace(SUBJECTS[0], relation="", text="z", in_prompt=(80, 81))
     merged = replace(SUBJECTS[1], answer_ids=())  # nothing says what it would answer
-    assert partners_of([subject], [*SUBJECTS, merged]) == {0: [(30, 7), (60, 61)]}
+    assert token_ids(partners_of([subject], [*SUBJECTS, merged])) == {0: [(30, 7), (60, 61)]}
     assert partners_of([subject], [merged]) == {0: []}
     # Other text, same tokens: the prompt would stay as it is.
-    assert partners_of([replace(SUBJECTS[1], text="B")], SUBJECTS) == {0: [(5, 9), (40, 41)]}
+    again = partners_of([replace(SUBJECTS[1], text="B")], SUBJECTS)
+    assert token_ids(again) == {0: [(5, 9), (40, 41)]}
+    # "New York" and "New York City": whoever says the one may go on to say the other.
+    long = replace(subject, answer_ids=(71, 74))
+    assert token_ids(partners_of([long], SUBJECTS)) == {0: [(30, 7), (60, 61)]}
+
+
+def test_the_foil_is_the_answer_of_the_subject_that_stands_in(llama: LanguageModel) -> None:
+    two = made(llama, kind="token_replacement", samples=2, foil="replacement").noise
+    chosen = two.chosen(case(1))  # type: ignore[attr-defined]  # a TokenReplacement
+    assert sorted(partner.ids for partner in chosen) == [(5, 9), (40, 41)]
+    assert two.foils(case(1)) == [ONE, ONE]  # "a" and "c" have the same answer
+    assert made(llama, kind="token_replacement", samples=2).noise.foils(case(1)) is None
+
+
+def test_whole_answers_are_compared_where_they_part() -> None:
+    """What would follow the foil's first other token is no alternative to the answer's tokens."""
+    of = replace(case(), answer_ids=(71, 74, 75))
+    stands_in = Partner((30, 7), (71, 80, 81, 82))
+    noise = TokenReplacement({}, {0: [stands_in]}, compared=True)
+    assert noise.foils(of) == [(71, 80, 75)]
 
 
 def test_a_noise_may_be_measured_on_other_subjects(llama: LanguageModel, table: np.ndarray) -> None:

@@ -26,6 +26,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def unnamed(case: Case) -> None:
+    """Most noises name no foil."""
+
+
 @pytest.fixture(params=[1, 2], ids=["one-token", "two-tokens"])
 def n_answer(request: pytest.FixtureRequest) -> int:
     return request.param
@@ -40,7 +44,7 @@ def found(n_answer: int) -> dict[str, np.ndarray]:
     clean, corrupted, run = (
         torch.from_numpy(logits[..., :n_answer, :]) for logits in (CLEAN, CORRUPTED, RUN)
     )
-    scores = score(run, make_targets(group, clean, corrupted))
+    scores = score(run, make_targets(group, clean, corrupted, unnamed))
     return {metric: values.numpy() for metric, values in scores.items()}
 
 
@@ -85,15 +89,35 @@ def test_kl_is_from_the_clean_run(found: dict[str, np.ndarray], n_answer: int) -
 
 def test_a_known_foil_is_kept() -> None:
     """Also where this corrupted run would choose another."""
-    known = Baseline({}, {}, foil_ids=(3,))
+    known = Baseline({}, {}, foil_ids=((3,), (4,)))
     case = Case(0, (2, 3), Span(0, 1), (1,), known)
-    logits = torch.zeros(1, 1, 7)
-    assert make_targets([case], logits, logits[None]).foils.tolist() == [[3]]
+    logits = torch.zeros(1, 2, 1, 7)
+    targets = make_targets([case], logits[:, 0], logits, lambda case: [(5,), (6,)])
+    assert targets.foils.tolist() == [[[3], [4]]]
+
+
+def test_a_named_foil_is_each_samples_own() -> None:
+    """The clean run of a sample is compared with that sample's foil, too."""
+    case = Case(0, (2, 3), Span(0, 1), (1, 6))
+    named = [(1, 2), (5, 6), (0, 6)]  # of each sample, (answer token,)
+    clean, corrupted = torch.from_numpy(CLEAN[:1]), torch.from_numpy(CORRUPTED[:1])
+    targets = make_targets([case], clean, corrupted, lambda case: named)
+    for logits in (corrupted, clean[:, None].expand(-1, 3, -1, -1)):
+        [found] = score(logits[None], targets)["logit_difference"][0].numpy()
+        of_sample = logits[0].numpy()
+        expected = [
+            of_sample[sample, 0, 1]
+            - of_sample[sample, 0, first]
+            + of_sample[sample, 1, 6]
+            - of_sample[sample, 1, second]
+            for sample, (first, second) in enumerate(named)
+        ]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_softmax_is_taken_in_float32() -> None:
     logits = torch.tensor([[[[[8.0, 7.96875, 0.0]]]]], dtype=torch.bfloat16)
-    targets = make_targets([Case(0, (2, 3), Span(0, 1), (0,))], logits[0, 0], logits[0])
+    targets = make_targets([Case(0, (2, 3), Span(0, 1), (0,))], logits[0, 0], logits[0], unnamed)
     expected = softmax(logits.double().numpy())[0, 0, 0, 0, 0]
     assert score(logits, targets)["probability"].item() == pytest.approx(expected, rel=1e-6)
 
@@ -106,5 +130,5 @@ def test_the_clean_run_is_its_own_baseline(
     [(_, baseline)] = make(llama, RandomNoise(1.0, samples=2)).baseline([case])
     assert baseline.clean["kl"] == pytest.approx(0, abs=1e-5)
     assert baseline.clean["probability"] == pytest.approx(np.exp(baseline.clean["log_probability"]))
-    assert baseline.foil_ids != case.answer_ids
+    assert case.answer_ids not in baseline.foil_ids
     assert (baseline.corrupted["kl"] > 0.01).any()

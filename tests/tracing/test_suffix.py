@@ -178,9 +178,9 @@ def test_what_a_baseline_says_is_kept_to_the_bit(
     case = known_case(llama, 1)
     [(_, baseline)] = make(llama, NOISE).baseline([case])
     stored = Baseline(
-        clean={metric: value + 1e-3 for metric, value in baseline.clean.items()},
+        clean={metric: values + 1e-3 for metric, values in baseline.clean.items()},
         corrupted={metric: values + 1e-3 for metric, values in baseline.corrupted.items()},
-        foil_ids=((case.answer_ids[0] + 1) % VOCABULARY,),
+        foil_ids=(((case.answer_ids[0] + 1) % VOCABULARY,),) * NOISE.samples,
     )
     hidden, mlp = MEDIATORS[0], MEDIATORS[3]
     engine = make(llama, NOISE)

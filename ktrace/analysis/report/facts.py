@@ -98,7 +98,8 @@ def report_data(
     others = [record for record in examined if record["index"] not in cells]
     scores = [corrupted[record["index"]] for record in traced]
     means = [
-        {name: float(score[name].mean(dtype=np.float64)) for name in METRICS} for score in scores
+        {name: float(score[name].mean(dtype=np.float64)) for name in (*METRICS, *clean_fields)}
+        for score in scores
     ]
     by_fact = [cells[record["index"]] for record in traced]
     roles = sorted({role for record in traced for role in record["roles"]})
@@ -122,7 +123,7 @@ def report_data(
             "missing": MISSING,
             "facts": facts,
             "scores": {
-                name: _scores(name, digits, traced, scores, means, by_fact)
+                name: _scores(name, digits, traced, means, by_fact)
                 for name, digits in decimals.items()
             },
         }
@@ -175,7 +176,6 @@ def _scores(
     metric: str,
     decimals: int,
     traced: Sequence[Mapping[str, Any]],
-    scores: Sequence[Mapping[str, Any]],
     means: Sequence[Mapping[str, float]],
     cells: Sequence[Array],
 ) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _scores(
     `peaks` has three numbers for each fact and mediator, as `facts.csv` has: the strongest mean
     effect at a position of the subject, its layer and its position.
     """
-    clean = np.array([score[f"clean_{metric}"] for score in scores], dtype=np.float64)
+    clean = np.array([mean[f"clean_{metric}"] for mean in means])
     corrupted = np.array([mean[metric] for mean in means])
     row = METRICS.index(metric)
     peaks: list[list[int]] = []
