@@ -32,7 +32,6 @@ MAX_LENGTH = 128
 NOISE_SAMPLES = 10
 NOISE_SEED = 1
 NOISE_SCALE = 3.0
-EARLY_LAYERS = 4  # layers 0-3: where the subject's last token is expected to carry the fact
 
 FIRST_SUBJECT, MIDDLE_SUBJECT = "first subject token", "middle subject tokens"
 LAST_SUBJECT, FIRST_SUBSEQUENT = "last subject token", "first subsequent token"
@@ -85,14 +84,19 @@ class Figures:
     traced: int
     aie: dict[str, list[float]]
 
+    @property
+    def n_early(self) -> int:
+        """Half of the layers: where the subject's last token is expected to carry the fact."""
+        return len(next(iter(self.aie.values()), [])) // 2
+
     def best(self, role: str, layers: int | None = None) -> float:
         """The highest average indirect effect of a role over its first `layers` layers."""
         return max(self.aie.get(role, [])[:layers], default=0.0)
 
     def contrast(self) -> float:
         """How far the last subject token is above the tokens that follow it, in early layers."""
-        rest = max(self.best(FIRST_SUBSEQUENT, EARLY_LAYERS), self.best(FURTHER, EARLY_LAYERS))
-        subject = self.best(LAST_SUBJECT, EARLY_LAYERS)
+        rest = max(self.best(FIRST_SUBSEQUENT, self.n_early), self.best(FURTHER, self.n_early))
+        subject = self.best(LAST_SUBJECT, self.n_early)
         if rest > 0:
             return subject / rest
         return math.inf if subject > 0 else 0.0
@@ -307,11 +311,12 @@ def model_card(
     config = model.config
     parameters = sum(p.numel() for p in model.parameters())
     layers = "\n".join(
-        f"| {role} | {figures.best(role, EARLY_LAYERS):.3f} | {figures.best(role):.3f} "
+        f"| {role} | {figures.best(role, figures.n_early):.3f} | {figures.best(role):.3f} "
         f"| {values.index(max(values))} |"
         for role, values in figures.aie.items()
     )
     contrast = figures.contrast()
+    early = f"0-{figures.n_early - 1}"
     times = "without bound" if math.isinf(contrast) else f"{contrast:.1f} times"
     return f"""---
 license: mit
@@ -377,11 +382,11 @@ standard deviation of the subjects' embeddings.
 Average indirect effect (AIE) of restoring one hidden state, a block's output, in the corrupted
 run, over {figures.traced} candidates:
 
-| Position | Best in layers 0-{EARLY_LAYERS - 1} | Best in all layers | At layer |
+| Position | Best in layers {early} | Best in all layers | At layer |
 | --- | --- | --- | --- |
 {layers}
 
-In layers 0-{EARLY_LAYERS - 1}, the last subject token is {times} above the best of the tokens
+In layers {early}, the last subject token is {times} above the best of the tokens
 between it and the prompt's last token.
 """
 
@@ -401,8 +406,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=48, help="tokens a row")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="AdamW's weight decay")
-    parser.add_argument("--vocab-size", type=int, default=1600, help="tokens of the tokenizer")
-    parser.add_argument("--layers", type=int, default=8, help="Llama blocks")
+    parser.add_argument("--vocab-size", type=int, default=3000, help="tokens of the tokenizer")
+    parser.add_argument("--layers", type=int, default=6, help="Llama blocks")
     parser.add_argument("--hidden-size", type=int, default=128, help="width of the hidden state")
     parser.add_argument("--ffn-size", type=int, default=320, help="width inside the MLPs")
     parser.add_argument("--heads", type=int, default=4, help="attention heads")
