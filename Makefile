@@ -20,7 +20,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(PIP) --editable '.[cluster,dev]'
+	$(PIP) --editable '.[cluster,dev,hub,large]'
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/run.stamp

@@ -21,16 +21,19 @@ def facts_of(dataset: DatasetConfig) -> FactSet:
             dataset.attribute,
             subject_start=dataset.subject_start,
         )
-    assert dataset.path is not None
     columns = _given(dataset.columns)
     if dataset.hub is not None:
+        assert dataset.split is not None
         return load_hub_facts(
             dataset.hub,
-            dataset.path,
+            split=dataset.split,
+            subset=dataset.subset,
+            path=dataset.path,
             revision=dataset.revision,
             sha256=dataset.sha256,
             columns=columns,
         )
+    assert dataset.path is not None
     return load_facts(dataset.path, url=dataset.url, sha256=dataset.sha256, columns=columns)
 
 

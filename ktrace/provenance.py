@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ktrace.config import ModelConfig, RunConfig
+from ktrace.config import DatasetConfig, ModelConfig, RunConfig
 from ktrace.errors import KtraceError
 from ktrace.lm.source import ModelSource, content_hashes
 from ktrace.store import RunFolders
@@ -189,6 +189,12 @@ def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -
         },
         "device": _about_device(lm.device),
     }
+
+
+def about_dataset(config: DatasetConfig) -> dict[str, Any]:
+    """Where the facts come from, as far as the config says."""
+    origin = {key: getattr(config, key) for key in ("path", "hub", "subset", "split", "revision")}
+    return {key: value for key, value in origin.items() if value is not None}
 
 
 def about_noise(sigma: float, level: float, measured_on: Mapping[str, Any]) -> dict[str, Any]:

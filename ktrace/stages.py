@@ -19,7 +19,7 @@ from ktrace.datasets import facts_of, noise_facts_of
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, Span
 from ktrace.lm.source import ModelSource, find_model, own_dtype
-from ktrace.provenance import RunLog, about_model, about_noise
+from ktrace.provenance import RunLog, about_dataset, about_model, about_noise
 from ktrace.records import clean_record
 from ktrace.settings import (
     dataset_fingerprint,
@@ -117,7 +117,7 @@ class Stages:
         lm.paths.require(*(site for m in self.mediators for site in (m.site, m.severs) if site))
         self.log.add(
             **about_model(self.model, self.source, lm),
-            dataset={"path": self.config.dataset.path, **self.clean_print["dataset"]},
+            dataset={**about_dataset(self.config.dataset), **self.clean_print["dataset"]},
             seeds={"noise": self.config.noise.seed},
             fingerprint=self.noise_print,
         )

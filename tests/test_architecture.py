@@ -16,12 +16,11 @@ PACKAGE = Path(ktrace.__file__).parent
 GROUND = {"errors"}
 ROOMS: dict[str, set[str]] = {
     "config": GROUND,
-    "facts": GROUND | {"hub"},
-    "lm": GROUND | {"hub"},
+    "facts": GROUND,
+    "lm": GROUND,
     "tracing": GROUND | {"facts", "lm"},
     "store": GROUND,
     "analysis": GROUND | {"store"},
-    "hub": GROUND,
     "errors": set(),
     "resources": set(),
 }

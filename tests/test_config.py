@@ -31,7 +31,7 @@ GROUPS = ("model", "mediator", "noise", "dataset", "engine", "experiment")
 NEEDED = {
     ("model", "auto"): ["model.path=some/where/my-model"],
     ("dataset", "file"): ["dataset.path=/data/my.facts.jsonl"],
-    ("dataset", "hub"): ["dataset.hub=owner/cities", "dataset.path=data/train.jsonl"],
+    ("dataset", "hub"): ["dataset.hub=owner/cities"],
     ("dataset", "prompt"): ["dataset.prompt='Rome is in'", "dataset.subject=Rome"],
 }
 MEDIATORS = ["hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp", "attn"]
@@ -63,7 +63,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
     assert isinstance(run.model.dtype, Dtype)
     assert type(run.mediator.names) is list
     assert run.model.path
-    assert run.dataset.path or run.dataset.prompt
+    assert run.dataset.path or run.dataset.hub or run.dataset.prompt
     if group in ("model", "dataset") and not needed:
         assert getattr(run, group).name == choice  # the store's folder says what it holds
 
@@ -263,8 +263,11 @@ def test_every_prompt_has_a_folder_of_its_own() -> None:
         (["dataset=prompt", "dataset.subject=x"], "dataset.prompt is not set: give dataset.prompt"),
         (["dataset.prompt=x"], "dataset.path=/shipped/facts.jsonl and dataset.prompt exclude each"),
         (["dataset=prompt", "dataset.prompt=x", "dataset.subject=null"], "dataset.subject is not"),
-        (["dataset.revision=v1"], "dataset.revision='v1' is for dataset=hub; dataset.path=/shipp"),
+        (["dataset.revision=v1"], "dataset.revision='v1' is for dataset=hub, and there is no data"),
+        (["dataset.split=test"], "dataset.split='test' is for dataset=hub, and there is no datas"),
         (["dataset=known_1000", "dataset.hub=a/b"], "dataset.url=https://rome.baulab.info/data/ds"),
+        (["dataset=hub", "dataset.hub=a/b", "dataset.prompt=x"], "dataset.prompt=x and dataset.h"),
+        (["dataset=hub", "dataset.hub=a/b", "dataset.split=null"], "dataset.split is not set: na"),
         (["dataset=hub", "dataset.path=a.csv"], "dataset.hub is not set: give dataset.hub=..."),
         (["dataset.columns.text=x"], "unknown key dataset.columns.text; keys here: known_id, pro"),
     ],

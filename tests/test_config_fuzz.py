@@ -93,6 +93,10 @@ model.device=cpu model.device_map=auto
 model.device_map=everywhere
 model.device_map={"":nowhere}
 model.device_map=[1]
+model.device_map=true
+model.device_map={}
+model.device_map={model:[1]}
+model.device_map={layers:cpu}
 model.modules.block=a
 model.modules.embedding=nowhere model.modules.block=a model.modules.attn=b model.modules.mlp=c
 """

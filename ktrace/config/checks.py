@@ -11,6 +11,7 @@ from ktrace.config.schema import (
     RANDOM_NOISE,
     DatasetConfig,
     Foil,
+    ModelConfig,
     ModulesConfig,
     NoiseConfig,
     NoiseKind,
@@ -109,9 +110,20 @@ def check(config: RunConfig) -> None:
                 f"model.modules lacks {', '.join(lacking)}: give embedding and block, and attn and "
                 "mlp where the model has them, or none of the four"
             )
-    if config.model.device_map is not None and config.model.device != "auto":
+    _check_device_map(config.model)
+
+
+def _check_device_map(model: ModelConfig) -> None:
+    given = model.device_map
+    if given is None:
+        return
+    if model.device != "auto":
+        raise KtraceError(f"model.device={model.device!r} and model.device_map exclude each other")
+    devices = list(given.values()) if isinstance(given, dict) else [given]
+    if not devices or not all(type(device) in (str, int) for device in devices):
         raise KtraceError(
-            f"model.device={config.model.device!r} and model.device_map exclude each other"
+            f"model.device_map={given} is neither a name (auto, balanced, sequential, or a device) "
+            "nor a map from modules to devices"
         )
 
 
@@ -119,21 +131,32 @@ def _check_dataset(dataset: DatasetConfig) -> None:
     for key in ("hub", "prompt"):  # empty where a choice needs it (conf/dataset)
         if getattr(dataset, key) == "":
             raise KtraceError(f"dataset.{key} is not set: give dataset.{key}=...")
+    if dataset.hub is not None:
+        _check_repository(dataset)
+        return
+    for key in ("subset", "split", "revision"):
+        value = getattr(dataset, key)
+        if value is not None:
+            raise KtraceError(
+                f"dataset.{key}={value!r} is for dataset=hub, and there is no dataset.hub"
+            )
     if dataset.prompt is None:
         if dataset.path is None:
             raise KtraceError("dataset.path is not set: give dataset.path=... or dataset=prompt")
-        if dataset.revision is not None and dataset.hub is None:
-            raise KtraceError(
-                f"dataset.revision={dataset.revision!r} is for dataset=hub; "
-                f"dataset.path={dataset.path} is a file"
-            )
-        if dataset.url is not None and dataset.hub is not None:
-            raise KtraceError(f"dataset.url={dataset.url} and dataset.hub exclude each other")
         return
     if dataset.path is not None:
         raise KtraceError(f"dataset.path={dataset.path} and dataset.prompt exclude each other")
     if dataset.subject is None:
         raise KtraceError("dataset.subject is not set: give dataset.subject=...")
+
+
+def _check_repository(dataset: DatasetConfig) -> None:
+    for key in ("url", "prompt"):
+        value = getattr(dataset, key)
+        if value is not None:
+            raise KtraceError(f"dataset.{key}={value} and dataset.hub exclude each other")
+    if not dataset.split:
+        raise KtraceError("dataset.split is not set: name a split, such as dataset.split=train")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

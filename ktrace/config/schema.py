@@ -201,7 +201,7 @@ class ColumnsConfig:
 
 @dataclass
 class DatasetConfig:
-    """Which facts: those of a file here or on the hub, or one prompt."""
+    """Which facts: those of a file, of a dataset repository, or one prompt."""
 
     name: str = MISSING  # folder of the store
     path: str | None = MISSING
@@ -209,7 +209,9 @@ class DatasetConfig:
     url: str | None = None  # where a missing file is downloaded from
     sha256: str | None = None  # of the canonical JSON, checked after reading
     answer: Answer = Answer.first_token
-    hub: str | None = None  # dataset repository that holds `path`
+    hub: str | None = None  # dataset repository; `path` are data files in it, if anything
+    subset: str | None = None  # which of its configurations
+    split: str | None = None  # of it
     revision: str | None = None  # its branch, tag or commit
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     prompt: str | None = None  # in place of a file

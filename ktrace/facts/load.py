@@ -1,4 +1,4 @@
-"""Read facts from a file, from a publisher's address, from the hub, or from one prompt.
+"""Read facts from a file, from a publisher's address, or from one prompt.
 
 Every complaint names the file and the record, or the config key.
 """
@@ -15,7 +15,6 @@ from typing import Any
 from ktrace.errors import KtraceError
 from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_of, fact_set, renamed
 from ktrace.facts.records import FORMATS, Records, parse
-from ktrace.hub import hub_file
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def load_facts(
     else:
         raise KtraceError(f"dataset.path={path} is not a file")
     records = parse(source, suffix, raw)
-    facts = _facts(records, source, sha256, columns)
+    facts = checked_facts(records, source, sha256, columns)
     if not _is_file(path):
         _write(path, raw)
         if sha256 is None:
@@ -61,34 +60,6 @@ def load_facts(
                 "nothing vouches for what %s gave: pin it with dataset.sha256=%s", source, digest
             )
     return fact_set(facts, f"dataset.path={path}")
-
-
-def load_hub_facts(
-    repository: str,
-    path: str,
-    *,
-    revision: str | None = None,
-    sha256: str | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> FactSet:
-    """Read and check every fact of a file in a dataset repository of the Hugging Face hub.
-
-    Args:
-        repository: `owner/name`.
-        path: of the file in the repository, in a format that `load_facts` reads.
-        revision: branch, tag or commit; `refs/convert/parquet` has most datasets as Parquet.
-        sha256: see `load_facts`.
-        columns: see `load_facts`.
-
-    Raises:
-        KtraceError: the file cannot be had, or as `load_facts`.
-    """
-    suffix = _format(Path(path))
-    origin = f"dataset.hub={repository} dataset.path={path}"
-    asked = origin + (f" dataset.revision={revision}" if revision else "")
-    raw = _read(hub_file(repository, path, revision=revision, kind="dataset", asked=asked))
-    source = f"{repository}/{path}"
-    return fact_set(_facts(parse(source, suffix, raw), source, sha256, columns), origin)
 
 
 def prompt_facts(
@@ -128,9 +99,20 @@ def _format(path: Path) -> str:
     return suffix
 
 
-def _facts(
+def checked_facts(
     records: Records, source: str, sha256: str | None, columns: Mapping[str, str] | None
 ) -> tuple[Fact, ...]:
+    """Facts of records.
+
+    Args:
+        records: with the places where they stand.
+        source: where they come from, for messages.
+        sha256: see `load_facts`.
+        columns: see `load_facts`.
+
+    Raises:
+        KtraceError: as `load_facts`.
+    """
     if not records:
         raise KtraceError(f"dataset.path={source} holds no facts")
     try:

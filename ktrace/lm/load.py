@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -147,6 +147,7 @@ def load_language_model(
             )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise KtraceError(f"{where}: the model cannot be loaded: {_first_line(error)}") from error
+    _require_modules(device_map, model)
     # transformers fills what a checkpoint lacks with random numbers, and only warns.
     if report["missing_keys"]:
         raise KtraceError(f"{where}: the checkpoint lacks weights: {_some(report['missing_keys'])}")
@@ -240,12 +241,26 @@ def _known_paths(config: Any, built: str | None, where: str) -> ModulePaths:
     )
 
 
+def _require_modules(device_map: Any, model: PreTrainedModel) -> None:
+    """Refuse a misspelt module, which transformers would leave wherever it likes."""
+    if not isinstance(device_map, Mapping):
+        return
+    modules, parameters = model.named_modules(), model.named_parameters()
+    known = {name for names in (modules, parameters) for name, _ in names}
+    unknown = [name for name in device_map if name not in known]
+    if unknown:
+        raise KtraceError(
+            f"model.device_map: {type(model).__name__} has no module {unknown[0]!r}; its first are "
+            f"{', '.join(name for name, _ in model.named_children())}"
+        )
+
+
 def _require_packages(quantization: str) -> None:
     lacking = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
     if lacking:
         raise KtraceError(
             f"model.quantization={quantization} needs {' and '.join(lacking)}: "
-            f"pip install {' '.join(lacking)}"
+            "pip install 'ktrace[large]'"
         )
 
 
@@ -255,6 +270,8 @@ def _bits(quantization: str | None, dtype: str) -> Any:
         return None
     make = cast(Any, BitsAndBytesConfig)
     if quantization == "int8":
+        # It says at every product that it casts its input; the documentation says it once.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return make(load_in_8bit=True)
     if quantization != "int4":
         raise KtraceError(f"model.quantization={quantization!r} is unknown: int8 or int4")

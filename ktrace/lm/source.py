@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from ktrace.errors import KtraceError
-from ktrace.hub import NoSuchHubFileError, hub_file
+from ktrace.lm.hub import NoSuchHubFileError, hub_file
 
 # Number formats as safetensors and as torch name them.
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -218,4 +218,4 @@ def _file_digests(folder: Path, allow_pickle: bool) -> dict[str, str]:
 
 def _download(hub_id: str, revision: str | None, name: str) -> Path:
     asked = f"model.path={hub_id}" + (f" model.revision={revision}" if revision else "")
-    return hub_file(hub_id, name, revision=revision, kind="model", asked=asked)
+    return hub_file(hub_id, name, revision=revision, asked=asked)

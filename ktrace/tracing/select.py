@@ -11,6 +11,7 @@ import torch
 from ktrace.errors import KtraceError
 from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel
+from ktrace.lm.quantized import exact_products
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Engine, Foils
 from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
@@ -40,9 +41,11 @@ def make_engine(
     if name == "reference":
         return ReferenceEngine(lm, noise)
     expected: _Cells = {}
-    problem = _disproof(lm, SuffixEngine(lm, _probe_noise(lm)), expected)
+    with exact_products(lm.model):
+        problem = _disproof(lm, SuffixEngine(lm, _probe_noise(lm)), expected)
+        packed = problem is None and _may_pack(lm, expected)
     if problem is None:
-        return SuffixEngine(lm, noise, row_budget, packed=_may_pack(lm, expected))
+        return SuffixEngine(lm, noise, row_budget, packed=packed)
     log.warning(
         "engine=suffix cannot be proven on %s (%s): going on with engine=reference",
         type(lm.model).__name__,

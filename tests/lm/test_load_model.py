@@ -317,6 +317,15 @@ def test_device_map_passes_through(model_folder: Path, monkeypatch: pytest.Monke
     assert asked.options["trust_remote_code"] is False
 
 
+def test_a_misspelt_module_in_a_device_map(model_folder: Path) -> None:
+    """transformers would leave the weights wherever it likes."""
+    refused = refusal(model_folder, device_map={"model": "cpu", "model.layer.1": "cpu"})
+    assert refused == (
+        "model.device_map: LlamaForCausalLM has no module 'model.layer.1'; its first are model, "
+        "lm_head"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -381,8 +390,7 @@ def test_quantization_without_its_packages(
 ) -> None:
     monkeypatch.setattr(load, "find_spec", lambda name: None)
     assert refusal(model_folder, quantization="int8") == (
-        "model.quantization=int8 needs bitsandbytes and accelerate: "
-        "pip install bitsandbytes accelerate"
+        "model.quantization=int8 needs bitsandbytes and accelerate: pip install 'ktrace[large]'"
     )
 
 

@@ -11,8 +11,8 @@ import torch
 from huggingface_hub import errors as hub
 from safetensors.torch import save_file
 
-from ktrace import hub as hub_access
 from ktrace.errors import KtraceError
+from ktrace.lm import hub as hub_access
 from ktrace.lm import source
 from ktrace.lm.source import (
     ModelSource,
@@ -147,13 +147,13 @@ def test_a_hub_model_is_pinned_by_its_commit(
 ) -> None:
     asked = []
 
-    def download(hub_id: str, name: str, revision: str | None, repo_type: str) -> str:
-        asked.append((hub_id, name, revision, repo_type))
+    def download(hub_id: str, name: str, revision: str | None) -> str:
+        asked.append((hub_id, name, revision))
         return f"/cache/models--owner--name/snapshots/{COMMIT}/config.json"
 
     monkeypatch.setattr(hub_access, "hf_hub_download", download)
     found = find_model("owner/name", "main")
-    assert asked == [("owner/name", "config.json", "main", "model")]
+    assert asked == [("owner/name", "config.json", "main")]
     # Not `main`, which may be another commit when the weights are loaded.
     assert (found.location, found.revision) == ("owner/name", COMMIT)
     assert found.identity == f"commit:{COMMIT}"
@@ -205,7 +205,7 @@ def test_a_hub_models_weights_are_fetched_when_its_config_is_silent(
     weights.unlink()
     asked = []
 
-    def download(hub_id: str, name: str, revision: str | None, repo_type: str) -> str:
+    def download(hub_id: str, name: str, revision: str | None) -> str:
         asked.append((hub_id, name, revision))
         weights.write_bytes(content)
         return str(copied / name)

@@ -1,4 +1,4 @@
-"""A file of the Hugging Face hub, or one line that says why it cannot be had."""
+"""A file of a model on the Hugging Face hub, or one line that says why it cannot be had."""
 
 import os
 from pathlib import Path
@@ -17,21 +17,18 @@ from huggingface_hub.errors import (
 
 from ktrace.errors import KtraceError
 
-_PAGES = {"model": "https://huggingface.co", "dataset": "https://huggingface.co/datasets"}
-
 
 class NoSuchHubFileError(KtraceError):
     """The hub has the repository, but not this file in it."""
 
 
-def hub_file(repository: str, name: str, *, revision: str | None, kind: str, asked: str) -> Path:
+def hub_file(repository: str, name: str, *, revision: str | None, asked: str) -> Path:
     """Download a file, or find it in the cache: `.../snapshots/<commit>/<name>`.
 
     Args:
         repository: `owner/name`.
         name: path in the repository.
         revision: branch, tag or commit; None for the main branch.
-        kind: `model` or `dataset`.
         asked: the config keys that ask for it, for messages.
 
     Raises:
@@ -39,19 +36,19 @@ def hub_file(repository: str, name: str, *, revision: str | None, kind: str, ask
         KtraceError: no such repository or revision, no access, or no network.
     """
     try:
-        return Path(hf_hub_download(repository, name, revision=revision, repo_type=kind))
+        return Path(hf_hub_download(repository, name, revision=revision))
     except HFValidationError as error:
         raise KtraceError(f"{asked} is neither a folder here nor a hub id (owner/name)") from error
     except GatedRepoError as error:
         raise KtraceError(
-            f"{asked} is gated: accept its licence at {_PAGES[kind]}/{repository} and log in "
-            "with 'hf auth login'"
+            f"{asked} is gated: accept its licence at https://huggingface.co/{repository} and "
+            "log in with 'hf auth login'"
         ) from error
     except RevisionNotFoundError as error:
         raise KtraceError(f"{asked}: the hub has no such revision") from error
     except RepositoryNotFoundError as error:
         raise KtraceError(
-            f"{asked}: no such folder here, and the hub has no such {kind} that you may see"
+            f"{asked}: no such folder here, and the hub has no such model that you may see"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         why = (

@@ -1,0 +1,132 @@
+"""A dataset repository becomes facts, or one line says why not: a folder, read as the hub's are."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from ktrace.errors import KtraceError
+from ktrace.facts import Fact, load_facts, load_hub_facts
+
+ROME = {"known_id": 3, "prompt": "Rome is in", "subject": "Rome", "attribute": "Italy"}
+PARIS = {"known_id": 4, "prompt": "Paris is in", "subject": "Paris", "attribute": "France"}
+OTHER_SCHEMA = {"text": "Oslo is in", "about": {"name": "Oslo"}, "answer": "Norway"}
+TWO_SUBSETS = """---
+configs:
+- config_name: en
+  data_files: cities.jsonl
+- config_name: fr
+  data_files: cities.jsonl
+---
+"""
+
+
+@pytest.fixture
+def cities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A repository with two splits, in Parquet and JSON; and a cache that is nobody else's."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "cities"
+    folder.mkdir()
+    pd.DataFrame([ROME, PARIS]).to_parquet(folder / "train-00000.parquet")
+    pd.DataFrame([PARIS]).to_parquet(folder / "test-00000.parquet")
+    return str(folder)
+
+
+def repository(folder: Path, **files: str) -> str:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_text(content)
+    return str(folder)
+
+
+def as_lines(*records: dict[str, Any]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def test_a_split_is_the_dataset_that_a_file_of_it_is(cities: str, tmp_path: Path) -> None:
+    facts = load_hub_facts(cities, split="train")
+    assert facts.facts == (Fact(**ROME), Fact(**PARIS))
+    assert facts.origin == f"dataset.hub={cities} dataset.split=train"
+    (tmp_path / "same.jsonl").write_text(as_lines(ROME, PARIS))
+    assert facts == load_facts(tmp_path / "same.jsonl")
+    assert load_hub_facts(cities, split="test").facts == (Fact(**PARIS),)
+    assert load_hub_facts(cities, split="train[1:]").facts == (Fact(**PARIS),)
+    assert load_hub_facts(cities, split="train", path="test-*.parquet").facts == (Fact(**PARIS),)
+
+
+def test_columns_of_another_schema(cities: str, tmp_path: Path) -> None:
+    named = repository(tmp_path / "named", train_jsonl=as_lines(OTHER_SCHEMA))
+    columns = {
+        **{"known_id": "_row", "prompt": "text"},
+        **{"subject": "about.name", "attribute": "answer"},
+    }
+    facts = load_hub_facts(named, split="train", columns=columns)
+    assert facts.facts == (Fact(0, "Oslo is in", "Oslo", "Norway"),)
+    with pytest.raises(KtraceError, match=r"row 1: there is no 'title' \(dataset\.columns\.prompt"):
+        load_hub_facts(named, split="train", columns=columns | {"prompt": "title"})
+    with pytest.raises(KtraceError, match=r"row 1: no known_id, prompt, subject, attribute; a fac"):
+        load_hub_facts(named, split="train")
+
+
+def test_what_a_repository_lacks_is_named(cities: str, tmp_path: Path) -> None:
+    subsets = repository(tmp_path / "subsets", cities_jsonl=as_lines(ROME), README_md=TWO_SUBSETS)
+    assert load_hub_facts(subsets, split="train", subset="fr").facts == (Fact(**ROME),)
+    broken = repository(tmp_path / "broken", train_jsonl="{")
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        (cities, {"split": "valid"}, "Unknown split \"valid\". Should be one of ['train', 'test']"),
+        (cities, {"path": "none.csv"}, "none.csv"),
+        (subsets, {}, "Please pick one among the available configs: ['en', 'fr']"),
+        (subsets, {"subset": "de"}, "BuilderConfig 'de' not found. Available: ['en', 'fr']"),
+        (broken, {}, "JSON parse error"),
+        (repository(tmp_path / "empty"), {}, "doesn't contain any data files"),
+        ("owner/none", {"revision": "v1"}, "Couldn't reach 'owner/none' on the Hub (Offline"),
+        ("a/b/c", {}, "a/b/c"),
+    ]
+    for hub, keys, message in cases:
+        with pytest.raises(KtraceError) as raised:
+            load_hub_facts(hub, **{"split": "train", **keys})
+        line = str(raised.value)
+        assert line.startswith(f"dataset.hub={hub} "), line
+        assert message in line
+        assert "\n" not in line
+        assert len(line) < 700
+        for key, value in keys.items():
+            assert f"dataset.{key}={value}" in line
+
+
+def test_the_command_line_reads_a_repository(cities: str, tmp_path: Path) -> None:
+    """From the config to the store, and again from the stores alone."""
+    folder = repository(
+        tmp_path / "known",
+        train_jsonl="".join((ROOT / "data" / "facts.jsonl").open().readlines()[:3]),
+    )
+    command = [
+        *(sys.executable, "-m", "ktrace", "dataset=hub", f"dataset.hub={folder}"),
+        *("noise.samples=1", f"output_dir={tmp_path / 'out'}"),
+    ]
+    for stage in ("corrupted", "analyze"):
+        ended = subprocess.run(
+            [*command, f"stage={stage}", "analysis.partial=true"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        if stage == "corrupted":
+            assert ended.returncode == 0, ended.stderr
+            assert "3 of 3" in ended.stdout or "candidates: 3" in ended.stdout
+    assert f"dataset.hub={folder}: not a file on this machine" in ended.stderr
+    assert (tmp_path / "out" / "tiny" / "known").is_dir()
+
+
+def test_without_the_package(cities: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(KtraceError, match=r"needs the extra hub: pip install 'ktrace\[hub\]'"):
+        load_hub_facts(cities, split="train")
