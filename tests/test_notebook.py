@@ -40,16 +40,16 @@ def test_every_cell_runs(stored_run: None) -> None:
     _, figure, by_role, at_last, other_figure, many = [shown(code, names) for code in CODE]
     for drawn in (figure, other_figure):
         assert drawn._repr_png_().startswith(b"\x89PNG")
-    assert list(by_role.columns) == list(range(8))
+    assert list(by_role.columns) == list(range(6))
     # "The subject's tokens matter in the first layers, the last token in the later ones."
     subject = by_role.loc[["first subject", "middle subject", "last subject"]]
-    assert subject[0].max() > 0.2 > subject[7].max()
-    assert by_role.loc["last", 0] < 0.2 < 0.8 < by_role.loc["last", 7]
+    assert subject[0].max() > 0.2 > subject[5].max()
+    assert by_role.loc["last", 0] < 0.2 < 0.8 < by_role.loc["last", 5]
     assert list(at_last.index) == ["hidden", "hidden_mlp_severed", "mlp-w3", "attn-w3"]
     # The last token needs its later MLPs, until there are none.
     assert at_last.loc["hidden_mlp_severed", 3] < at_last.loc["hidden", 3] / 2
-    assert at_last.loc["hidden_mlp_severed", 7] == at_last.loc["hidden", 7]
-    assert list(many.columns) == list(range(8))
+    assert at_last.loc["hidden_mlp_severed", 5] == at_last.loc["hidden", 5]
+    assert list(many.columns) == list(range(6))
     assert names["effects"]["known_id"].nunique() == 2
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
 from ktrace.lm.hooks import replaced_forward
 
@@ -30,14 +29,14 @@ def exact_products(model: PreTrainedModel) -> Iterator[None]:
 def _int8_products(model: PreTrainedModel) -> list[nn.Module]:
     if not getattr(model, "is_quantized", False):
         return []
-    from bitsandbytes.nn.modules import (
-        Linear8bitLt,
-    )  # some seconds, and installed where it is needed
+    from bitsandbytes.nn.modules import Linear8bitLt  # only installed where it is asked for
 
     return [module for module in model.modules() if isinstance(module, Linear8bitLt)]
 
 
 def _product(module: Any, states: torch.Tensor) -> torch.Tensor:
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
     weight = dequantize_bnb_weight(module.weight, module.state).to(states.dtype)
     bias = None if module.bias is None else module.bias.to(states.dtype)
     return nn.functional.linear(states.to(weight.device), weight, bias)
