@@ -9,6 +9,11 @@ _MOST_ROWS = 4096
 # glibc gives larger blocks back to the system whenever they are freed; to fault their pages in
 # again costs more than larger batches gain.
 LARGEST_CPU_BLOCK = 32 * 2**20
+# A block call with so many tokens, on a CPU and on an accelerator, is worth its overhead: products
+# of small matrices are slow.
+ENOUGH_TOKENS = {"cpu": 1024, "cuda": 4096}
+# On a CPU more are taken only as long as their states stay in a cache.
+_CACHED_BLOCK = 8 * 2**20
 
 
 def rows_that_fit(lm: LanguageModel, n_positions: int) -> int:
@@ -23,7 +28,8 @@ def rows_that_fit(lm: LanguageModel, n_positions: int) -> int:
     d_inner = int(getattr(config, "intermediate_size", None) or 4 * d_model)
     size = torch.finfo(lm.model.dtype).bits // 8
     if lm.device.type == "cpu":
-        rows = int(LARGEST_CPU_BLOCK / (n_positions * d_inner * size))
+        cached, largest = (b // (d_inner * size) for b in (_CACHED_BLOCK, LARGEST_CPU_BLOCK))
+        rows = min(max(cached, ENOUGH_TOKENS["cpu"]), largest) // n_positions
     else:
         # Inputs, outputs, residuals, queries, keys and values, and the MLP's inner states, gates.
         numbers = n_positions * (10 * d_model + 4 * d_inner)

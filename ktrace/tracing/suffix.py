@@ -19,7 +19,7 @@ from ktrace.lm.load import LanguageModel
 from ktrace.tracing.engine import METRICS, Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator
-from ktrace.tracing.memory import is_out_of_memory, release, rows_that_fit
+from ktrace.tracing.memory import ENOUGH_TOKENS, is_out_of_memory, release, rows_that_fit
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.plan import Cell, make_plan, split, stretches
 from ktrace.tracing.runs import Runs
@@ -27,13 +27,10 @@ from ktrace.tracing.walk import Walk
 
 log = logging.getLogger(__name__)
 
-# Facts share a batch until a block's weights are used often enough to be worth fetching: this many
-# multiplications in one block call on a CPU, and on an accelerator.
-_ENOUGH_WORK = {"cpu": 4e10, "cuda": 2e12}
+# Facts share a batch until a block call has enough tokens, and so many multiplications, on a CPU
+# and on an accelerator. Larger batches gain nothing, and their runs take memory.
+_ENOUGH_WORK = {"cpu": 6e8, "cuda": 2e12}
 _MOST_CASES = UNIT_FACTS
-# Suffixes of several positions share a block call until it has so many tokens: products of small
-# matrices are slow. More would cost more in attention, where a packed token meets all others.
-_PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 # A walk keeps the states of all its suffixes, a block call some twenty numbers for each of theirs:
 # so many times a call's tokens fit beside it.
 _HELD = 4
@@ -70,8 +67,8 @@ class SuffixEngine:
         """See `Engine.cases_together`."""
         d_model, n_samples = self.lm.d_embedding, self.noise.samples
         tokens = n_samples * self.lm.n_layers * shape.n_positions / 2  # in a middle block call
-        enough = _ENOUGH_WORK.get(self.lm.device.type, _ENOUGH_WORK["cuda"])
-        worthwhile = int(enough / (tokens * 12 * d_model**2))
+        enough = self._of_device(_ENOUGH_WORK) / (12 * d_model**2)
+        worthwhile = int(max(enough, self._of_device(ENOUGH_TOKENS)) / tokens)
         if self._row_budget is not None:
             worthwhile = min(worthwhile, self._row_budget // (1 + n_samples))
         return min(_MOST_CASES, max(1, worthwhile))
@@ -192,11 +189,15 @@ class SuffixEngine:
             for number, case in enumerate(group)
         ]
 
+    def _of_device(self, limits: Mapping[str, float]) -> float:
+        return limits.get(self.lm.device.type, limits["cuda"])
+
     def _pack_tokens(self, runs: Runs, budget: int) -> int:
         if not self.packed:
             return 1
-        most = _PACK_TOKENS.get(self.lm.device.type, _PACK_TOKENS["cuda"])
-        # Of each base row no more than keep attention small beside the products with weights.
+        # More would cost more in attention, where a packed token meets all others; and of each base
+        # row no more than keep attention small beside the products with weights.
+        most = int(self._of_device(ENOUGH_TOKENS))
         return min(most, budget * runs.n_positions, runs.n_base * self.lm.d_embedding // 2)
 
 

@@ -137,7 +137,7 @@ def test_parity_on_every_shape(data: st.DataObject) -> None:
     budget = data.draw(st.sampled_from([None, 1, 5, 12]), "row budget")
     # From one position a call, over some, to all of them.
     pack_tokens = data.draw(st.sampled_from([1, 8, 30, 1000]), "tokens of a pack")
-    with mock.patch.dict(suffix._PACK_TOKENS, cpu=pack_tokens):
+    with mock.patch.dict(suffix.ENOUGH_TOKENS, cpu=pack_tokens):
         ours = scores(SuffixEngine(lm, noise, budget, packed=True), cases, mediators)
     theirs = scores(ReferenceEngine(lm, noise), cases, mediators)
     assert largest_difference(ours, theirs) <= 1e-12
