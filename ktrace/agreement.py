@@ -59,8 +59,10 @@ def _dataset(config: DatasetConfig, stored: dict[str, Any]) -> dict[str, Any]:
     on_disk = config.hub is None and config.path and Path(config.path).expanduser().is_file()
     if config.prompt is None and not on_disk:
         log.info(
-            "%s: not a file on this machine: the stores are not compared with it (sha256:%s)",
-            f"dataset.path={config.path}" if config.hub is None else f"dataset.hub={config.hub}",
+            "%s: the stores are not compared with it (sha256:%s)",
+            f"dataset.path={config.path}: not on this machine"
+            if config.hub is None
+            else f"dataset.hub={config.hub}: not read by stage=analyze",
             stored.get("sha256"),
         )
         return stored

@@ -40,6 +40,7 @@ _PACKAGES = (
     "ktrace",
     "accelerate",
     "bitsandbytes",
+    "datasets",
     "h5py",
     "hydra-core",
     "matplotlib",

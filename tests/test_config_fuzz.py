@@ -97,6 +97,8 @@ model.device_map=true
 model.device_map={}
 model.device_map={model:[1]}
 model.device_map={layers:cpu}
+model.device_map={0:cpu}
+model.device_map={model.embed_tokens:disk}
 model.modules.block=a
 model.modules.embedding=nowhere model.modules.block=a model.modules.attn=b model.modules.mlp=c
 """

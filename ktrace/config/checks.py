@@ -120,7 +120,11 @@ def _check_device_map(model: ModelConfig) -> None:
     if model.device != "auto":
         raise KtraceError(f"model.device={model.device!r} and model.device_map exclude each other")
     devices = list(given.values()) if isinstance(given, dict) else [given]
-    if not devices or not all(type(device) in (str, int) for device in devices):
+    names = list(given) if isinstance(given, dict) else []
+    if not devices or not (
+        all(type(device) in (str, int) for device in devices)
+        and all(isinstance(name, str) for name in names)
+    ):
         raise KtraceError(
             f"model.device_map={given} is neither a name (auto, balanced, sequential, or a device) "
             "nor a map from modules to devices"

@@ -273,11 +273,18 @@ def register(bundled: "Any") -> None:
     """
     ConfigStore.instance().store(name="schema", node=RunConfig)
     OmegaConf.register_new_resolver("bundled", lambda name: str(bundled(name)), replace=True)
+    OmegaConf.register_new_resolver("hub_name", _hub_name, replace=True)
     OmegaConf.register_new_resolver(
         "basename", lambda path: PurePosixPath(str(path)).name, replace=True
     )
     OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
     OmegaConf.register_new_resolver("prompt_name", _prompt_name, replace=True)
+
+
+def _hub_name(repository: object, *chosen: object) -> str:
+    """A folder for one split of one subset of a repository, such as `cities-fr-test`."""
+    parts = [PurePosixPath(str(repository)).name, *(str(part) for part in chosen if part)]
+    return "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part).strip("-") for part in parts)
 
 
 def _prompt_name(subject: object, *rest: object) -> str:

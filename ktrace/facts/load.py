@@ -51,6 +51,8 @@ def load_facts(
     else:
         raise KtraceError(f"dataset.path={path} is not a file")
     records = parse(source, suffix, raw)
+    if not records:
+        raise KtraceError(f"dataset.path={source} holds no facts")
     facts = checked_facts(records, source, sha256, columns)
     if not _is_file(path):
         _write(path, raw)
@@ -113,8 +115,6 @@ def checked_facts(
     Raises:
         KtraceError: as `load_facts`.
     """
-    if not records:
-        raise KtraceError(f"dataset.path={source} holds no facts")
     try:
         _check_digest(records, sha256, source)
     except RecursionError as error:

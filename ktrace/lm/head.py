@@ -1,15 +1,13 @@
 """Logits from last-layer states: the model's own forward pass with its blocks left out."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-
-from ktrace.lm.hooks import replaced_forward
 
 _SLICE = 1024  # rows of the vocabulary
 
@@ -34,10 +32,10 @@ def logits_from(
     returned = (states[:, None], None) if in_tuples else states[:, None]
     with ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(replaced_forward(block, lambda *args, **kwargs: returned))
+            stack.enter_context(_replaced_forward(block, lambda *args, **kwargs: returned))
         head = cast(Any, model).get_output_embeddings()
         if _takes_slices(head):
-            stack.enter_context(replaced_forward(head, partial(_in_slices, head)))
+            stack.enter_context(_replaced_forward(head, partial(_in_slices, head)))
         output = model(
             input_ids=torch.zeros(len(states), 1, dtype=torch.long, device=model.device),
             use_cache=False,
@@ -69,3 +67,16 @@ def _in_slices(head: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     if cast(Any, head).bias is not None:  # typed as if every head had one
         logits += head.bias
     return logits.view(*states.shape[:-1], -1)
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    previous = module.__dict__.get("forward")  # an instance has its own when accelerate placed it
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if previous is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = previous

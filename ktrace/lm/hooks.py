@@ -102,17 +102,3 @@ def _as_hook(edit: Edit, shape: _Shape) -> Callable[[nn.Module, Any, Any], Any]:
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
     return hook
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module do something else; its hooks run as before, also after an exception."""
-    previous = module.__dict__.get("forward")  # an instance has its own when accelerate placed it
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if previous is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = previous

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from ktrace.errors import KtraceError
 from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
 from ktrace.lm.probe import prove
+from ktrace.lm.quantized import multiply_exactly
 from ktrace.lm.source import ModelSource
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,8 @@ def load_language_model(
         message = f"{where}: config.json cannot be used: {_first_line(error)}{hint}"
         raise KtraceError(message) from error
     paths = paths or _known_paths(config, _built(config, trust_remote_code), where)
+    if isinstance(device_map, Mapping):  # also before the weights are read
+        _check_map(device_map, config, paths, trust_remote_code)
     tokenizer = _load_tokenizer(source, origin, where)
     chosen = None if device_map is not None else _device(device)  # before the weights are read
     if quantization is not None:
@@ -147,7 +150,6 @@ def load_language_model(
             )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise KtraceError(f"{where}: the model cannot be loaded: {_first_line(error)}") from error
-    _require_modules(device_map, model)
     # transformers fills what a checkpoint lacks with random numbers, and only warns.
     if report["missing_keys"]:
         raise KtraceError(f"{where}: the checkpoint lacks weights: {_some(report['missing_keys'])}")
@@ -164,6 +166,8 @@ def load_language_model(
             # plain products are up to four times as fast. In float64 they would take softmax in
             # float32.
             model.set_attn_implementation("eager")
+    if quantization == "int8":
+        multiply_exactly(model)
     return language_model(model, tokenizer, paths)
 
 
@@ -241,10 +245,18 @@ def _known_paths(config: Any, built: str | None, where: str) -> ModulePaths:
     )
 
 
-def _require_modules(device_map: Any, model: PreTrainedModel) -> None:
-    """Refuse a misspelt module, which transformers would leave wherever it likes."""
-    if not isinstance(device_map, Mapping):
-        return
+def _check_map(
+    device_map: Mapping[Any, Any], config: Any, paths: ModulePaths, trust_remote_code: bool
+) -> None:
+    """Refuse what transformers would pass over, or fail on in the middle of a run.
+
+    Raises:
+        KtraceError: a module that is not there, or an embedding that is nowhere in memory.
+    """
+    with torch.device("meta"):
+        model = cast(Any, AutoModelForCausalLM).from_config(
+            config, trust_remote_code=trust_remote_code
+        )
     modules, parameters = model.named_modules(), model.named_parameters()
     known = {name for names in (modules, parameters) for name, _ in names}
     unknown = [name for name in device_map if name not in known]
@@ -253,6 +265,16 @@ def _require_modules(device_map: Any, model: PreTrainedModel) -> None:
             f"model.device_map: {type(model).__name__} has no module {unknown[0]!r}; its first are "
             f"{', '.join(name for name, _ in model.named_children())}"
         )
+    # Token ids are made where the embedding is, and the head may be the same matrix.
+    head = model.get_output_embeddings()
+    ends = {paths.embedding, *(name for name, module in model.named_modules() if module is head)}
+    for name, place in device_map.items():
+        held = [end for end in sorted(ends) if not name or f"{end}.".startswith(f"{name}.")]
+        if place == "disk" and held:
+            raise KtraceError(
+                f"model.device_map: {name!r} is on disk, and with it {held[0]}: embedding and head "
+                "must be in memory, blocks may be on disk"
+            )
 
 
 def _require_packages(quantization: str) -> None:
@@ -270,8 +292,6 @@ def _bits(quantization: str | None, dtype: str) -> Any:
         return None
     make = cast(Any, BitsAndBytesConfig)
     if quantization == "int8":
-        # It says at every product that it casts its input; the documentation says it once.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return make(load_in_8bit=True)
     if quantization != "int4":
         raise KtraceError(f"model.quantization={quantization!r} is unknown: int8 or int4")

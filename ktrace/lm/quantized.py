@@ -1,7 +1,5 @@
-"""Products of a model whose weights were rounded to 8 bits, without the rounding of its states."""
+"""Weights that were rounded to 8 bits, multiplied without rounding anything else."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -9,29 +7,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ktrace.lm.hooks import replaced_forward
 
+def multiply_exactly(model: PreTrainedModel) -> None:
+    """Let a model multiply its int8 weights with states as they are.
 
-@contextmanager
-def exact_products(model: PreTrainedModel) -> Iterator[None]:
-    """Multiply states with int8 weights as they are; nothing changes for other models.
-
-    bitsandbytes rounds the states to 8 bits as well (LLM.int8). A difference of the last bit, such
-    as two batches of other sizes have, then takes some of them to the next of 255 steps. Whether
-    two ways to compute a score are the same can only be told without that.
+    bitsandbytes rounds the states to 8 bits, too, except in columns where any row of the batch has
+    a large number (LLM.int8, Dettmers et al. 2022). So a row's numbers hang on its company, and
+    differ between engines and batches by more than rounding. This changes the model for good.
     """
-    with ExitStack() as stack:
-        for module in _int8_products(model):
-            stack.enter_context(replaced_forward(module, partial(_product, module)))
-        yield
+    from bitsandbytes.nn.modules import Linear8bitLt  # installed where weights are quantized
 
-
-def _int8_products(model: PreTrainedModel) -> list[nn.Module]:
-    if not getattr(model, "is_quantized", False):
-        return []
-    from bitsandbytes.nn.modules import Linear8bitLt  # only installed where it is asked for
-
-    return [module for module in model.modules() if isinstance(module, Linear8bitLt)]
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            # accelerate wraps what a module did before, and keeps it under this name.
+            name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+            setattr(module, name, partial(_product, module))
 
 
 def _product(module: Any, states: torch.Tensor) -> torch.Tensor:
@@ -39,4 +29,4 @@ def _product(module: Any, states: torch.Tensor) -> torch.Tensor:
 
     weight = dequantize_bnb_weight(module.weight, module.state).to(states.dtype)
     bias = None if module.bias is None else module.bias.to(states.dtype)
-    return nn.functional.linear(states.to(weight.device), weight, bias)
+    return nn.functional.linear(states, weight, bias)

@@ -11,7 +11,6 @@ import torch
 from ktrace.errors import KtraceError
 from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel
-from ktrace.lm.quantized import exact_products
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Engine, Foils
 from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
@@ -41,11 +40,9 @@ def make_engine(
     if name == "reference":
         return ReferenceEngine(lm, noise)
     expected: _Cells = {}
-    with exact_products(lm.model):
-        problem = _disproof(lm, SuffixEngine(lm, _probe_noise(lm)), expected)
-        packed = problem is None and _may_pack(lm, expected)
+    problem = _disproof(lm, SuffixEngine(lm, _probe_noise(lm)), expected)
     if problem is None:
-        return SuffixEngine(lm, noise, row_budget, packed=packed)
+        return SuffixEngine(lm, noise, row_budget, packed=_may_pack(lm, expected))
     log.warning(
         "engine=suffix cannot be proven on %s (%s): going on with engine=reference",
         type(lm.model).__name__,

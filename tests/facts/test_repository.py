@@ -1,6 +1,7 @@
 """A dataset repository becomes facts, or one line says why not: a folder, read as the hub's are."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,16 @@ def test_columns_of_another_schema(cities: str, tmp_path: Path) -> None:
         load_hub_facts(named, split="train")
 
 
+def test_a_table_without_types_is_the_text_that_it_is(cities: str, tmp_path: Path) -> None:
+    """NA, None and null are answers; `datasets` alone would take them for missing."""
+    head = "known_id,prompt,subject,attribute,subject_start\n"
+    table = head + "".join(f"{n},Na is in,Na,{text},\n" for n, text in enumerate(("NA", "None")))
+    facts = load_hub_facts(repository(tmp_path / "tables", train_csv=table), split="train")
+    assert [fact.attribute for fact in facts.facts] == ["NA", "None"]
+    (tmp_path / "same.csv").write_text(table)
+    assert facts == load_facts(tmp_path / "same.csv")
+
+
 def test_what_a_repository_lacks_is_named(cities: str, tmp_path: Path) -> None:
     subsets = repository(tmp_path / "subsets", cities_jsonl=as_lines(ROME), README_md=TWO_SUBSETS)
     assert load_hub_facts(subsets, split="train", subset="fr").facts == (Fact(**ROME),)
@@ -87,8 +98,12 @@ def test_what_a_repository_lacks_is_named(cities: str, tmp_path: Path) -> None:
         (subsets, {"subset": "de"}, "BuilderConfig 'de' not found. Available: ['en', 'fr']"),
         (broken, {}, "JSON parse error"),
         (repository(tmp_path / "empty"), {}, "doesn't contain any data files"),
+        (repository(tmp_path / "blank", train_jsonl=""), {}, ""),
+        (repository(tmp_path / "script", script_py="import os"), {}, "scripts are no longer supp"),
+        (cities, {"revision": "v1"}, "a folder has no revisions"),
+        ("json", {}, "is neither a folder here nor a hub id (owner/name)"),
+        ("https://x/y", {}, "is neither a folder here nor a hub id (owner/name)"),
         ("owner/none", {"revision": "v1"}, "Couldn't reach 'owner/none' on the Hub (Offline"),
-        ("a/b/c", {}, "a/b/c"),
     ]
     for hub, keys, message in cases:
         with pytest.raises(KtraceError) as raised:
@@ -112,18 +127,23 @@ def test_the_command_line_reads_a_repository(cities: str, tmp_path: Path) -> Non
         *(sys.executable, "-m", "ktrace", "dataset=hub", f"dataset.hub={folder}"),
         *("noise.samples=1", f"output_dir={tmp_path / 'out'}"),
     ]
-    for stage in ("corrupted", "analyze"):
+    own_cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+
+    def run(stage: str) -> "subprocess.CompletedProcess[str]":
         ended = subprocess.run(
-            [*command, f"stage={stage}", "analysis.partial=true"],
+            [*command, f"stage={stage}"],
             capture_output=True,
             text=True,
             cwd=ROOT,
+            env={**os.environ, **own_cache},
         )
-        if stage == "corrupted":
-            assert ended.returncode == 0, ended.stderr
-            assert "3 of 3" in ended.stdout or "candidates: 3" in ended.stdout
-    assert f"dataset.hub={folder}: not a file on this machine" in ended.stderr
-    assert (tmp_path / "out" / "tiny" / "known").is_dir()
+        assert ended.returncode == 0, ended.stderr
+        return ended
+
+    assert "3 of 3 facts are candidates" in run("all").stdout
+    stored = tmp_path / "out" / "tiny" / "known-train"
+    assert (stored / "clean").is_dir()
+    assert f"dataset.hub={folder}: not read by stage=analyze" in run("analyze").stderr
 
 
 def test_without_the_package(cities: str, monkeypatch: pytest.MonkeyPatch) -> None:
