@@ -23,6 +23,8 @@ from ktrace import pipeline, stages, sweep
 from ktrace.__main__ import main
 from ktrace.config import RunConfig
 from ktrace.errors import KtraceError
+from ktrace.facts import load_facts
+from ktrace.resources import resource
 from ktrace.store import RunFolders
 from ktrace.tracing import clean, reference, suffix
 
@@ -116,6 +118,36 @@ def test_an_answer_that_goes_on_otherwise_is_no_candidate(
     assert pipeline.run(config(path, "stage=filter")).counts["candidates"] == 6
     whole = pipeline.run(config(path, "stage=filter", "dataset.answer=full"))
     assert whole.counts["candidates"] == 5
+
+
+def test_replaced_subjects_are_compared_with_their_own_answers(
+    config: Callable[..., RunConfig],
+) -> None:
+    """Through the stores: a later command takes each sample's foil from there."""
+    replaced = ("model=tiny", "dataset=facts", "dataset.limit=12", "noise=token_replacement")
+    # The facts' own path is the preset's; `config` names another.
+    facts = f"dataset.path={resource('data/facts.jsonl')}"
+    model = f"model.path={resource('data/tiny')}"
+    asked = (*replaced, facts, model, "noise.samples=2")
+    pipeline.run(config(*asked, "stage=corrupted"))
+    outcome = pipeline.run(config(*asked))
+    assert outcome.folder.name == "token_replacement-n2-seed1"
+    assert outcome.counts["traced"] < outcome.counts["candidates"]  # some have no two partners
+    records = {r["index"]: r for r in RunFolders(outcome.folder).corrupted.read("left_out", "foil")}
+    known = {fact.attribute for fact in load_facts(resource("data/facts.jsonl")).facts}
+    for record in records.values():
+        assert len(record["foil"]) == (0 if record["left_out"] else 2)
+        for foil in record["foil"]:
+            assert any(answer.startswith(foil.strip()) for answer in known), foil
+    effects = ktrace.load_effects(outcome.folder, metrics=["logit_difference"])
+    last = effects[(effects["layer"] == effects["layer"].max()) & (effects["role"] == "last")]
+    by_fact = last.groupby("known_id")["clean"]
+    assert (by_fact.nunique() == 2).any()  # a clean score for each sample's foil
+    np.testing.assert_array_equal(last["restored"], last["clean"])
+    # Effects and totals are of one and the same foil.
+    summary = json.loads((outcome.folder / "analysis" / "summary.json").read_text())
+    total = (last["clean"] - last["corrupted"]).mean()
+    assert summary["metrics"]["logit_difference"]["ate"] == pytest.approx(total, abs=1e-5)
 
 
 def test_another_mediator_reuses_the_clean_and_corrupted_runs(

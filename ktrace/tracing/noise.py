@@ -252,7 +252,7 @@ def partners_of(subjects: Sequence[Subject], among: Sequence[Subject]) -> dict[i
 
     Answers are told apart by the tokens that are scored: where one begins the other, the corrupted
     run would go on to predict the answer, or a part of it. A fact without a relation takes its
-    partners from every relation.
+    partners from every relation. Of several facts with the same subject the first counts.
     """
     pools: dict[int, list[Subject]] = {}
     for subject in among:

@@ -88,6 +88,14 @@ def p_clean(index: int) -> float:
     return 0.5 + index / 16
 
 
+def clean_scores(index: int, metric: str) -> npt.NDArray[np.float32]:
+    """`(sample,)`; exact in float32. Each sample has a foil of its own."""
+    scores = np.full(N_SAMPLES, p_clean(index) + METRICS.index(metric), dtype=np.float32)
+    if metric == "logit_difference":
+        scores += np.arange(N_SAMPLES, dtype=np.float32) / 4
+    return scores
+
+
 def p_corrupted(index: int) -> npt.NDArray[np.float32]:
     """`(sample,)`; exact in float32."""
     return np.array([0.125 + index / 64, 0.25], dtype=np.float32)
@@ -163,7 +171,7 @@ def write_corrupted(
                 "foil": ["?"] * N_SAMPLES,
             }
             for offset, metric in enumerate(METRICS):
-                record[f"clean_{metric}"] = np.full(N_SAMPLES, p_clean(index) + offset, np.float32)
+                record[f"clean_{metric}"] = clean_scores(index, metric)
                 record[metric] = p_corrupted(index) + offset
             writer.add(record)
 

@@ -18,8 +18,8 @@ from stores import (
     NOISE_PRINT,
     WIDTH,
     activations,
+    clean_scores,
     known_id,
-    p_clean,
     p_corrupted,
     p_restored,
     write_clean,
@@ -70,7 +70,7 @@ def test_every_cell_has_its_own_values(folders: RunFolders) -> None:
             cell = (row.sample, row.layer, row.position)
             assert row.restored == restored[cell] + np.float32(offset)
             assert row.corrupted == p_corrupted(index)[row.sample] + offset
-            assert row.clean == p_clean(index) + offset
+            assert row.clean == clean_scores(index, row.metric)[row.sample]
             assert row.token == FACTS[index].tokens[row.position]
             role = FACTS[index].roles[row.position]
             assert (row.role == role) if role else pd.isna(row.role)
