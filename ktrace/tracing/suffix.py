@@ -27,8 +27,9 @@ from ktrace.tracing.walk import Walk
 
 log = logging.getLogger(__name__)
 
-# Facts share a batch until a block call has enough tokens, and so many multiplications, on a CPU
-# and on an accelerator. Larger batches gain nothing, and their runs take memory.
+# Facts share a batch until it fills some block calls, and a call has so many multiplications, on a
+# CPU and on an accelerator. Larger batches gain nothing, and their runs take memory.
+_SHARED_CALLS = 3
 _ENOUGH_WORK = {"cpu": 6e8, "cuda": 2e12}
 _MOST_CASES = UNIT_FACTS
 # A walk keeps the states of all its suffixes, a block call some twenty numbers for each of theirs:
@@ -68,7 +69,7 @@ class SuffixEngine:
         d_model, n_samples = self.lm.d_embedding, self.noise.samples
         tokens = n_samples * self.lm.n_layers * shape.n_positions / 2  # in a middle block call
         enough = self._of_device(_ENOUGH_WORK) / (12 * d_model**2)
-        worthwhile = int(max(enough, self._of_device(ENOUGH_TOKENS)) / tokens)
+        worthwhile = int(max(enough, _SHARED_CALLS * self._of_device(ENOUGH_TOKENS)) / tokens)
         if self._row_budget is not None:
             worthwhile = min(worthwhile, self._row_budget // (1 + n_samples))
         return min(_MOST_CASES, max(1, worthwhile))
