@@ -236,7 +236,7 @@ def trace(
     config = _configured(
         [
             "dataset=prompt",
-            _choice("noise", noise.pop("kind", "gaussian")),
+            _choice("noise", noise.pop("kind", "gaussian"), called="kind"),
             _choice("mediator", mediator, MEDIATOR_NAMES),
             _choice("engine", engine),
         ],
@@ -311,10 +311,10 @@ def _choices(group: str) -> list[str]:
     return sorted(path.stem for path in (resource("conf") / group).glob("*.yaml"))
 
 
-def _choice(group: str, name: str, among: Sequence[str] = ()) -> str:
+def _choice(group: str, name: str, among: Sequence[str] = (), called: str = "") -> str:
     among = among or _choices(group)
     if name not in among:
-        raise KtraceError(f"{group}={name!r} is unknown: choose from {', '.join(among)}")
+        raise KtraceError(f"{called or group}={name!r} is unknown: choose from {', '.join(among)}")
     return f"{group}={name}"
 
 

@@ -263,7 +263,7 @@ def test_a_model_that_is_refused(path: str, overrides: dict[str, Any], message: 
         ({"mediator": "hiden"}, "mediator='hiden' is unknown: choose from hidden, hidden_attn_sev"),
         ({"mediator": "all"}, "mediator='all' is unknown: choose from hidden, hidden_attn_severed"),
         ({"engine": "fast"}, "engine='fast' is unknown: choose from reference, suffix"),
-        ({"kind": "gausian"}, "noise='gausian' is unknown: choose from gaussian, mean, multivari"),
+        ({"kind": "gausian"}, "kind='gausian' is unknown: choose from gaussian, mean, multivari"),
         ({"sigma": 3}, "unknown key noise.sigma; keys here: kind, multiple, std, samples, seed"),
         ({"multiple": "big"}, "noise.multiple: Value 'big' of type 'str' could not be converted"),
         ({"kind": "zero", "samples": 3}, "noise.samples=3 has no meaning for noise.kind=zero"),

@@ -94,6 +94,7 @@ model.device_map=everywhere
 model.device_map={"":nowhere}
 model.device_map=[1]
 model.device_map=true
+model.device_map=cuda:77
 model.device_map={}
 model.device_map={model:[1]}
 model.device_map={layers:cpu}

@@ -28,6 +28,16 @@ from ktrace.lm.source import ModelSource
 
 log = logging.getLogger(__name__)
 
+# An assertion is how torch says that it was built without a device.
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    AssertionError,
+    SafetensorError,
+)
+
 
 @dataclass(frozen=True)
 class LanguageModel:
@@ -129,6 +139,7 @@ def load_language_model(
     if isinstance(device_map, Mapping):  # also before the weights are read
         _check_map(device_map, config, paths, trust_remote_code)
     tokenizer = _load_tokenizer(source, origin, where)
+    asked = where if device_map is None else f"{where} model.device_map={device_map}"
     chosen = None if device_map is not None else _device(device)  # before the weights are read
     if quantization is not None:
         _require_packages(quantization)
@@ -148,8 +159,8 @@ def load_language_model(
                 output_loading_info=True,
                 **origin,
             )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise KtraceError(f"{where}: the model cannot be loaded: {_first_line(error)}") from error
+    except _LOADING_ERRORS as error:
+        raise KtraceError(f"{asked}: the model cannot be loaded: {_first_line(error)}") from error
     # transformers fills what a checkpoint lacks with random numbers, and only warns.
     if report["missing_keys"]:
         raise KtraceError(f"{where}: the checkpoint lacks weights: {_some(report['missing_keys'])}")
