@@ -32,6 +32,7 @@ from ktrace import config as config_schema
 from ktrace import sweep
 from ktrace.config import RunConfig
 from ktrace.facts import Span
+from ktrace.lm import products
 from ktrace.lm.load import LanguageModel, language_model
 from ktrace.resources import resource
 from ktrace.tracing import select
@@ -101,9 +102,12 @@ def llama() -> LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def narrow_models_pack() -> Iterator[None]:
-    """Let test models pack, which are too narrow to gain from it."""
-    with mock.patch.object(select, "PACK_WIDTH", 0):
+def narrow_models_as_wide() -> Iterator[None]:
+    """Run test models as wide ones are run: packed, and by oneDNN."""
+    with (
+        mock.patch.object(select, "PACK_WIDTH", 0),
+        mock.patch.object(products, "_LEAST_WEIGHTS", 0),
+    ):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Forward hooks as context managers, registered by module path."""
+"""What a model is changed by, and only for a while: forward hooks, and forwards replaced."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -56,6 +56,20 @@ def hooked(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
             hook = _as_hook(edits[path], shape)
             stack.enter_context(_removing(module.register_forward_hook(hook)))
         yield
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else; its hooks still run."""
+    previous = module.__dict__.get("forward")  # an instance has its own when accelerate placed it
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if previous is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = previous
 
 
 class _Shape:

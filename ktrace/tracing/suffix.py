@@ -16,6 +16,7 @@ import torch
 
 from ktrace.errors import KtraceError
 from ktrace.lm.load import LanguageModel
+from ktrace.lm.products import onednn_products
 from ktrace.tracing.engine import METRICS, Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator
@@ -107,7 +108,8 @@ class SuffixEngine:
             budget = self._row_budget or rows_that_fit(self.lm, len(todo[0].forced_ids))
             part = todo[: max(1, budget // (1 + n_samples))]
             try:
-                results = work(part, budget)
+                with onednn_products(self.lm.model):
+                    results = work(part, budget)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise

@@ -11,7 +11,6 @@ from torch import nn
 from tracing.families import tiny_model
 
 from ktrace.errors import KtraceError
-from ktrace.lm import head
 from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
 from ktrace.lm.head import logits_from
 from ktrace.lm.hooks import hooked
@@ -189,11 +188,7 @@ def test_fewer_layers_than_there_are() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [40, 1024])  # of 96: in three slices, and whole
-def test_logits_are_rebuilt_from_the_last_hidden_state(
-    model: Any, monkeypatch: pytest.MonkeyPatch, rows: int, bias: bool
-) -> None:
-    monkeypatch.setattr(head, "_SLICE", rows)
+def test_logits_are_rebuilt_from_the_last_hidden_state(model: Any, bias: bool) -> None:
     if bias:
         model.lm_head.bias = torch.nn.Parameter(torch.randn(model.config.vocab_size))
     lm = language_model(model)

@@ -19,7 +19,7 @@ from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine
 
-pytestmark = pytest.mark.usefixtures("narrow_models_pack")
+pytestmark = pytest.mark.usefixtures("narrow_models_as_wide")
 
 NOISE = RandomNoise(1.0, samples=3)
 

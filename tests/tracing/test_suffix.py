@@ -29,7 +29,7 @@ from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.replay import Pack
 from ktrace.tracing.suffix import SuffixEngine
 
-pytestmark = pytest.mark.usefixtures("narrow_models_pack")
+pytestmark = pytest.mark.usefixtures("narrow_models_as_wide")
 
 NOISE = RandomNoise(1.0, samples=3)
 MEDIATORS = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
