@@ -8,7 +8,7 @@ few states, and for a head's whole vocabulary.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -36,9 +36,9 @@ def onednn_products(model: nn.Module) -> Iterator[None]:
         if product is not None:
             for module in model.modules():
                 if _takes_product(module):
-                    weight: Any = module.weight
+                    weight, bias = cast(Any, module).weight, cast(Any, module).bias
                     by_row = weight.t() if type(module) is Conv1D else weight
-                    forward = partial(_forward, product, by_row, module.bias)
+                    forward = partial(_forward, product, by_row, bias)
                     stack.enter_context(replaced_forward(module, forward))
         yield
 
@@ -58,7 +58,7 @@ def _operator() -> Product | None:
 def _takes_product(module: nn.Module) -> bool:
     if type(module) not in (nn.Linear, Conv1D) or "forward" in module.__dict__:
         return False
-    weight: Any = module.weight
+    weight = cast(torch.Tensor, module.weight)
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
@@ -81,5 +81,5 @@ def _forward(
 
 
 def _rounded_up(n_states: int) -> int:
-    step = max(_LEAST_STEP, 2 ** n_states.bit_length() // 32)
+    step = max(_LEAST_STEP, (1 << n_states.bit_length()) // 32)
     return -(-n_states // step) * step
