@@ -17,7 +17,7 @@ from ktrace import sweep
 from ktrace.errors import KtraceError
 from ktrace.messages import explain
 from ktrace.resources import resource
-from ktrace.signals import Terminated, ended_by_sigterm
+from ktrace.signals import Terminated, ended_by_signals
 
 # Hydra prints its own story about errors and exits, unless this is set.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -65,7 +65,7 @@ def main() -> None:
     """
     _began.clear()
     config_schema.register(lambda name: resource(f"data/{name}"))
-    with ended_by_sigterm():
+    with ended_by_signals():
         _main()
 
 

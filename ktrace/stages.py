@@ -4,12 +4,12 @@ torch is imported only where something is left to run.
 """
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from ktrace.settings import (
     resolved_dtype,
 )
 from ktrace.shards import Shard, fact_cost, is_complete, own_facts
+from ktrace.signals import raise_if_signalled
 from ktrace.store import METRICS, RunFolders, Store, batch_of, claim_all, work_through
 from ktrace.tracing.mediators import Mediator
 
@@ -223,7 +224,7 @@ class Stages:
                 advance(lacking is not None)
                 return lacking is not None
 
-            work_through(todo, attempt, writer.flush)
+            _work_through(todo, attempt, writer.flush)
 
     def _cases(self) -> tuple[list["Case"], dict[str, int]]:
         from ktrace.tracing.engine import Case
@@ -302,7 +303,7 @@ class Stages:
                 advance(len(group))
                 return True
 
-            work_through([*unusable, *usable], attempt, writer.flush)
+            _work_through([*unusable, *usable], attempt, writer.flush)
 
     def _restore(self, cases: Sequence["Case"], done: Mapping[str, Container[int]]) -> None:
         if all(case.index in have for case in cases for have in done.values()):
@@ -338,7 +339,7 @@ class Stages:
                 for writer in writers.values():
                     writer.flush()
 
-            work_through(self._grouped(cases), attempt, let_go)
+            _work_through(self._grouped(cases), attempt, let_go)
 
     def _key(self, case: "Case") -> dict[str, int]:
         return {"index": case.index, "known_id": self.facts.facts[case.index].known_id}
@@ -378,3 +379,16 @@ class _ModelCache:
 
 
 _MODELS = _ModelCache()
+
+
+Unit = TypeVar("Unit")
+
+
+def _work_through(
+    units: Iterable[Unit], attempt: Callable[[Unit], bool], let_go: Callable[[], None]
+) -> None:
+    def heeding(unit: Unit) -> bool:
+        raise_if_signalled()
+        return attempt(unit)
+
+    work_through(units, heeding, let_go)

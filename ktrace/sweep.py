@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ktrace.config import to_run_config
 from ktrace.errors import KtraceError
 from ktrace.messages import explain
-from ktrace.signals import Terminated, ended_by_sigterm
+from ktrace.signals import Terminated, ended_by_signals
 from ktrace.store.files import require_writable, write_text
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def run_job(config: DictConfig) -> None:
     Under a launcher this is another process than the command's: SIGTERM, such as from `scancel`,
     ends this job alone, and keeps its finished facts.
     """
-    with ended_by_sigterm():
+    with ended_by_signals():
         _run_job(config)
 
 

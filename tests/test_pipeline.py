@@ -506,7 +506,7 @@ def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
     """As `scancel` ends it; there `main` has run in another process."""
     monkeypatch.setattr(sweep, "_failed", [])
     monkeypatch.setattr(sweep, "has_begun", lambda: False)
-    monkeypatch.setattr(main_module, "ended_by_sigterm", nullcontext)
+    monkeypatch.setattr(main_module, "ended_by_signals", nullcontext)
     original = suffix.SuffixEngine.baseline
     calls = []
 
