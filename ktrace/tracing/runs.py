@@ -69,12 +69,18 @@ class Runs:
 
     def clean(self, site: str, layer: int, position: int) -> torch.Tensor:
         """A site's clean output at one position, for each base row, `(n_base, d_model)`."""
-        output = self.outputs[self.lm.paths.sites(layer)[site]]
-        return output[: self.n_cases, position].repeat_interleave(self.n_samples, dim=0)
+        return self._clean_at(self.outputs[self.lm.paths.sites(layer)[site]], position)
 
     def corrupted(self, site: str, layer: int, position: int) -> torch.Tensor:
         """A site's corrupted output at one position, `(n_base, d_model)`."""
         return self.outputs[self.lm.paths.sites(layer)[site]][self.n_cases :, position]
+
+    def clean_input(self, layer: int, position: int) -> torch.Tensor:
+        """A block's clean input at one position, for each base row, `(n_base, d_model)`."""
+        return self._clean_at(self.recording.calls[layer].states, position)
+
+    def _clean_at(self, rows: torch.Tensor, position: int) -> torch.Tensor:
+        return rows[: self.n_cases, position].repeat_interleave(self.n_samples, dim=0)
 
     def corrupted_input(self, layer: int, position: int) -> torch.Tensor:
         """A block's corrupted input from one position on, `(n_base, positions, d_model)`."""

@@ -147,8 +147,9 @@ class SuffixEngine:
         self, group: Sequence[Case], mediators: Sequence[Mediator], budget: int
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
         lm = self.lm
-        sites = {m.site for m in mediators} | {m.severs for m in mediators if m.severs}
-        runs = Runs(lm, self.noise, group, sites=sorted(sites | {"hidden"}))
+        # A block's output is the next one's input, which is recorded anyway.
+        sites = {s for m in mediators for s in (m.site, m.severs) if s not in (None, "hidden")}
+        runs = Runs(lm, self.noise, group, sites=sorted(sites))
         n_prompt = len(group[0].input_ids)
         unchanged, last_restored = _known(runs, group)
         shape = (runs.n_base, lm.n_layers, n_prompt)

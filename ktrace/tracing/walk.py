@@ -90,7 +90,7 @@ class Walk:
             joining = self.runs.corrupted_input(layer, position)
             if restored:
                 joining = joining.clone()
-                joining[:, 0] = self.runs.clean("hidden", layer - 1, position)
+                joining[:, 0] = self.runs.clean_input(layer, position)
             parts.append(joining[:, None])
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
