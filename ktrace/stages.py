@@ -29,7 +29,16 @@ from ktrace.settings import (
 )
 from ktrace.shards import Shard, fact_cost, is_complete, own_facts
 from ktrace.signals import raise_if_signalled
-from ktrace.store import METRICS, RunFolders, Store, batch_of, claim_all, work_through
+from ktrace.store import (
+    BASELINE_SCORES,
+    CLEAN_SCORES,
+    METRICS,
+    RunFolders,
+    Store,
+    batch_of,
+    claim_all,
+    work_through,
+)
 from ktrace.tracing.mediators import Mediator
 
 if TYPE_CHECKING:
@@ -281,7 +290,7 @@ class Stages:
                 if lacking is None:
                     return False
                 if lacking and (reason := measured.unusable.get(group[0].index)):
-                    nothing = dict.fromkeys(_OF_BASELINE, np.empty(0))
+                    nothing = dict.fromkeys(BASELINE_SCORES, np.empty(0))
                     why = {"left_out": reason, "foil_ids": np.empty((0, 0), np.int64), "foil": ()}
                     writer.add({**self._key(group[0]), **about, **why, **nothing})
                     lacking = frozenset()
@@ -291,7 +300,7 @@ class Stages:
                     if case.index in lacking:
                         fact = self.facts.facts[case.index]
                         require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
-                        clean = {f"clean_{m}": value for m, value in baseline.clean.items()}
+                        clean = {CLEAN_SCORES[m]: value for m, value in baseline.clean.items()}
                         foil = {
                             "left_out": "",
                             "foil_ids": baseline.foil_ids,
@@ -345,16 +354,15 @@ class Stages:
         return {"index": case.index, "known_id": self.facts.facts[case.index].known_id}
 
 
-# Scores of a corrupted run and of the clean run beside it, and what `_baseline` needs of the store.
-_OF_BASELINE = (*METRICS, *(f"clean_{metric}" for metric in METRICS))
-_BASELINE = ("left_out", "foil_ids", *_OF_BASELINE)
+# What `_baseline` needs of the store.
+_BASELINE = ("left_out", "foil_ids", *BASELINE_SCORES)
 
 
 def _baseline(record: Mapping[str, Any]) -> "Baseline":
     from ktrace.tracing.engine import Baseline
 
     return Baseline(
-        clean={metric: record[f"clean_{metric}"] for metric in METRICS},
+        clean={metric: record[name] for metric, name in CLEAN_SCORES.items()},
         corrupted={metric: record[metric] for metric in METRICS},
         foil_ids=tuple(map(tuple, record["foil_ids"].tolist())),
     )

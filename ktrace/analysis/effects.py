@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ktrace.analysis.roles import rows
 from ktrace.analysis.survey import Record, Survey, batches, survey
 from ktrace.errors import KtraceError
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import CLEAN_SCORES, METRICS, RunFolders
 from ktrace.store.files import new_file
 
 _CATEGORIES = ("model", "mediator", "metric", "token", "role")
@@ -155,7 +155,7 @@ def effect_tables(
     for metric in metrics:
         scores = {
             "metric": constant(metric, METRICS),
-            "clean": along(0, [c[f"clean_{metric}"] for c in corrupted], np.float32),
+            "clean": along(0, [c[CLEAN_SCORES[metric]] for c in corrupted], np.float32),
             "corrupted": along(0, [c[metric] for c in corrupted], np.float32),
             "restored": np.concatenate([record[metric].ravel() for record in batch]),
         }

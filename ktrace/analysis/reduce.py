@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ktrace.analysis.roles import Averaging, membership, rows
 from ktrace.analysis.survey import Record, Survey, batches
-from ktrace.store import METRICS
+from ktrace.store import CLEAN_SCORES, METRICS
 
 Array = npt.NDArray[np.float64]
 
@@ -152,6 +152,6 @@ def total_effects(found: Survey) -> tuple[Array, Array]:
         it is.
     """
     records = [found.corrupted[index] for index in found.traced]
-    clean = np.array([[r[f"clean_{metric}"] for metric in METRICS] for r in records], np.float64)
+    clean = np.array([[r[name] for name in CLEAN_SCORES.values()] for r in records], np.float64)
     corrupted = np.array([[r[metric] for metric in METRICS] for r in records], np.float64)
     return clean, corrupted

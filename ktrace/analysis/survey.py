@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ktrace.errors import KtraceError
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import BASELINE_SCORES, METRICS, RunFolders
 
 # Panels and tables go from what is restored as a whole to its parts.
 _ORDER = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp", "attn")
@@ -109,10 +109,11 @@ def survey(folders: RunFolders, limit: int | None = None, *, whole_dataset: bool
         record["index"]: record
         for record in wanted(folders.clean.read(*names, "is_candidate", "left_out"))
     }
-    scores = (*METRICS, *(f"clean_{metric}" for metric in METRICS))
     corrupted = {
         record["index"]: record
-        for record in wanted(folders.corrupted.read("left_out", "sigma", "noise_level", *scores))
+        for record in wanted(
+            folders.corrupted.read("left_out", "sigma", "noise_level", *BASELINE_SCORES)
+        )
     }
     restored = {}
     for key in sorted(keys, key=_panel):

@@ -29,14 +29,7 @@ from ktrace.lm.source import ModelSource
 log = logging.getLogger(__name__)
 
 # An assertion is how torch says that it was built without a device.
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    ImportError,
-    AssertionError,
-    SafetensorError,
-)
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, AssertionError, SafetensorError)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,22 @@
 
 from ktrace.store.claims import one_at_a_time, work_through
 from ktrace.store.layout import RunFolders
-from ktrace.store.schema import CLEAN, CORRUPTED, METRICS, RESTORED, Field, Record
+from ktrace.store.schema import (
+    BASELINE_SCORES,
+    CLEAN,
+    CLEAN_SCORES,
+    CORRUPTED,
+    METRICS,
+    RESTORED,
+    Field,
+    Record,
+)
 from ktrace.store.store import PartWriter, Store, batch_of, claim_all
 
 __all__ = [
+    "BASELINE_SCORES",
     "CLEAN",
+    "CLEAN_SCORES",
     "CORRUPTED",
     "METRICS",
     "RESTORED",

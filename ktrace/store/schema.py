@@ -30,6 +30,9 @@ Schema = Mapping[str, Field]
 
 # Scores of every restoration; ktrace/tracing/engine.py defines them.
 METRICS = ("probability", "log_probability", "logit", "logit_difference", "kl")
+# What a fact's clean scores are called beside its corrupted ones.
+CLEAN_SCORES = {metric: f"clean_{metric}" for metric in METRICS}
+BASELINE_SCORES = (*METRICS, *CLEAN_SCORES.values())
 
 CLEAN: Schema = {
     "index": Field("int64"),
@@ -65,8 +68,7 @@ CORRUPTED: Schema = {
     "foil_ids": Field("int64", ("sample", "answer_token")),  # the tokens of logit_difference
     "foil": Field(TEXT, ("sample",)),
     # What a sample is compared with: all alike, but where each sample has its own foil.
-    **{f"clean_{metric}": Field("float32", ("sample",)) for metric in METRICS},
-    **{metric: Field("float32", ("sample",)) for metric in METRICS},
+    **{score: Field("float32", ("sample",)) for score in BASELINE_SCORES},
 }
 
 RESTORED: Schema = {

@@ -19,7 +19,7 @@ from ktrace.analysis.report.cells import (
     units,
 )
 from ktrace.errors import KtraceError
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import BASELINE_SCORES, CLEAN_SCORES, METRICS, RunFolders
 
 _CLEAN_FIELDS = (
     "known_id",
@@ -78,10 +78,8 @@ def report_data(
         ),
         key=lambda record: record["index"],
     )
-    clean_fields = [f"clean_{name}" for name in METRICS]
     corrupted = {
-        record["index"]: record
-        for record in folders.corrupted.read("left_out", *METRICS, *clean_fields)
+        record["index"]: record for record in folders.corrupted.read("left_out", *BASELINE_SCORES)
     }
     cells = read_cells(
         folders,
@@ -98,7 +96,7 @@ def report_data(
     others = [record for record in examined if record["index"] not in cells]
     scores = [corrupted[record["index"]] for record in traced]
     means = [
-        {name: float(score[name].mean(dtype=np.float64)) for name in (*METRICS, *clean_fields)}
+        {name: float(score[name].mean(dtype=np.float64)) for name in BASELINE_SCORES}
         for score in scores
     ]
     by_fact = [cells[record["index"]] for record in traced]
@@ -184,7 +182,7 @@ def _scores(
     `peaks` has three numbers for each fact and mediator, as `facts.csv` has: the strongest mean
     effect at a position of the subject, its layer and its position.
     """
-    clean = np.array([mean[f"clean_{metric}"] for mean in means])
+    clean = np.array([mean[CLEAN_SCORES[metric]] for mean in means])
     corrupted = np.array([mean[metric] for mean in means])
     row = METRICS.index(metric)
     peaks: list[list[int]] = []
