@@ -11,46 +11,50 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: a job manager or a shutdown ends this run; what is finished is kept."""
 
 
-# What a signal raised, until the run has ended.
-_raised: list[type[KeyboardInterrupt]] = []
+# What signals raised, until the context has ended; None outside of one.
+_raised: list[type[KeyboardInterrupt]] | None = None
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Turn SIGTERM into `Terminated`, and SIGINT, unless it is ignored, into `KeyboardInterrupt`.
 
-    Only a main thread can; in others nothing changes.
+    Only a main thread can; in others, and within another such context, nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
+    global _raised
+    if _raised is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
+    raised = _raised = list[type[KeyboardInterrupt]]()
 
     def terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: they are being kept
-        _raised.append(Terminated)
+        raised.append(Terminated)
         raise Terminated
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        _raised.append(KeyboardInterrupt)
+        raised.append(KeyboardInterrupt)
         raise KeyboardInterrupt
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, terminate)}
+    handlers = {signal.SIGTERM: terminate}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
-    _raised.clear()
+        handlers[signal.SIGINT] = interrupt
+    before = {number: signal.getsignal(number) for number in handlers}
     try:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _raised.clear()
+        for number, previous in before.items():
+            signal.signal(number, previous)
+        _raised = None
 
 
 def raise_if_signalled() -> None:
     """Raise once more what a signal raised.
 
     Python drops exceptions in finalizers and weak references' callbacks; a signal that comes while
-    one runs would be lost, were it not asked for between facts.
+    one runs would be lost, were it not asked for between groups of facts.
     """
     if _raised:
-        raise _raised[-1]
+        raise Terminated if Terminated in _raised else KeyboardInterrupt

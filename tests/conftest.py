@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,18 @@ def narrow_models_as_wide() -> Iterator[None]:
         mock.patch.object(products, "_LEAST_WEIGHTS", 0),
     ):
         yield
+
+
+class _Thing:
+    """Can be referred to weakly."""
+
+
+def signalled_where_it_is_dropped(number: int) -> None:
+    """Signal this process while a weak reference's callback runs, whose exceptions Python drops."""
+    thing = _Thing()
+    kept = weakref.ref(thing, lambda reference: os.kill(os.getpid(), number))
+    del thing
+    assert kept() is None
 
 
 def train_tokenizer(texts: list[str], vocabulary: int = 420) -> PreTrainedTokenizerFast:

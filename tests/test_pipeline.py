@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import save_random_model, write_known_facts
+from conftest import save_random_model, signalled_where_it_is_dropped, write_known_facts
 from omegaconf import OmegaConf
 
 import ktrace
@@ -500,8 +500,15 @@ def test_a_job_that_was_killed_is_failed(
     assert "failed: it started and left no result" in printed
 
 
+@pytest.mark.parametrize(("is_dropped", "n_kept"), [(False, 1), (True, 2)])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
-    model_folder: Path, facts_file: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path,
+    facts_file: Path,
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_dropped: bool,
+    n_kept: int,
 ) -> None:
     """As `scancel` ends it; there `main` has run in another process."""
     monkeypatch.setattr(sweep, "_failed", [])
@@ -510,13 +517,16 @@ def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
     original = suffix.SuffixEngine.baseline
     calls = []
 
-    def told_to_end(self: Any, group: Any) -> Any:
+    def baseline(self: Any, group: Any) -> Any:
         calls.append(group)
         if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if is_dropped:
+                signalled_where_it_is_dropped(signal.SIGTERM)
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
         return original(self, group)
 
-    monkeypatch.setattr(suffix.SuffixEngine, "baseline", told_to_end)
+    monkeypatch.setattr(suffix.SuffixEngine, "baseline", baseline)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does
     try:
         code = cli(
@@ -533,7 +543,7 @@ def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
     assert (told["status"], other["status"]) == ("failed", "done")
     assert told["message"] == "terminated; the same command goes on where this job stopped"
     folder = Path("outputs/random/known/gaussian-x3-n2-seed1")
-    assert len(list(RunFolders(folder).corrupted.read())) == 1
+    assert len(list(RunFolders(folder).corrupted.read())) == n_kept
 
 
 def test_two_sweeps_in_one_second_have_two_folders(

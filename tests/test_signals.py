@@ -1,27 +1,14 @@
 """A signal ends a run even where Python drops the exception that it raised."""
 
-import gc
 import os
 import signal
-import weakref
 
 import pytest
+from conftest import signalled_where_it_is_dropped
 
 from ktrace.signals import Terminated, ended_by_signals, raise_if_signalled
 
 NUMBERS = [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
-
-
-class Finalized:
-    """Is signalled while it goes."""
-
-
-def signalled_while_finalized(number: int) -> None:
-    thing = Finalized()
-    kept = weakref.ref(thing, lambda reference: os.kill(os.getpid(), number))
-    del thing
-    gc.collect()
-    assert kept() is None
 
 
 @pytest.mark.parametrize(("number", "raised"), NUMBERS)
@@ -40,8 +27,18 @@ def test_a_dropped_exception_is_raised_between_facts(
 ) -> None:
     with ended_by_signals():
         raise_if_signalled()
-        signalled_while_finalized(number)
+        signalled_where_it_is_dropped(number)
         with pytest.raises(raised):
+            raise_if_signalled()
+
+
+@pytest.mark.parametrize(("number", "raised"), NUMBERS)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_job_within_a_sweep_does_not_forget_it(number: int, raised: type[BaseException]) -> None:
+    with ended_by_signals():
+        with ended_by_signals():
+            signalled_where_it_is_dropped(number)
+        with ended_by_signals(), pytest.raises(raised):
             raise_if_signalled()
 
 

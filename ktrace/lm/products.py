@@ -19,7 +19,8 @@ from ktrace.lm.hooks import replaced_forward
 # Products with fewer weights are not worth the calls.
 _LEAST_WEIGHTS = 2**18
 # oneDNN compiles kernels for every number of states that it meets, 0.6 MB each, and keeps a
-# thousand. So numbers are rounded up to one of sixteen sizes an octave: 2 % more work on average.
+# thousand. So numbers are rounded up to a multiple of 16, and to one of sixteen sizes an octave:
+# from 256 states on, where the time goes, this is 2 % more work on average.
 _LEAST_STEP = 16
 
 
@@ -27,18 +28,16 @@ _LEAST_STEP = 16
 def onednn_products(model: nn.Module) -> Iterator[None]:
     """Let a model's linear layers multiply by oneDNN, where they can and where it pays.
 
-    Those are float32 on a CPU, and plain: a layer with a forward of its own (placed by accelerate,
-    quantized) or of another class keeps it. The numbers differ by rounding. A torch without the
-    operator, or built without oneDNN, multiplies as ever.
+    Those are large, float32, on a CPU, and plain: a layer with a forward of its own (placed by
+    accelerate, quantized) or of another class keeps it. The numbers differ by rounding. A torch
+    without the operator, or built without oneDNN, multiplies as ever.
     """
     with ExitStack() as stack:
         product = _operator()
         if product is not None:
             for module in model.modules():
                 if _takes_product(module):
-                    weight, bias = cast(Any, module).weight, cast(Any, module).bias
-                    by_row = weight.t() if type(module) is Conv1D else weight
-                    forward = partial(_forward, product, by_row, bias)
+                    forward = partial(_forward, product, module)
                     stack.enter_context(replaced_forward(module, forward))
         yield
 
@@ -58,17 +57,19 @@ def _operator() -> Product | None:
 def _takes_product(module: nn.Module) -> bool:
     if type(module) not in (nn.Linear, Conv1D) or "forward" in module.__dict__:
         return False
-    weight = cast(torch.Tensor, module.weight)
+    weight, bias = cast(Any, module).weight, cast(Any, module).bias
     return (
-        weight.device.type == "cpu"
+        type(weight) is nn.Parameter  # not a quantized one
+        and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and weight.numel() >= _LEAST_WEIGHTS
+        # The operator reads a bias as if it were dense.
+        and (bias is None or (bias.dtype == torch.float32 and bias.is_contiguous()))
     )
 
 
-def _forward(
-    product: Product, weight: torch.Tensor, bias: torch.Tensor | None, states: torch.Tensor
-) -> torch.Tensor:
+def _forward(product: Product, module: Any, states: torch.Tensor) -> torch.Tensor:
+    weight = module.weight.t() if type(module) is Conv1D else module.weight
     flat = states.reshape(-1, states.shape[-1])
     n_states, n_padded = len(flat), _rounded_up(len(flat))
     if n_padded > n_states:
@@ -76,7 +77,7 @@ def _forward(
         padded[:n_states] = flat
         padded[n_states:] = 0
         flat = padded
-    outputs = product(flat, weight, bias)[:n_states]
+    outputs = product(flat, weight, module.bias)[:n_states]
     return outputs.view(*states.shape[:-1], len(weight))
 
 

@@ -26,7 +26,8 @@ class Call:
 
     Attributes:
         block: the block.
-        states: its input, `(rows, n_positions, d_model)`.
+        states: its input, `(rows, n_positions, d_model)`: the very tensor, as a copy would cost
+            much. A block that changes it in place fails the proof of the suffix engine.
         arguments: everything else, by name.
         axes: what the axes of the tensors among them are, by name.
     """

@@ -68,11 +68,11 @@ class Runs:
         return watch
 
     def clean(self, site: str, layer: int, position: int) -> torch.Tensor:
-        """A site's clean output at one position, for each base row, `(n_base, d_model)`."""
+        """Of one of `sites`, the clean output at one position, `(n_base, d_model)`."""
         return self._clean_at(self.outputs[self.lm.paths.sites(layer)[site]], position)
 
     def corrupted(self, site: str, layer: int, position: int) -> torch.Tensor:
-        """A site's corrupted output at one position, `(n_base, d_model)`."""
+        """Of one of `sites`, the corrupted output at one position, `(n_base, d_model)`."""
         return self.outputs[self.lm.paths.sites(layer)[site]][self.n_cases :, position]
 
     def clean_input(self, layer: int, position: int) -> torch.Tensor:

@@ -95,6 +95,14 @@ def test_other_layers_keep_their_own(called: list[tuple[int, ...]]) -> None:
     assert not called
 
 
+@pytest.mark.parametrize("bias", [torch.arange(16.0)[::2], torch.ones(8, dtype=torch.float64)])
+def test_a_bias_that_onednn_would_misread(bias: torch.Tensor) -> None:
+    linear = nn.Linear(4, 8)
+    linear.bias = nn.Parameter(bias)
+    with onednn_products(linear):
+        assert not replaced(linear)
+
+
 def test_layers_are_put_back_after_an_error() -> None:
     model = micro_llama(1)
     with pytest.raises(ZeroDivisionError), onednn_products(model):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ktrace.errors import KtraceError
 from ktrace.facts import Span
+from ktrace.lm import products
 from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import LanguageModel, language_model
 from ktrace.tracing import runs, select, suffix, walk
@@ -75,6 +76,28 @@ def test_parity_on_every_family(architecture: str) -> None:
     assert isinstance(engine, SuffixEngine), "fell back to the reference engine"
     assert engine.packed == (architecture not in NOT_PACKED)
     assert largest_difference(scores(engine, cases), expected) <= TOLERANCE
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+def test_the_suffix_engine_alone_multiplies_by_onednn(
+    llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference engine stays torch's own, so that comparing the two says something."""
+    product = products._operator()
+    assert product is not None
+    calls = 0
+
+    def counted(states: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return product(states, weight, bias)
+
+    monkeypatch.setattr(products, "_operator", lambda: counted)
+    case = known_case(llama, 1, 5, 1, 2)
+    scores(ReferenceEngine(llama, NOISE), [case])
+    assert calls == 0
+    scores(SuffixEngine(llama, NOISE), [case])
+    assert calls > 100
 
 
 def test_only_wide_models_pack(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
