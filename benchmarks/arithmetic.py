@@ -72,7 +72,7 @@ def loop_operations(shape: Shape, n_positions: int, samples: int) -> float:
 
 
 def ceiling(device: torch.device, dtype: torch.dtype, size: tuple[int, int, int]) -> float:
-    """Operations a second of one large matrix product, best of five, by whichever library.
+    """Operations a second of one large matrix product, by the faster library, best of five.
 
     Args:
         device: where.

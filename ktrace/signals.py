@@ -2,9 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
+
+Unit = TypeVar("Unit")
 
 
 class Terminated(KeyboardInterrupt):
@@ -58,3 +61,13 @@ def raise_if_signalled() -> None:
     """
     if _raised:
         raise Terminated if Terminated in _raised else KeyboardInterrupt
+
+
+def heeding_signals(work: Callable[[Unit], bool]) -> Callable[[Unit], bool]:
+    """Work on a unit that is not begun where a signal's exception was dropped before it."""
+
+    def heeding(unit: Unit) -> bool:
+        raise_if_signalled()
+        return work(unit)
+
+    return heeding

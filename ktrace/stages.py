@@ -4,12 +4,12 @@ torch is imported only where something is left to run.
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from ktrace.settings import (
     resolved_dtype,
 )
 from ktrace.shards import Shard, fact_cost, is_complete, own_facts
-from ktrace.signals import raise_if_signalled
+from ktrace.signals import heeding_signals
 from ktrace.store import (
     BASELINE_SCORES,
     CLEAN_SCORES,
@@ -233,7 +233,7 @@ class Stages:
                 advance(lacking is not None)
                 return lacking is not None
 
-            _work_through(todo, attempt, writer.flush)
+            work_through(todo, heeding_signals(attempt), writer.flush)
 
     def _cases(self) -> tuple[list["Case"], dict[str, int]]:
         from ktrace.tracing.engine import Case
@@ -312,7 +312,7 @@ class Stages:
                 advance(len(group))
                 return True
 
-            _work_through([*unusable, *usable], attempt, writer.flush)
+            work_through([*unusable, *usable], heeding_signals(attempt), writer.flush)
 
     def _restore(self, cases: Sequence["Case"], done: Mapping[str, Container[int]]) -> None:
         if all(case.index in have for case in cases for have in done.values()):
@@ -348,7 +348,7 @@ class Stages:
                 for writer in writers.values():
                     writer.flush()
 
-            _work_through(self._grouped(cases), attempt, let_go)
+            work_through(self._grouped(cases), heeding_signals(attempt), let_go)
 
     def _key(self, case: "Case") -> dict[str, int]:
         return {"index": case.index, "known_id": self.facts.facts[case.index].known_id}
@@ -387,16 +387,3 @@ class _ModelCache:
 
 
 _MODELS = _ModelCache()
-
-
-Unit = TypeVar("Unit")
-
-
-def _work_through(
-    units: Iterable[Unit], attempt: Callable[[Unit], bool], let_go: Callable[[], None]
-) -> None:
-    def heeding(unit: Unit) -> bool:
-        raise_if_signalled()
-        return attempt(unit)
-
-    work_through(units, heeding, let_go)

@@ -67,7 +67,7 @@ CORRUPTED: Schema = {
     "noise_level": Field("float64"),  # what draws were multiplied with; NaN without a level
     "foil_ids": Field("int64", ("sample", "answer_token")),  # the tokens of logit_difference
     "foil": Field(TEXT, ("sample",)),
-    # What a sample is compared with: all alike, but where each sample has its own foil.
+    # The clean ones are what a sample is compared with: all alike, but where each has its own foil.
     **{score: Field("float32", ("sample",)) for score in BASELINE_SCORES},
 }
 
