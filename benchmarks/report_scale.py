@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from benchmarks.chromium import chromium, missing_programs, open_report
 from ktrace.analysis.report import write_report
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import RunFolders
+from ktrace.terms import METRICS
 
 MEDIATORS = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 SAMPLES = 10

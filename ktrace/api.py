@@ -31,9 +31,9 @@ from ktrace.lm.source import find_model
 from ktrace.messages import explain
 from ktrace.resources import resource
 from ktrace.settings import noise_key
-from ktrace.store import METRICS
+from ktrace.terms import MEDIATOR_NAMES, METRICS
 from ktrace.tracing.engine import Case
-from ktrace.tracing.mediators import MEDIATOR_NAMES, make_mediator
+from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.select import make_engine
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def trace(
 
 def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     mediator = make_mediator(config.mediator.names[0], config.mediator.window)
-    lm.paths.require(*(site for site in (mediator.site, mediator.severs) if site))
+    lm.paths.require(*mediator.sites)
     facts = facts_of(config.dataset)
     fact = facts.facts[0]
     whole = config.dataset.answer is Answer.full

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from ktrace.agreement import require_agreement
 from ktrace.config import RunConfig, Stage
+from ktrace.files import remove_stale, require_writable
 from ktrace.provenance import RunLog
 from ktrace.settings import dataset_key, noise_key
 from ktrace.shards import is_complete
 from ktrace.stages import Stages
 from ktrace.store import RunFolders, one_at_a_time
-from ktrace.store.files import remove_stale, require_writable
 from ktrace.tracing.mediators import make_mediator
 
 if TYPE_CHECKING:

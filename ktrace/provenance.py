@@ -26,9 +26,9 @@ import yaml
 
 from ktrace.config import DatasetConfig, ModelConfig, RunConfig
 from ktrace.errors import KtraceError
+from ktrace.files import write_text
 from ktrace.lm.source import ModelSource, content_hashes
 from ktrace.store import RunFolders
-from ktrace.store.files import write_text
 
 if TYPE_CHECKING:
     import torch

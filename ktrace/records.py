@@ -31,7 +31,7 @@ def clean_record(
     import torch
 
     from ktrace.cases import clean_fact, decoded
-    from ktrace.tracing.clean import SITES
+    from ktrace.terms import SITES
 
     prompt, answer = encoded.prompt, encoded.answer_ids
     result, left_out = clean_fact(lm, fact, encoded)

@@ -32,13 +32,13 @@ from ktrace.signals import heeding_signals
 from ktrace.store import (
     BASELINE_SCORES,
     CLEAN_SCORES,
-    METRICS,
     RunFolders,
     Store,
     batch_of,
     claim_all,
     work_through,
 )
+from ktrace.terms import METRICS
 from ktrace.tracing.mediators import Mediator
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Stages:
     @cached_property
     def _lm(self) -> "LanguageModel":
         lm = _MODELS.get(self.source, self.model)
-        lm.paths.require(*(site for m in self.mediators for site in (m.site, m.severs) if site))
+        lm.paths.require(*(site for m in self.mediators for site in m.sites))
         self.log.add(
             **about_model(self.model, self.source, lm),
             dataset={**about_dataset(self.config.dataset), **self.clean_print["dataset"]},

@@ -20,9 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config import to_run_config
 from ktrace.errors import KtraceError
+from ktrace.files import require_writable, write_text
 from ktrace.messages import explain
 from ktrace.signals import Terminated, ended_by_signals
-from ktrace.store.files import require_writable, write_text
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import ktrace
 PACKAGE = Path(ktrace.__file__).parent
 
 # Room or module -> what of ktrace it may import. Inside a room everything is allowed.
-GROUND = {"errors"}
+GROUND = {"errors", "terms", "files"}
 ROOMS: dict[str, set[str]] = {
     "config": GROUND,
     "facts": GROUND,
@@ -22,6 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "store": GROUND,
     "analysis": GROUND | {"store"},
     "errors": set(),
+    "files": {"errors"},
+    "terms": set(),
     "resources": set(),
 }
 COMPOSERS = {

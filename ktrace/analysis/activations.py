@@ -8,8 +8,7 @@ import numpy.typing as npt
 
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
-
-SITES = ("hidden", "attn", "mlp")
+from ktrace.terms import SITES
 
 
 def load_activations(

@@ -17,9 +17,9 @@ from ktrace.analysis.figures import NAMES, draw_figures
 from ktrace.analysis.reduce import total_effects
 from ktrace.analysis.report import write_report
 from ktrace.analysis.roles import Averaging
-from ktrace.store import METRICS
-from ktrace.store.files import write_text
+from ktrace.files import write_text
 from ktrace.store.provenance import provenance_of
+from ktrace.terms import METRICS
 
 AIE_COLUMNS = (
     "model",

@@ -14,7 +14,8 @@ from ktrace.analysis.reduce import MediatorEffects, reduce_mediator
 from ktrace.analysis.roles import Averaging
 from ktrace.analysis.survey import Record, Survey, survey
 from ktrace.errors import KtraceError
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import RunFolders
+from ktrace.terms import METRICS
 
 _FINISH = "finish the run (the same command without stage=analyze)"
 _PARTIAL = "analysis.partial=true for what is there"

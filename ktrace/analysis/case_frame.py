@@ -8,7 +8,7 @@ import pandas as pd
 
 from ktrace.analysis.effects import COLUMNS
 from ktrace.analysis.roles import rows
-from ktrace.store import METRICS
+from ktrace.terms import METRICS
 
 Scores = Mapping[str, npt.NDArray[np.float64]]
 

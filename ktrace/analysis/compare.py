@@ -12,15 +12,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from ktrace.analysis.averages import RunAverages, average_run
-from ktrace.analysis.drawing import mediator_title, metric_name, save
+from ktrace.analysis.drawing import save
 from ktrace.analysis.estimate import total_effect
 from ktrace.analysis.heatmaps import depth_panels, difference_heatmap
 from ktrace.analysis.intervals import interval, ratio
 from ktrace.analysis.reduce import MediatorEffects, total_effects
 from ktrace.analysis.roles import Averaging, rows
 from ktrace.errors import KtraceError
-from ktrace.store import METRICS, RunFolders
-from ktrace.store.files import write_text
+from ktrace.files import write_text
+from ktrace.store import RunFolders
+from ktrace.terms import METRICS, mediator_title, metric_title
 
 Array = npt.NDArray[np.float64]
 
@@ -290,7 +291,7 @@ def _draw(
             if key in run.keys
         }
         title = f"Average indirect effect: {mediator_title(key)}\n{_about(runs)}"
-        figure = depth_panels(grids, title=title, label=f"AIE ({metric_name(metric)})")
+        figure = depth_panels(grids, title=title, label=f"AIE ({metric_title(metric)})")
         files += save(figure, folder / f"models-{key}")
         of_key = differences[differences["mediator"] == key]
         panels = {

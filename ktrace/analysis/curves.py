@@ -14,12 +14,11 @@ from ktrace.analysis.drawing import (
     SMALL,
     label_layers,
     legend_below,
-    mediator_title,
-    metric_name,
     panels,
     plain_axis,
     whole_numbers,
 )
+from ktrace.terms import mediator_title, metric_title
 
 _HEIGHT = 1.75
 
@@ -55,7 +54,7 @@ def role_lines(
             )
         label_layers(axis, int(cells["layer"].max()) + 1)
         if axis.get_subplotspec().is_first_col():
-            axis.set_ylabel(f"AIE ({metric_name(metric)})", fontsize=SMALL)
+            axis.set_ylabel(f"AIE ({metric_title(metric)})", fontsize=SMALL)
     legend_below(figure, axes[0], 3 if len(keys) == 1 else len(roles))
     return figure
 
@@ -83,7 +82,7 @@ def severed_bars(
         axis.bar(places, bars["aie"], width, color=PALETTE[number], lw=0, label=mediator_title(key))
         axis.vlines(places, bars["ci_low"], bars["ci_high"], color="0.25", linewidth=0.6)
     label_layers(axis, n_layers)
-    axis.set_ylabel(f"AIE ({metric_name(metric)})", fontsize=SMALL)
+    axis.set_ylabel(f"AIE ({metric_title(metric)})", fontsize=SMALL)
     legend_below(figure, axis, 2)
     figure.set_figwidth(COLUMN_WIDTH)
     return figure

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ktrace.store.files import new_file
+from ktrace.files import new_file
 
 # Inches: figures go into a paper unscaled, so that letters of these points stay legible.
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 6.9
@@ -22,30 +22,12 @@ TEXT, SMALL = 8, 7
 _LETTERS_PER_INCH = 16.5  # of SMALL
 _PANELS_ABREAST = 3
 
-TITLES = {
-    "hidden": "hidden states",
-    "hidden_attn_severed": "hidden, attention severed",
-    "hidden_mlp_severed": "hidden, MLP severed",
-    "mlp": "MLP outputs",
-    "attn": "attention outputs",
-}
 # Wong's palette for colour-blind readers; lines also differ in style.
 PALETTE: list[Any] = sns.color_palette("colorblind")
 LINE_STYLES: list[Any] = ["-", (0, (4, 1)), (0, (1, 1)), "-.", (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1))]
 # Lightness alone tells the value, so that the scale survives grey print. Light is no effect.
 _RISING, _FALLING, _DIVERGING = "mako_r", "mako", "PuOr_r"
 _BOTH_SIGNS = 0.1  # the weaker sign counts from this share of the stronger on
-
-
-def mediator_title(key: str) -> str:
-    """A mediator's key in words, with its window."""
-    name, _, window = key.partition("-w")
-    return TITLES.get(name, name) + (f", window {window}" if window else "")
-
-
-def metric_name(metric: str) -> str:
-    """A metric in words."""
-    return metric.replace("_", " ")
 
 
 def panels(count: int, height: float, *, title: str) -> tuple[Figure, Any]:

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from ktrace.analysis.roles import rows
 from ktrace.analysis.survey import Record, Survey, batches, survey
 from ktrace.errors import KtraceError
-from ktrace.store import CLEAN_SCORES, METRICS, RunFolders
-from ktrace.store.files import new_file
+from ktrace.files import new_file
+from ktrace.store import CLEAN_SCORES, RunFolders
+from ktrace.terms import METRICS
 
 _CATEGORIES = ("model", "mediator", "metric", "token", "role")
 _TYPES = {

@@ -11,7 +11,7 @@ from ktrace.analysis.intervals import interval, ratio
 from ktrace.analysis.reduce import MediatorEffects, pooling
 from ktrace.analysis.roles import Averaging, rows
 from ktrace.analysis.survey import Survey
-from ktrace.store import METRICS
+from ktrace.terms import METRICS
 
 Array = npt.NDArray[np.float64]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from ktrace.analysis.averages import RunAverages
 from ktrace.analysis.curves import peak_histogram, role_lines, severed_bars
-from ktrace.analysis.drawing import TITLES, mediator_title, metric_name, save
+from ktrace.analysis.drawing import save
 from ktrace.analysis.estimate import peak_layers
 from ktrace.analysis.heatmaps import aie_heatmaps, fact_heatmap
 from ktrace.analysis.roles import rows
 from ktrace.errors import KtraceError
-from ktrace.store import METRICS
+from ktrace.terms import MEDIATOR_TITLES, METRICS, mediator_title, metric_title
 
-_KEY = rf"({'|'.join(TITLES)})(-w\d+)?"
+_KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-w\d+)?"
 # Every figure's name without its suffix; older ones are removed (ktrace/analysis/analyze.py).
 NAMES = re.compile(rf"aie|lines|severed|peaks|aie-{_KEY}|fact--?\d+-{_KEY}")
 _PEAK_ROLES = ("last subject", "last")
@@ -94,7 +94,7 @@ def _peaks(run: RunAverages, folder: Path, shown: Sequence[str], metric: str) ->
         }
         for one in chosen
     }
-    what = f"layer of each fact's strongest effect ({metric_name(metric)})"
+    what = f"layer of each fact's strongest effect ({metric_title(metric)})"
     title = f"{_about(run, what)}\n{_noise(run)}"
     figure = peak_histogram(peaks, n_layers=chosen[0].n_layers, title=title)
     return save(figure, folder / "peaks")
@@ -129,7 +129,7 @@ def _fact(
             tokens=fact["tokens"],
             subject=(int(fact["span"][0]), int(fact["span"][1])),
             title=title,
-            label=f"IE ({metric_name(metric)})",
+            label=f"IE ({metric_title(metric)})",
         )
         files += save(figure, folder / f"fact-{fact['known_id']}-{one.key}")
     return files

@@ -16,11 +16,10 @@ from ktrace.analysis.drawing import (
     colour_bar,
     difference_scale,
     label_layers,
-    mediator_title,
-    metric_name,
     panels,
     value_scale,
 )
+from ktrace.terms import mediator_title, metric_title
 
 _ROW_HEIGHT = 0.15  # inches: a line of text
 _TOP_AND_BOTTOM = 0.55
@@ -39,7 +38,7 @@ def aie_heatmaps(
         metric: names the colour bar.
     """
     grids = {mediator_title(key): _grid(aie[aie["mediator"] == key], roles) for key in keys}
-    return value_panels(grids, title=title, label=f"AIE ({metric_name(metric)})")
+    return value_panels(grids, title=title, label=f"AIE ({metric_title(metric)})")
 
 
 def value_panels(grids: Mapping[str, pd.DataFrame], *, title: str, label: str) -> Figure:
@@ -108,7 +107,7 @@ def difference_heatmap(
         places = 0.5 + np.array([0, 0.5, 1]) * (grid.shape[1] - 1)
         axis.set_xticks(places, ["0", "0.5", "1"])
         axis.set_xlabel("relative depth", fontsize=SMALL)
-    colour_bar(figure, axes, scale, f"difference of AIE ({metric_name(metric)})")
+    colour_bar(figure, axes, scale, f"difference of AIE ({metric_title(metric)})")
     return figure
 
 

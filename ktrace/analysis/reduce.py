@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from ktrace.analysis.roles import Averaging, membership, rows
 from ktrace.analysis.survey import Record, Survey, batches
-from ktrace.store import CLEAN_SCORES, METRICS
+from ktrace.store import CLEAN_SCORES
+from ktrace.terms import METRICS
 
 Array = npt.NDArray[np.float64]
 

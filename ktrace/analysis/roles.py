@@ -9,18 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ktrace.terms import ROLES
+
 SCHEMES: dict[str, dict[str, str]] = {
-    "rome": {
-        role: role
-        for role in (
-            "first subject",
-            "middle subject",
-            "last subject",
-            "first subsequent",
-            "further",
-            "last",
-        )
-    },
+    "rome": {role: role for role in ROLES},
     # Middle subject tokens have no row in the published four-row figure.
     "seed": {
         "first subject": "first subject",

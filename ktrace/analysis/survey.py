@@ -11,10 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from ktrace.errors import KtraceError
-from ktrace.store import BASELINE_SCORES, METRICS, RunFolders
+from ktrace.store import BASELINE_SCORES, RunFolders
+from ktrace.terms import METRICS, panel_order
 
-# Panels and tables go from what is restored as a whole to its parts.
-_ORDER = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp", "attn")
 # Scores of this many cells are in memory at once: a row group of `effects.parquet`.
 _BATCH_CELLS = 2**18
 
@@ -116,7 +115,7 @@ def survey(folders: RunFolders, limit: int | None = None, *, whole_dataset: bool
         )
     }
     restored = {}
-    for key in sorted(keys, key=_panel):
+    for key in sorted(keys, key=panel_order):
         have = set()
         for record in wanted(folders.restored(key).read("known_id")):
             if record["index"] not in clean or record["index"] not in corrupted:
@@ -164,11 +163,6 @@ def batches(found: Survey, key: str) -> Iterator[list[Record]]:
             batch, n_cells = [], 0
     if batch:
         yield batch
-
-
-def _panel(key: str) -> tuple[int, str]:
-    name = key.partition("-w")[0]
-    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), key)
 
 
 def _require_same_settings(folders: RunFolders, keys: Iterable[str]) -> None:

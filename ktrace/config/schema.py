@@ -15,6 +15,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from ktrace.terms import Metric
+
 
 class Stage(Enum):
     """Where a run stops. Each stage first runs what it needs and does not find.
@@ -79,16 +81,6 @@ LEVELLED_NOISE = (
     NoiseKind.multivariate,
 )
 RANDOM_NOISE = (*LEVELLED_NOISE, NoiseKind.token_replacement)
-
-
-class Metric(Enum):
-    """What is scored of the answer; every run stores all, the figures show one."""
-
-    probability = "probability"
-    log_probability = "log_probability"
-    logit = "logit"
-    logit_difference = "logit_difference"
-    kl = "kl"
 
 
 class RoleScheme(Enum):

@@ -3,11 +3,10 @@
 from ktrace.facts.fact import Fact, FactSet
 from ktrace.facts.load import load_facts, prompt_facts
 from ktrace.facts.repository import load_hub_facts
-from ktrace.facts.roles import ROLES, role_of_positions
+from ktrace.facts.roles import role_of_positions
 from ktrace.facts.span import Span, token_span
 
 __all__ = [
-    "ROLES",
     "Fact",
     "FactSet",
     "Span",

@@ -5,8 +5,6 @@ Every complaint names the file and the record, or the config key.
 
 import http.client
 import logging
-import os
-import secrets
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 from ktrace.errors import KtraceError
 from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_of, fact_set, renamed
 from ktrace.facts.records import FORMATS, Records, parse
+from ktrace.files import new_file
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,8 @@ def load_facts(
         raise KtraceError(f"dataset.path={source} holds no facts")
     facts = checked_facts(records, source, sha256, columns)
     if not _is_file(path):
-        _write(path, raw)
+        with new_file(path, "dataset.path") as temporary:
+            temporary.write_bytes(raw)
         if sha256 is None:
             digest = canonical_digest([record for _, record in records])
             log.warning(
@@ -158,24 +158,6 @@ def _download(path: Path, url: str) -> bytes:
             "give a copy with dataset.path=..."
         ) from error
     return content
-
-
-def _write(path: Path, raw: bytes) -> None:
-    """Whole or not at all, also after a crash. (The stores' helper is not for this room.)"""
-    # Not the process id: containers that share a folder repeat it.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise KtraceError(f"dataset.path={path} cannot be written: {error.strerror}") from error
 
 
 def _check_unique(facts: tuple[Fact, ...], places: list[str]) -> None:

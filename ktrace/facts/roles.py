@@ -1,16 +1,9 @@
 """The role of each position in its prompt (the rows of the published figures)."""
 
 from ktrace.facts.span import Span
+from ktrace.terms import ROLES
 
-# The scheme `rome`. Coarser schemes are groupings of these (ktrace/analysis/roles.py).
-ROLES = (
-    "first subject",
-    "middle subject",
-    "last subject",
-    "first subsequent",
-    "further",
-    "last",
-)
+_FIRST, _MIDDLE, _LAST_SUBJECT, _SUBSEQUENT, _FURTHER, _LAST = ROLES
 
 
 def role_of_positions(span: Span, n_positions: int) -> tuple[str | None, ...]:
@@ -27,9 +20,9 @@ def role_of_positions(span: Span, n_positions: int) -> tuple[str | None, ...]:
     if not 0 <= start < stop <= n_positions:
         raise ValueError(f"span {start}..{stop} does not lie inside {n_positions} positions")
     roles: list[str | None] = [None] * start
-    roles += ["first subject"] + ["middle subject"] * (stop - start - 1)
-    roles[stop - 1] = "last subject"
-    roles += ["first subsequent"] + ["further"] * (n_positions - stop)
+    roles += [_FIRST] + [_MIDDLE] * (stop - start - 1)
+    roles[stop - 1] = _LAST_SUBJECT
+    roles += [_SUBSEQUENT] + [_FURTHER] * (n_positions - stop)
     roles = roles[:n_positions]
-    roles[-1] = "last"
+    roles[-1] = _LAST
     return tuple(roles)

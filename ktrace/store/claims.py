@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ktrace.errors import KtraceError
-from ktrace.store.files import NO_LOCKS
+from ktrace.files import NO_LOCKS
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ktrace.errors import KtraceError
+from ktrace.files import new_file
 from ktrace.store.bounds import bounded_attribute, bounded_dataset, bounded_group
-from ktrace.store.files import new_file
 from ktrace.store.schema import ACTIVATION, TEXT, VERSION, Field, Record, Schema
 
 Array = npt.NDArray[Any]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ktrace.terms import METRICS
+
 VERSION = 4
 
 # One fact's values by field name; `index`, the fact's row in its dataset, is always among them.
@@ -28,8 +30,6 @@ class Field:
 
 Schema = Mapping[str, Field]
 
-# Scores of every restoration; ktrace/tracing/engine.py defines them.
-METRICS = ("probability", "log_probability", "logit", "logit_difference", "kl")
 # What a fact's clean scores are called beside its corrupted ones.
 CLEAN_SCORES = {metric: f"clean_{metric}" for metric in METRICS}
 BASELINE_SCORES = (*METRICS, *CLEAN_SCORES.values())

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ktrace.errors import KtraceError
+from ktrace.files import set_aside
 from ktrace.store.claims import Claims
-from ktrace.store.files import set_aside
 from ktrace.store.part import (
     DamagedPartError,
     read_fingerprint,

@@ -7,8 +7,6 @@ import torch
 from ktrace.lm.hooks import Edit, hooked
 from ktrace.lm.load import LanguageModel
 
-SITES = ("hidden", "attn", "mlp")
-
 
 @dataclass(frozen=True)
 class CleanRun:

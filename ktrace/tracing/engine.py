@@ -16,18 +16,6 @@ Scores = dict[str, npt.NDArray[np.float64]]
 # Of one fact: for each sample, a token for each token of the answer.
 Foils = Sequence[tuple[int, ...]]
 
-# What is scored where the answer is predicted, of the answer's token unless said otherwise. An
-# answer of several tokens is read under teacher forcing: each token is scored given those before
-# it; all metrics but the probability, which is their product, are sums over the tokens.
-#   probability       unitless, in [0, 1]
-#   log_probability   natural logarithm
-#   logit             before softmax
-#   logit_difference  the answer's logit minus the foil's; the foil is what the noise names
-#                     (`Noise.foils`), else the token, other than the answer, that the corrupted run
-#                     finds most probable (mean over samples)
-#   kl                Kullback-Leibler divergence from the clean run's distribution, in nats
-METRICS = ("probability", "log_probability", "logit", "logit_difference", "kl")
-
 
 class Shape(NamedTuple):
     """What cases must have in common to share a batch.

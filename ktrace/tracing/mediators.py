@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from ktrace.errors import KtraceError
+from ktrace.terms import mediator_key
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,12 @@ class Mediator:
     @property
     def key(self) -> str:
         """Name of its store and figure: what determines its numbers, e.g. `mlp-w10`."""
-        return f"{self.name}-w{self.window}" if self.window else self.name
+        return mediator_key(self.name, self.window)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Every site that it reads or edits."""
+        return (self.site, self.severs) if self.severs else (self.site,)
 
     def restored_layers(self, layer: int, n_layers: int) -> range:
         """Layers whose output at the position is put back to its clean value.
@@ -42,6 +48,7 @@ class Mediator:
         return range(layer + 1, n_layers) if self.severs else range(0)
 
 
+# Named and ordered as in `MEDIATOR_TITLES`.
 _MEDIATORS = {
     mediator.name: mediator
     for mediator in (
@@ -52,7 +59,6 @@ _MEDIATORS = {
         Mediator("attn", "attn", window=1),
     )
 }
-MEDIATOR_NAMES = tuple(_MEDIATORS)
 
 
 def make_mediator(name: str, window: int) -> Mediator:
@@ -64,7 +70,7 @@ def make_mediator(name: str, window: int) -> Mediator:
     mediator = _MEDIATORS.get(name)
     if mediator is None:
         raise KtraceError(
-            f"mediator.names: {name!r} is unknown: choose from {', '.join(MEDIATOR_NAMES)}"
+            f"mediator.names: {name!r} is unknown: choose from {', '.join(_MEDIATORS)}"
         )
     if window < 1:
         raise KtraceError(f"mediator.window={window} is out of range: at least 1 layer")

@@ -52,7 +52,7 @@ class ReferenceEngine:
         self, group: Sequence[Case], mediators: Sequence[Mediator]
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
         """See `Engine.restored`."""
-        self.lm.paths.require(*(s for m in mediators for s in (m.site, m.severs) if s))
+        self.lm.paths.require(*(site for m in mediators for site in m.sites))
         for case in group:
             yield case, {mediator.key: self._restored(case, mediator) for mediator in mediators}
 

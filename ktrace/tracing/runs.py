@@ -7,7 +7,8 @@ import torch
 
 from ktrace.lm.hooks import Edit
 from ktrace.lm.load import LanguageModel
-from ktrace.tracing.engine import METRICS, Case, Scores, make_targets, score
+from ktrace.terms import METRICS
+from ktrace.tracing.engine import Case, Scores, make_targets, score
 from ktrace.tracing.memory import LARGEST_CPU_BLOCK
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.recording import Recording, record

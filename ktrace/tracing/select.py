@@ -11,9 +11,10 @@ import torch
 from ktrace.errors import KtraceError
 from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel
+from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Engine, Foils
-from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
+from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import Noise, RandomNoise, embed
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine
@@ -87,7 +88,7 @@ def _disproof(lm: LanguageModel, engine: SuffixEngine, expected: _Cells) -> str 
     mediators = [
         mediator
         for mediator in (make_mediator(name, 2) for name in MEDIATOR_NAMES)
-        if mediator.site in have and (mediator.severs is None or mediator.severs in have)
+        if have.keys() >= set(mediator.sites)
     ]
     try:
         [(_, ours)] = engine.restored([case], mediators)

@@ -17,7 +17,8 @@ import torch
 from ktrace.errors import KtraceError
 from ktrace.lm.load import LanguageModel
 from ktrace.lm.products import onednn_products
-from ktrace.tracing.engine import METRICS, Baseline, Case, Scores, Shape
+from ktrace.terms import METRICS
+from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.memory import ENOUGH_TOKENS, is_out_of_memory, release, rows_that_fit
@@ -85,7 +86,7 @@ class SuffixEngine:
         self, group: Sequence[Case], mediators: Sequence[Mediator]
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
         """See `Engine.restored`."""
-        self.lm.paths.require(*(s for m in mediators for s in (m.site, m.severs) if s))
+        self.lm.paths.require(*(site for m in mediators for site in m.sites))
 
         def restore(part: Sequence[Case], budget: int) -> list[tuple[Case, Mapping[str, Scores]]]:
             return self._restored(part, mediators, budget)
@@ -148,7 +149,7 @@ class SuffixEngine:
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
         lm = self.lm
         # A block's output is the next one's input, which is recorded anyway.
-        sites = {s for m in mediators for s in (m.site, m.severs) if s not in (None, "hidden")}
+        sites = {site for m in mediators for site in m.sites} - {"hidden"}
         runs = Runs(lm, self.noise, group, sites=sorted(sites))
         n_prompt = len(group[0].input_ids)
         unchanged, last_restored = _known(runs, group)

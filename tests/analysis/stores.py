@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import RunFolders
+from ktrace.terms import METRICS
 
 N_SAMPLES, N_LAYERS, WIDTH = 2, 3, 5
 

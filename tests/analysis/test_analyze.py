@@ -32,7 +32,8 @@ from ktrace.analysis import analyze as analyze_module
 from ktrace.analysis.analyze import Analysis, analyze
 from ktrace.analysis.roles import Averaging
 from ktrace.errors import KtraceError
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import RunFolders
+from ktrace.terms import METRICS
 
 COLUMNS = (
     "model,dataset,noise,mediator,metric,role,layer,aie,ci_low,ci_high,n_facts"  # the contract

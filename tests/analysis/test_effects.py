@@ -33,8 +33,9 @@ from ktrace.analysis.activations import load_activations
 from ktrace.analysis.effects import effect_tables, effects_file, load_effects
 from ktrace.analysis.survey import batches, survey
 from ktrace.errors import KtraceError
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import RunFolders
 from ktrace.store import store as store_module
+from ktrace.terms import METRICS
 
 COLUMNS = [
     *("model", "known_id", "mediator", "metric", "sample", "layer", "position", "token", "role"),

@@ -10,7 +10,8 @@ from stores import FACTS, known_id, p_clean, p_corrupted, write_restored, write_
 from ktrace.analysis.averages import RunAverages, average_run
 from ktrace.analysis.estimate import average_peaks, fact_table, peak_layers, total_effect
 from ktrace.analysis.roles import Averaging
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import RunFolders
+from ktrace.terms import METRICS
 
 # Effects at layer 0 by fact and position; roles stand in stores.FACTS. Exact in float32.
 EFFECTS = {

@@ -10,8 +10,9 @@ from stores import write_run
 
 from ktrace.analysis import figures as figures_module
 from ktrace.analysis.analyze import analyze
-from ktrace.analysis.drawing import COLUMN_WIDTH, PAGE_WIDTH, mediator_title
+from ktrace.analysis.drawing import COLUMN_WIDTH, PAGE_WIDTH
 from ktrace.analysis.heatmaps import difference_heatmap, fact_heatmap, visible
+from ktrace.terms import mediator_title
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ from ktrace.analysis.report.cells import (
     units,
 )
 from ktrace.analysis.roles import Averaging
-from ktrace.store import CLEAN, METRICS, RunFolders
+from ktrace.store import CLEAN, RunFolders
+from ktrace.terms import METRICS
 
 KEYS = ("hidden", "mlp-w3")
 SUMMARY: dict[str, Any] = {

@@ -20,7 +20,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from benchmarks.chromium import chromium, console, missing_programs, open_report, requests
 from ktrace.analysis.analyze import analyze
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import RunFolders
+from ktrace.terms import METRICS
 
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()), reason="needs the Debian packages chromium and chromium-driver"

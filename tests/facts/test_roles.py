@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktrace.facts import ROLES, Span, role_of_positions
+from ktrace.facts import Span, role_of_positions
+from ktrace.terms import ROLES
 
 
 @pytest.mark.parametrize(

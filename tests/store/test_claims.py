@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from ktrace import files
+from ktrace.files import new_file, remove_stale
 from ktrace.store import claims as claims_module
-from ktrace.store import files
 from ktrace.store.claims import Claims, work_through
-from ktrace.store.files import new_file, remove_stale
 
 # Locks are between processes: this one takes what it is told, and answers what it got.
 _OTHER = """

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktrace.errors import KtraceError
+from ktrace.files import new_file, write_text
 from ktrace.store import CLEAN, Record
 from ktrace.store import RESTORED as ALL_RESTORED
 from ktrace.store import part as part_module
-from ktrace.store.files import new_file, write_text
 from ktrace.store.part import (
     DamagedPartError,
     part_name,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ktrace.errors import KtraceError
-from ktrace.store import CLEAN, CORRUPTED, METRICS, RESTORED, Record, RunFolders, Store
+from ktrace.store import CLEAN, CORRUPTED, RESTORED, Record, RunFolders, Store
 from ktrace.store import store as store_module
+from ktrace.terms import METRICS
 
 FIELDS = {name: CORRUPTED[name] for name in ("index", "known_id", "sigma", "probability")}
 

@@ -7,7 +7,8 @@ import transformers
 from conftest import VOCABULARY, sharpened
 
 from ktrace.lm.load import LanguageModel
-from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
+from ktrace.terms import MEDIATOR_NAMES
+from ktrace.tracing.mediators import Mediator, make_mediator
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -16,9 +16,9 @@ from conftest import ROOT, known_case
 from families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
 
 from ktrace.lm.load import LanguageModel, language_model
+from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing import select
 from ktrace.tracing.engine import Case
-from ktrace.tracing.mediators import MEDIATOR_NAMES
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.select import make_engine

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel, language_model
+from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
-from ktrace.tracing.mediators import MEDIATOR_NAMES, make_mediator
+from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine

@@ -11,8 +11,9 @@ from conftest import ROOT, known_case
 from ktrace.errors import KtraceError
 from ktrace.lm.load import LanguageModel, load_language_model
 from ktrace.lm.source import find_model
+from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.engine import Case, Engine, Scores
-from ktrace.tracing.mediators import MEDIATOR_NAMES, make_mediator
+from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.select import make_engine

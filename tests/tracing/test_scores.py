@@ -7,8 +7,7 @@ from conftest import known_case
 
 from ktrace.facts import Span
 from ktrace.lm.load import LanguageModel
-from ktrace.store import METRICS as STORED_METRICS
-from ktrace.tracing.engine import METRICS, Baseline, Case, make_targets, score
+from ktrace.tracing.engine import Baseline, Case, make_targets, score
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import SuffixEngine
@@ -55,10 +54,6 @@ def of_tokens(values: np.ndarray, tokens: np.ndarray, n_answer: int) -> np.ndarr
         for place in range(n_answer):
             chosen[:, fact, :, place] = values[:, fact, :, place, tokens[fact, place]]
     return chosen
-
-
-def test_the_store_holds_every_metric() -> None:
-    assert STORED_METRICS == METRICS
 
 
 def test_probability_log_probability_and_logit(found: dict[str, np.ndarray], n_answer: int) -> None:

@@ -20,10 +20,11 @@ from ktrace.facts import Span
 from ktrace.lm import products
 from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import LanguageModel, language_model
+from ktrace.terms import MEDIATOR_NAMES, METRICS
 from ktrace.tracing import runs, select, suffix, walk
-from ktrace.tracing.engine import METRICS, Baseline, Case, Engine
+from ktrace.tracing.engine import Baseline, Case, Engine
 from ktrace.tracing.groups import group_cases
-from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
+from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.plan import Cell, make_plan, split
 from ktrace.tracing.reference import ReferenceEngine

@@ -8,9 +8,10 @@ import torch
 from conftest import known_case, micro_llama
 
 from ktrace.lm.load import LanguageModel, language_model
+from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
-from ktrace.tracing.mediators import MEDIATOR_NAMES, Mediator, make_mediator
+from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.store import METRICS, RunFolders
+from ktrace.store import RunFolders
+from ktrace.terms import METRICS
 
 # Facts in one chunk: the page inflates a chunk when one of its facts is first looked at.
 CHUNK_FACTS = 32

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.drawing import mediator_title
 from ktrace.analysis.estimate import subject_peak
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
@@ -19,7 +18,8 @@ from ktrace.analysis.report.cells import (
     units,
 )
 from ktrace.errors import KtraceError
-from ktrace.store import BASELINE_SCORES, CLEAN_SCORES, METRICS, RunFolders
+from ktrace.store import BASELINE_SCORES, CLEAN_SCORES, RunFolders
+from ktrace.terms import METRICS, mediator_title
 
 _CLEAN_FIELDS = (
     "known_id",

@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 from plotly.offline import get_plotlyjs
 
-from ktrace.analysis.drawing import mediator_title
 from ktrace.analysis.report.cells import PackedCells
 from ktrace.analysis.report.facts import report_data
+from ktrace.files import write_text
 from ktrace.store import RunFolders
-from ktrace.store.files import write_text
+from ktrace.terms import mediator_title
 
 # A page of 25 MB still opens in a few seconds and passes most mail servers and issue trackers.
 _MOST_BYTES = 25_000_000

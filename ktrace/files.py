@@ -23,8 +23,12 @@ NO_LOCKS = frozenset(
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, key: str = "output_dir") -> Iterator[Path]:
     """Give a temporary name to write to; on success it becomes `path`, durably, in one step.
+
+    Args:
+        path: the file.
+        key: of the config, which placed it; for messages.
 
     Raises:
         KtraceError: the folder or the file cannot be written.
@@ -42,7 +46,7 @@ def new_file(path: Path) -> Iterator[Path]:
             os.close(descriptor)
     except OSError as error:
         reason = error.strerror or error
-        raise KtraceError(f"output_dir: {path} cannot be written: {reason}") from error
+        raise KtraceError(f"{key}: {path} cannot be written: {reason}") from error
 
 
 def _locked_temporary(path: Path) -> tuple[Path, int]:

@@ -1,0 +1,84 @@
+"""The field's words, each defined once: metrics, sites, roles, mediators with titles and order."""
+
+from collections.abc import Mapping
+from enum import Enum
+
+
+class Metric(Enum):
+    """What is scored of the answer where it is predicted; every run stores all of them.
+
+    An answer of several tokens is read under teacher forcing: each token is scored given those
+    before it; all metrics but the probability, which is their product, are sums over the tokens.
+
+    Attributes:
+        probability: unitless, in [0, 1].
+        log_probability: natural logarithm.
+        logit: before softmax.
+        logit_difference: the answer's logit minus the foil's; the foil is what the noise names
+            (`ktrace.tracing.noise.Noise.foils`), else the token, other than the answer, that the
+            corrupted run finds most probable (mean over samples).
+        kl: Kullback-Leibler divergence from the clean run's distribution, in nats.
+    """
+
+    probability = "probability"
+    log_probability = "log_probability"
+    logit = "logit"
+    logit_difference = "logit_difference"
+    kl = "kl"
+
+
+METRICS = tuple(metric.value for metric in Metric)
+
+# Where states are read and edited: a block's output, and what its attention and MLP add to it.
+SITES = ("hidden", "attn", "mlp")
+
+# The scheme `rome`, in the order of the prompt. Coarser schemes are groupings of these
+# (ktrace/analysis/rows.py).
+ROLES = (
+    "first subject",
+    "middle subject",
+    "last subject",
+    "first subsequent",
+    "further",
+    "last",
+)
+
+# By name, in the order of panels and tables: from what is restored as a whole to its parts.
+# ktrace/tracing/mediators.py says what each restores and severs.
+MEDIATOR_TITLES: Mapping[str, str] = {
+    "hidden": "hidden states",
+    "hidden_attn_severed": "hidden, attention severed",
+    "hidden_mlp_severed": "hidden, MLP severed",
+    "mlp": "MLP outputs",
+    "attn": "attention outputs",
+}
+MEDIATOR_NAMES = tuple(MEDIATOR_TITLES)
+
+_WINDOW = "-w"
+
+
+def mediator_key(name: str, window: int) -> str:
+    """What a mediator's store and figures are called: what determines its numbers.
+
+    Args:
+        name: of the mediator.
+        window: layers that are restored together; 0 for a mediator without a window.
+    """
+    return f"{name}{_WINDOW}{window}" if window else name
+
+
+def mediator_title(key: str) -> str:
+    """A mediator's key in words, with its window."""
+    name, _, window = key.partition(_WINDOW)
+    return MEDIATOR_TITLES.get(name, name) + (f", window {window}" if window else "")
+
+
+def panel_order(key: str) -> tuple[int, str]:
+    """Sorts keys of mediators as panels and tables are ordered; unknown ones go last."""
+    name = key.partition(_WINDOW)[0]
+    return (MEDIATOR_NAMES.index(name) if name in MEDIATOR_NAMES else len(MEDIATOR_NAMES), key)
+
+
+def metric_title(metric: str) -> str:
+    """A metric in words."""
+    return metric.replace("_", " ")
