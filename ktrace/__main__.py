@@ -14,10 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ktrace import config as config_schema
 from ktrace import sweep
-from ktrace.errors import KtraceError
+from ktrace.errors import KtraceError, Terminated
 from ktrace.messages import explain
 from ktrace.resources import resource
-from ktrace.signals import Terminated, ended_by_signals
+from ktrace.signals import ended_by_signals
 
 # Hydra prints its own story about errors and exits, unless this is set.
 _FULL_ERROR = "HYDRA_FULL_ERROR"

@@ -7,11 +7,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from ktrace.errors import Terminated
+
 Unit = TypeVar("Unit")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a job manager or a shutdown ends this run; what is finished is kept."""
 
 
 # What signals raised, until the context has ended; None outside of one.

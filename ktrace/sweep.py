@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config import to_run_config
-from ktrace.errors import KtraceError
+from ktrace.errors import KtraceError, Terminated
 from ktrace.files import require_writable, write_text
 from ktrace.messages import explain
-from ktrace.signals import Terminated, ended_by_signals
+from ktrace.signals import ended_by_signals
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ import signal
 import pytest
 from conftest import signalled_where_it_is_dropped
 
-from ktrace.signals import Terminated, ended_by_signals, raise_if_signalled
+from ktrace.errors import Terminated
+from ktrace.signals import ended_by_signals, raise_if_signalled
 
 NUMBERS = [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
 

@@ -15,11 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ktrace.errors import KtraceError
-
-
-class NoSuchHubFileError(KtraceError):
-    """The hub has the repository, but not this file in it."""
+from ktrace.errors import KtraceError, NoSuchHubFileError
 
 
 def hub_file(repository: str, name: str, *, revision: str | None, asked: str) -> Path:

@@ -12,8 +12,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from ktrace.errors import KtraceError
-from ktrace.lm.hub import NoSuchHubFileError, hub_file
+from ktrace.errors import KtraceError, NoSuchHubFileError
+from ktrace.lm.hub import hub_file
 
 # Number formats as safetensors and as torch name them.
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

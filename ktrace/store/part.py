@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.errors import KtraceError
+from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import new_file
 from ktrace.store.bounds import bounded_attribute, bounded_dataset, bounded_group
 from ktrace.store.schema import ACTIVATION, TEXT, VERSION, Field, Record, Schema
@@ -31,10 +31,6 @@ Array = npt.NDArray[Any]
 
 # From this version on HDF5 keeps checksums of its own structures as well.
 _FORMAT = ("v110", "v110")
-
-
-class DamagedPartError(Exception):
-    """A part is truncated, altered, or not a part at all."""
 
 
 def part_name(indices: Sequence[int]) -> str:

@@ -12,17 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ktrace.errors import KtraceError
+from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import set_aside
 from ktrace.store.claims import Claims
-from ktrace.store.part import (
-    DamagedPartError,
-    read_fingerprint,
-    read_part,
-    read_provenance,
-    verify_part,
-    write_part,
-)
+from ktrace.store.part import read_fingerprint, read_part, read_provenance, verify_part, write_part
 from ktrace.store.schema import Record, Schema
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
+from ktrace.errors import DamagedPartError
 from ktrace.store import Field
-from ktrace.store.part import DamagedPartError, read_fingerprint, read_part, write_part
+from ktrace.store.part import read_fingerprint, read_part, write_part
 
 SCHEMA = {
     "index": Field("int64"),

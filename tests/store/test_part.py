@@ -13,18 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ktrace.errors import KtraceError
+from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import new_file, write_text
 from ktrace.store import CLEAN, Record
 from ktrace.store import RESTORED as ALL_RESTORED
 from ktrace.store import part as part_module
-from ktrace.store.part import (
-    DamagedPartError,
-    part_name,
-    read_fingerprint,
-    read_part,
-    write_part,
-)
+from ktrace.store.part import part_name, read_fingerprint, read_part, write_part
 
 # One metric is enough here: all have the same field.
 RESTORED = {name: ALL_RESTORED[name] for name in ("index", "known_id", "probability")}
