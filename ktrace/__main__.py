@@ -12,11 +12,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ktrace import config as config_schema
 from ktrace import sweep
+from ktrace.config.complaints import explain
+from ktrace.config.compose import HYDRA_VERSION_BASE, register, resource, to_run_config
 from ktrace.errors import KtraceError, Terminated
-from ktrace.messages import explain
-from ktrace.resources import resource
 from ktrace.signals import ended_by_signals
 
 # Hydra prints its own story about errors and exits, unless this is set.
@@ -25,7 +24,9 @@ _WANTS_TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
 _began: list[DictConfig] = []  # what was composed: from here on, an unknown error is a bug
 
 
-@hydra.main(version_base="1.3", config_path=str(resource("conf")), config_name="config")
+@hydra.main(
+    version_base=HYDRA_VERSION_BASE, config_path=str(resource("conf")), config_name="config"
+)
 def _job(config: DictConfig) -> None:
     _began.append(config)
     if sweep.is_sweep():
@@ -44,7 +45,7 @@ def _run(config: DictConfig) -> None:
     from ktrace.console import print_counts, print_runs, print_summary
     from ktrace.pipeline import run
 
-    outcome = run(config_schema.to_run_config(config))
+    outcome = run(to_run_config(config))
     if outcome.comparison is not None:
         for note in outcome.comparison.notes:
             print(note, file=sys.stderr)
@@ -64,7 +65,7 @@ def main() -> None:
     Ctrl-C and SIGTERM keep the facts that are finished, and exit with 130 and 143.
     """
     _began.clear()
-    config_schema.register(lambda name: resource(f"data/{name}"))
+    register()
     with ended_by_signals():
         _main()
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ktrace.config import DatasetConfig, Dtype, ModelConfig, RunConfig
-from ktrace.datasets import facts_of
-from ktrace.lm.source import checkpoint_dtype, local_folder
-from ktrace.settings import (
+from ktrace.config.identity import (
+    Fingerprint,
     dataset_fingerprint,
     model_fingerprint,
     noise_fingerprint,
     resolved_dtype,
 )
+from ktrace.datasets import facts_of
+from ktrace.lm.source import checkpoint_dtype, local_folder
 from ktrace.store import RunFolders
 
 log = logging.getLogger(__name__)
@@ -37,25 +38,25 @@ def require_agreement(config: RunConfig, folders: RunFolders) -> None:
     dataset = _dataset(config.dataset, stored.get("dataset", {}))
     # Not `Store.done`: that sets damaged parts aside to have them computed again, which an analysis
     # never does, and reads every activation to find them.
-    folders.clean.require(stored | {"model": model, "dataset": dataset})
+    folders.clean.require({**stored, "model": model, "dataset": dataset})
     of_noise = folders.corrupted.fingerprint()
     if of_noise is not None:
-        folders.corrupted.require(of_noise | {"noise": noise_fingerprint(config.noise)})
+        folders.corrupted.require({**of_noise, "noise": noise_fingerprint(config.noise)})
     _note_other_model(config.model, folders, stored.get("model", {}))
 
 
-def _model(config: ModelConfig, stored: dict[str, Any]) -> dict[str, Any]:
+def _model(config: ModelConfig, stored: dict[str, Any]) -> Fingerprint:
     """The config's fingerprint; the identity, which needs the weights, is taken as it is stored."""
     if config.dtype is Dtype.auto:
         folder = local_folder(config.path, config.revision)
         own = checkpoint_dtype(folder) if folder else None
         if own is None:
-            return model_fingerprint(config, stored["identity"]) | {"dtype": stored["dtype"]}
+            return {**model_fingerprint(config, stored["identity"]), "dtype": stored["dtype"]}
         config = replace(config, dtype=resolved_dtype(config, own))
     return model_fingerprint(config, stored["identity"])
 
 
-def _dataset(config: DatasetConfig, stored: dict[str, Any]) -> dict[str, Any]:
+def _dataset(config: DatasetConfig, stored: dict[str, Any]) -> Fingerprint:
     on_disk = config.hub is None and config.path and Path(config.path).expanduser().is_file()
     if config.prompt is None and not on_disk:
         log.info(
@@ -66,8 +67,7 @@ def _dataset(config: DatasetConfig, stored: dict[str, Any]) -> dict[str, Any]:
             stored.get("sha256"),
         )
         return stored
-    facts = facts_of(config)
-    return dataset_fingerprint(config, facts.digest, len(facts))
+    return dataset_fingerprint(config, facts_of(config).content)
 
 
 def _note_other_model(config: ModelConfig, folders: RunFolders, stored: dict[str, Any]) -> None:

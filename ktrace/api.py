@@ -5,32 +5,25 @@ called here; the same schema checks them.
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from ktrace import config as schema
 from ktrace.analysis.case_frame import case_frame
 from ktrace.analysis.heatmaps import fact_heatmap
 from ktrace.cases import clean_fact, decoded, encode_fact, load_configured, measured_noise
 from ktrace.config import Answer, RunConfig
+from ktrace.config.compose import choice, choices, composed
+from ktrace.config.identity import noise_key
 from ktrace.datasets import facts_of, noise_facts_of
 from ktrace.errors import KtraceError
 from ktrace.facts import Span, role_of_positions
 from ktrace.lm.load import LanguageModel
 from ktrace.lm.source import find_model
-from ktrace.messages import explain
-from ktrace.resources import resource
-from ktrace.settings import noise_key
 from ktrace.terms import MEDIATOR_NAMES, METRICS
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
@@ -173,10 +166,10 @@ def load_model(path_or_preset: str, **overrides: Any) -> LanguageModel:
     Raises:
         KtraceError: an unknown override, or a model that cannot be had or loaded.
     """
-    preset = path_or_preset in _choices("model") and path_or_preset != "auto"
+    preset = path_or_preset in choices("model") and path_or_preset != "auto"
     given = overrides if preset else {"path": path_or_preset, **overrides}
-    choices = [f"model={path_or_preset if preset else 'auto'}"]
-    config = _configured(choices, {"model": given}).model
+    chosen = f"model={path_or_preset if preset else 'auto'}"
+    config = composed([chosen], {"model": given}).model
     source = find_model(config.path, config.revision, allow_pickle=config.allow_pickle)
     lm = load_configured(source, config)
     return replace(lm, name=config.name, window=config.window)
@@ -233,12 +226,12 @@ def trace(
     asked["subject_start"] = subject_start
     asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
     asked |= {} if noise_facts is None else {"noise_facts": noise_facts}
-    config = _configured(
+    config = composed(
         [
             "dataset=prompt",
-            _choice("noise", noise.pop("kind", "gaussian"), called="kind"),
-            _choice("mediator", mediator, MEDIATOR_NAMES),
-            _choice("engine", engine),
+            choice("noise", noise.pop("kind", "gaussian"), called="kind"),
+            choice("mediator", mediator, MEDIATOR_NAMES),
+            choice("engine", engine),
         ],
         {
             "model": {"window": model.window},
@@ -305,40 +298,3 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
 def _require_metric(metric: str) -> None:
     if metric not in METRICS:
         raise KtraceError(f"metric={metric!r} is unknown: choose from {', '.join(METRICS)}")
-
-
-def _choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (resource("conf") / group).glob("*.yaml"))
-
-
-def _choice(group: str, name: str, among: Sequence[str] = (), called: str = "") -> str:
-    among = among or _choices(group)
-    if name not in among:
-        raise KtraceError(f"{called or group}={name!r} is unknown: choose from {', '.join(among)}")
-    return f"{group}={name}"
-
-
-def _configured(choices: list[str], values: Mapping[str, Mapping[str, Any]]) -> RunConfig:
-    """Compose a config, as Hydra does for the command line, and check it.
-
-    Args:
-        choices: `group=choice`.
-        values: by group and key. Not written as overrides: a prompt would need quoting.
-    """
-    with _one_line_errors():
-        schema.register(lambda name: resource(f"data/{name}"))
-        with initialize_config_dir(version_base="1.3", config_dir=str(resource("conf"))):
-            composed = compose("config", choices)
-        for group, entries in values.items():
-            for key, value in entries.items():
-                OmegaConf.update(composed, f"{group}.{key}", value)
-        assert isinstance(composed, DictConfig)
-        return schema.to_run_config(composed)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise KtraceError(explain(error)) from error

@@ -13,7 +13,6 @@ from ktrace.lm.families import ModulePaths
 from ktrace.lm.load import LanguageModel, load_language_model
 from ktrace.lm.prompt import EncodedPrompt, answer_token_ids, encode_prompt, subject_token_ids
 from ktrace.lm.source import ModelSource
-from ktrace.settings import noise_multiple
 from ktrace.tracing.clean import CleanRun, clean_run
 from ktrace.tracing.noise import MeasuredNoise, NoiseChoice, Subject, make_noise
 
@@ -148,7 +147,7 @@ def measured_noise(
     choice = NoiseChoice(
         kind=noise.kind.value,
         replace=noise.replace,
-        multiple=noise_multiple(noise),
+        multiple=noise.level_multiple,
         std=noise.std,
         samples=noise.samples,
         seed=noise.seed,

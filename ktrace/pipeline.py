@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from ktrace.agreement import require_agreement
 from ktrace.config import RunConfig, Stage
+from ktrace.config.identity import dataset_key, noise_key
 from ktrace.files import remove_stale, require_writable
 from ktrace.provenance import RunLog
-from ktrace.settings import dataset_key, noise_key
 from ktrace.shards import is_complete
 from ktrace.stages import Stages
 from ktrace.store import RunFolders, one_at_a_time

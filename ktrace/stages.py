@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ktrace.config import Answer, Dtype, EngineName, ModelConfig, RunConfig, Stage
+from ktrace.config.identity import Fingerprint, fingerprints, resolved_dtype
 from ktrace.console import progress
 from ktrace.datasets import facts_of, noise_facts_of
 from ktrace.errors import KtraceError
@@ -21,12 +22,6 @@ from ktrace.facts import Fact, Span
 from ktrace.lm.source import ModelSource, find_model, own_dtype
 from ktrace.provenance import RunLog, about_dataset, about_model, about_noise
 from ktrace.records import clean_record
-from ktrace.settings import (
-    dataset_fingerprint,
-    model_fingerprint,
-    noise_fingerprint,
-    resolved_dtype,
-)
 from ktrace.shards import Shard, fact_cost, is_complete, own_facts
 from ktrace.signals import heeding_signals
 from ktrace.store import (
@@ -77,23 +72,19 @@ class Stages:
         )
         own = own_dtype(self.source) if config.model.dtype is Dtype.auto else None
         self.model = replace(config.model, dtype=resolved_dtype(config.model, own))
-        self.clean_print = {
-            "model": model_fingerprint(self.model, self.source.identity),
-            "dataset": dataset_fingerprint(dataset, self.facts.digest, len(self.facts)),
-        }
-        self.noise_print = self.clean_print | {"noise": noise_fingerprint(config.noise)}
-        if self.noise_facts is not None:
-            self.noise_print["noise_facts"] = {
-                "sha256": self.noise_facts.digest,
-                "n_facts": len(self.noise_facts),
-            }
+        self.prints = fingerprints(
+            replace(config, model=self.model),
+            self.source.identity,
+            self.facts.content,
+            self.noise_facts.content if self.noise_facts is not None else None,
+        )
 
     def run_all(self) -> dict[str, int]:
         """Run up to the config's stage; returns the counts of facts."""
         # Every store is compared with the settings before the first of them is written to.
         own = self._own
-        done = self.folders.clean.done(self.clean_print, own)
-        corrupted_done = self.folders.corrupted.done(self.noise_print, own)
+        done = self.folders.clean.done(self.prints.clean, own)
+        corrupted_done = self.folders.corrupted.done(self.prints.corrupted, own)
         restored_done = {m.key: self._restored(m).done(self._print(m), own) for m in self.mediators}
         facts = [pair for pair in enumerate(self.facts.facts) if pair[0] in own]
         self._clean([(index, fact) for index, fact in facts if index not in done])
@@ -115,8 +106,8 @@ class Stages:
             self._restore(usable, restored_done)
         return counts
 
-    def _print(self, mediator: Mediator) -> dict[str, Any]:
-        return self.noise_print | {"mediator": mediator.key}
+    def _print(self, mediator: Mediator) -> Fingerprint:
+        return self.prints.restored(mediator.key)
 
     def _restored(self, mediator: Mediator) -> Store:
         return self.folders.restored(mediator.key)
@@ -127,9 +118,9 @@ class Stages:
         lm.paths.require(*(site for m in self.mediators for site in m.sites))
         self.log.add(
             **about_model(self.model, self.source, lm),
-            dataset={**about_dataset(self.config.dataset), **self.clean_print["dataset"]},
+            dataset={**about_dataset(self.config.dataset), **self.prints.dataset},
             seeds={"noise": self.config.noise.seed},
-            fingerprint=self.noise_print,
+            fingerprint=self.prints.corrupted,
         )
         self.log.save()
         return lm
@@ -174,8 +165,8 @@ class Stages:
         from ktrace.tracing.groups import unit_facts
 
         # Other settings are refused before a model is loaded for the split.
-        self.folders.clean.require(self.clean_print)
-        self.folders.corrupted.require(self.noise_print)
+        self.folders.clean.require(self.prints.clean)
+        self.folders.corrupted.require(self.prints.corrupted)
         costs = [fact_cost(len(e.prompt.input_ids), e.span.start) for e in self._encoded]
         # Not by groups: another shard may run on another device, and group otherwise.
         return own_facts(self.shard, unit_facts(self._shapes), costs[: self.limit])
@@ -221,7 +212,7 @@ class Stages:
         lm = self._lm
         with (
             self.log.timed("clean"),
-            self.folders.clean.writer(self.clean_print, self.log.on_parts()) as writer,
+            self.folders.clean.writer(self.prints.clean, self.log.on_parts()) as writer,
             progress("clean runs", len(todo)) as advance,
         ):
 
@@ -281,7 +272,7 @@ class Stages:
         usable = self._grouped([case for case in cases if case.index not in measured.unusable])
         with (
             self.log.timed("corrupted"),
-            self.folders.corrupted.writer(self.noise_print, self.log.on_parts()) as writer,
+            self.folders.corrupted.writer(self.prints.corrupted, self.log.on_parts()) as writer,
             progress("corrupted runs", len(cases)) as advance,
         ):
 

@@ -18,10 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ktrace.config import to_run_config
+from ktrace.config.complaints import explain
+from ktrace.config.compose import to_run_config
 from ktrace.errors import KtraceError, Terminated
 from ktrace.files import require_writable, write_text
-from ktrace.messages import explain
 from ktrace.signals import ended_by_signals
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -29,13 +28,12 @@ from transformers import (
 )
 
 import ktrace.__main__ as command
-from ktrace import config as config_schema
 from ktrace import sweep
 from ktrace.config import RunConfig
+from ktrace.config.compose import composed
 from ktrace.facts import Span
 from ktrace.lm import products
 from ktrace.lm.load import LanguageModel, language_model
-from ktrace.resources import resource
 from ktrace.tracing import select
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
@@ -223,23 +221,19 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def config(model_folder: Path, facts_file: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     """Compose a config for the random model, with overrides."""
-    config_schema.register(lambda name: resource(f"data/{name}"))
 
     def make(*overrides: str) -> RunConfig:
-        with initialize_config_dir(str(resource("conf")), version_base="1.3"):
-            composed = compose(
-                "config",
-                [
-                    "model=auto",
-                    f"model.path={model_folder}",
-                    "dataset=file",
-                    f"dataset.path={facts_file}",
-                    f"output_dir={tmp_path / 'out'}",
-                    "noise.samples=3",
-                    *overrides,
-                ],
-            )
-            return config_schema.to_run_config(composed)
+        return composed(
+            [
+                "model=auto",
+                f"model.path={model_folder}",
+                "dataset=file",
+                f"dataset.path={facts_file}",
+                f"output_dir={tmp_path / 'out'}",
+                "noise.samples=3",
+                *overrides,
+            ]
+        )
 
     return make
 

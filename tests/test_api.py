@@ -9,14 +9,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import PROMPTS, ROOT
-from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
 import ktrace
-from ktrace import config as schema
+from ktrace.config.compose import composed
 from ktrace.lm.load import LanguageModel
 from ktrace.pipeline import run
-from ktrace.resources import resource
 
 PROMPT, SUBJECT = PROMPTS[0][0].format(PROMPTS[0][1]), PROMPTS[0][1]
 
@@ -34,21 +32,19 @@ def traced(model: LanguageModel) -> ktrace.Trace:
 def test_a_trace_is_what_the_command_line_stores(
     model_folder: Path, traced: ktrace.Trace, in_folder: Path
 ) -> None:
-    schema.register(lambda name: resource(f"data/{name}"))
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        overrides = [
-            "model=auto",
-            f"model.path={model_folder}",
-            "dataset=prompt",
-            f"dataset.prompt='{PROMPT}'",
-            f"dataset.subject='{SUBJECT}'",
-            "mediator=mlp",
-            "mediator.window=2",
-            "noise.samples=3",
-            "noise.seed=5",
-            "stage=restore",
-        ]
-        outcome = run(schema.to_run_config(compose("config", overrides)))
+    overrides = [
+        "model=auto",
+        f"model.path={model_folder}",
+        "dataset=prompt",
+        f"dataset.prompt='{PROMPT}'",
+        f"dataset.subject='{SUBJECT}'",
+        "mediator=mlp",
+        "mediator.window=2",
+        "noise.samples=3",
+        "noise.seed=5",
+        "stage=restore",
+    ]
+    outcome = run(composed(overrides))
     stored = ktrace.load_effects(outcome.folder)
     assert outcome.folder.name == traced.noise == "gaussian-x3-n3-seed5"
     frame = traced.to_frame()
@@ -57,10 +53,9 @@ def test_a_trace_is_what_the_command_line_stores(
     # The same folder with noise of another size would mix two corruptions.
     few = in_folder / "few.jsonl"
     few.write_text("".join((ROOT / "data" / "facts.jsonl").open().readlines()[:9]))
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        other = compose("config", [*overrides, f"dataset.noise_facts={few}"])
+    other = composed([*overrides, f"dataset.noise_facts={few}"])
     with pytest.raises(ktrace.KtraceError, match=r"noise_facts.*\"n_facts\": 9"):
-        run(schema.to_run_config(other))
+        run(other)
 
 
 def test_what_a_trace_holds(model: LanguageModel, traced: ktrace.Trace) -> None:

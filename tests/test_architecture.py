@@ -165,9 +165,9 @@ def test_rooms_import_only_what_the_table_allows() -> None:
         ("ktrace.tracing.noise", "from ktrace.config import RunConfig"),
         ("ktrace.analysis.effects", "from ktrace.facts import ROLES"),
         ("ktrace.analysis.effects", "import ktrace"),
-        ("ktrace.config", "from ktrace.resources import resource"),
-        ("ktrace.resources", "from ktrace.errors import KtraceError"),
-        ("ktrace.errors", "from ktrace.messages import explain"),
+        ("ktrace.config", "from ktrace.config.compose import resource"),
+        ("ktrace.config.compose", "from ktrace.errors import KtraceError"),
+        ("ktrace.errors", "from ktrace.config.complaints import explain"),
         (
             "ktrace.tracing.noise",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ktrace.lm import hooks",

@@ -1,16 +1,10 @@
 """Every shipped config composes into a checked RunConfig; what no type can refuse is refused."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from ktrace import config as schema
 from ktrace.config import (
     Dtype,
     EngineName,
@@ -19,11 +13,10 @@ from ktrace.config import (
     RoleScheme,
     RunConfig,
     Stage,
-    check,
-    to_run_config,
 )
+from ktrace.config.checks import check
+from ktrace.config.compose import composed as compose_run
 from ktrace.errors import KtraceError
-from ktrace.messages import explain
 
 CONF = ROOT / "conf"
 GROUPS = ("model", "mediator", "noise", "dataset", "engine", "experiment")
@@ -41,15 +34,8 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def hydra_reads_conf() -> Iterator[None]:
-    schema.register(lambda name: Path("/shipped") / name)
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        yield
-
-
 def composed(*overrides: str) -> RunConfig:
-    return to_run_config(compose("config", list(overrides)))
+    return compose_run(overrides)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +61,8 @@ def test_no_group_is_forgotten_here() -> None:
 
 def test_defaults() -> None:
     run = composed()
-    assert (run.model.name, run.model.path) == ("tiny", "/shipped/tiny")
-    assert (run.dataset.name, run.dataset.path) == ("facts", "/shipped/facts.jsonl")
+    assert (run.model.name, run.model.path) == ("tiny", str(ROOT / "data" / "tiny"))
+    assert (run.dataset.name, run.dataset.path) == ("facts", str(ROOT / "data" / "facts.jsonl"))
     assert run.dataset.limit is None
     assert run.mediator.names == ["hidden"]
     assert (run.noise.multiple, run.noise.std, run.noise.samples, run.noise.seed) == (
@@ -161,19 +147,19 @@ def test_module_paths_are_given_key_by_key() -> None:
     ],
 )
 def test_a_wrong_type_is_refused_when_composing(override: str, message: str) -> None:
-    with pytest.raises((HydraException, OmegaConfBaseException)) as raised:
+    with pytest.raises(KtraceError) as raised:
         composed(override)
-    assert message in explain(raised.value)
-    assert override.split("=")[0] in explain(raised.value)
+    assert message in str(raised.value)
+    assert override.split("=")[0] in str(raised.value)
 
 
 @pytest.mark.parametrize("override", ["noise.sigma=3", "sigma=3", "model.modules.norm=x"])
 @pytest.mark.parametrize("sign", ["", "+"])
 def test_an_unknown_key_is_refused_even_when_it_is_added(sign: str, override: str) -> None:
     """Hydra lets `+key=value` through; the run would go on without what the user asked for."""
-    with pytest.raises((HydraException, OmegaConfBaseException, KtraceError)) as raised:
+    with pytest.raises(KtraceError) as raised:
         composed(sign + override)
-    assert explain(raised.value).startswith(f"unknown key {override.split('=')[0]}; keys here: ")
+    assert str(raised.value).startswith(f"unknown key {override.split('=')[0]}; keys here: ")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +171,7 @@ def test_an_unknown_key_is_refused_even_when_it_is_added(sign: str, override: st
         ("noise.samples", 0, "noise.samples=0 is out of range: at least 1"),
         ("noise.samples", -1, "noise.samples=-1 is out of range: at least 1"),
         ("noise.seed", -1, "noise.seed=-1 is out of range: at least 0"),
-        ("noise.seed", 2**32, "noise.seed=4294967296 is out of range: less than 2**32"),
+        ("noise.seed", 2**32, "noise.seed=4294967296 is out of range: at most 4294967295"),
         ("noise.multiple", -1.0, "noise.multiple=-1.0 is out of range: at least 0"),
         ("noise.multiple", float("nan"), "noise.multiple=nan is out of range: at least 0"),
         ("noise.std", -0.1, "noise.std=-0.1 is out of range: at least 0"),
@@ -261,7 +247,10 @@ def test_every_prompt_has_a_folder_of_its_own() -> None:
         (["dataset.path=null"], "dataset.path is not set: give dataset.path=... or dataset=prompt"),
         (["dataset=prompt", "dataset.prompt=x"], "dataset.subject is not set: give dataset.sub"),
         (["dataset=prompt", "dataset.subject=x"], "dataset.prompt is not set: give dataset.prompt"),
-        (["dataset.prompt=x"], "dataset.path=/shipped/facts.jsonl and dataset.prompt exclude each"),
+        (
+            ["dataset.prompt=x"],
+            f"dataset.path={ROOT / 'data' / 'facts.jsonl'} and dataset.prompt exclude each",
+        ),
         (["dataset=prompt", "dataset.prompt=x", "dataset.subject=null"], "dataset.subject is not"),
         (["dataset.revision=v1"], "dataset.revision='v1' is for dataset=hub, and there is no data"),
         (["dataset.split=test"], "dataset.split='test' is for dataset=hub, and there is no datas"),
@@ -273,9 +262,9 @@ def test_every_prompt_has_a_folder_of_its_own() -> None:
     ],
 )
 def test_what_says_where_the_facts_are(overrides: list[str], message: str) -> None:
-    with pytest.raises((HydraException, OmegaConfBaseException, KtraceError)) as raised:
+    with pytest.raises(KtraceError) as raised:
         composed(*overrides)
-    assert explain(raised.value).startswith(message)
+    assert str(raised.value).startswith(message)
 
 
 def test_the_noise_level_is_relative_or_absolute_but_not_both() -> None:

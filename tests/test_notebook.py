@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from hydra import compose, initialize_config_dir
 
-from ktrace import config as schema
+from ktrace.config.compose import composed
 from ktrace.pipeline import run
-from ktrace.resources import resource
 
 NOTEBOOK = json.loads((ROOT / "docs" / "trace.ipynb").read_text("utf-8"))
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
@@ -30,9 +28,7 @@ def shown(code: str, names: dict[str, Any]) -> Any:
 @pytest.fixture
 def stored_run(in_folder: Path) -> None:
     """What `make run ARGS=dataset.limit=2` leaves in this folder."""
-    schema.register(lambda name: resource(f"data/{name}"))
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        run(schema.to_run_config(compose("config", ["dataset.limit=2", "stage=restore"])))
+    run(composed(["dataset.limit=2", "stage=restore"]))
 
 
 def test_every_cell_runs(stored_run: None) -> None:

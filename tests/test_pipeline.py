@@ -22,9 +22,9 @@ import ktrace.__main__ as main_module
 from ktrace import pipeline, stages, sweep
 from ktrace.__main__ import main
 from ktrace.config import RunConfig
+from ktrace.config.compose import resource
 from ktrace.errors import KtraceError
 from ktrace.facts import load_facts
-from ktrace.resources import resource
 from ktrace.store import RunFolders
 from ktrace.tracing import clean, reference, suffix
 

@@ -83,7 +83,7 @@ def run_installed(
 
 
 def test_the_unpacked_package_is_the_one_that_runs(installed: Path, in_folder: Path) -> None:
-    program = "import ktrace.resources as r; print(r.__file__); print(r.resource('data/tiny'))"
+    program = "import ktrace.config.compose as r; print(r.__file__); print(r.resource('data/tiny'))"
     result = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": str(installed)},
@@ -92,7 +92,7 @@ def test_the_unpacked_package_is_the_one_that_runs(installed: Path, in_folder: P
         check=True,
     )
     assert result.stdout.splitlines() == [
-        str(installed / "ktrace" / "resources.py"),
+        str(installed / "ktrace" / "config" / "compose.py"),
         str(installed / "ktrace" / "data" / "tiny"),
     ]
 

@@ -1,47 +1,45 @@
-"""What can be configured: the schema of every group, and the checks that no type can make.
+"""What can be configured, how it is checked and composed, and what it is called on disk.
 
 The rest of ktrace receives a `RunConfig` and never sees an OmegaConf object. No torch here: this
 room is on the road to `--help`.
 """
 
-from ktrace.config.checks import check, parse_shard, to_run_config
+from ktrace.config.checks import parse_shard
 from ktrace.config.schema import (
-    LEVELLED_NOISE,
-    RANDOM_NOISE,
+    NOISE_KEYS,
     Answer,
     ColumnsConfig,
     DatasetConfig,
     Dtype,
+    EngineConfig,
     EngineName,
     Foil,
     ModelConfig,
     ModulesConfig,
     NoiseConfig,
     NoiseKind,
+    Quantization,
     RoleScheme,
     RunConfig,
     Stage,
-    register,
 )
 
 __all__ = [
-    "LEVELLED_NOISE",
-    "RANDOM_NOISE",
+    "NOISE_KEYS",
     "Answer",
     "ColumnsConfig",
     "DatasetConfig",
     "Dtype",
+    "EngineConfig",
     "EngineName",
     "Foil",
     "ModelConfig",
     "ModulesConfig",
     "NoiseConfig",
     "NoiseKind",
+    "Quantization",
     "RoleScheme",
     "RunConfig",
     "Stage",
-    "check",
     "parse_shard",
-    "register",
-    "to_run_config",
 ]

@@ -1,18 +1,14 @@
-"""From Hydra's composition to a checked `RunConfig`: what no type can refuse is refused here."""
+"""What no type can refuse: numbers out of range, keys that exclude each other, empty names."""
 
 import re
 from dataclasses import fields, is_dataclass
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from math import inf
 
 from ktrace.config.schema import (
-    LEVELLED_NOISE,
-    RANDOM_NOISE,
+    NOISE_KEYS,
     DatasetConfig,
     Foil,
     ModelConfig,
-    ModulesConfig,
     NoiseConfig,
     NoiseKind,
     Pool,
@@ -23,34 +19,6 @@ from ktrace.errors import KtraceError
 
 # One folder level, portable, and never "." or "..": a name from a config must not leave output_dir.
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
-_MOST_SAMPLES = 2**15 - 1  # tables number the samples in 16 bits
-
-
-def to_run_config(config: DictConfig) -> RunConfig:
-    """The door: from Hydra's composition to a checked `RunConfig`.
-
-    Raises:
-        KtraceError: a value out of range or two keys that exclude each other.
-        omegaconf.errors.OmegaConfBaseException: a missing or mistyped value.
-    """
-    run = OmegaConf.to_object(config)
-    assert isinstance(run, RunConfig)
-    _refuse_unknown(run)
-    if run.model.modules is not None:
-        paths = {key: path or None for key, path in vars(run.model.modules).items()}
-        run.model.modules = ModulesConfig(**paths) if any(paths.values()) else None
-    check(run)
-    return run
-
-
-def _refuse_unknown(part: Any, prefix: str = "") -> None:
-    """Refuse keys that `+key=value` added: Hydra lets them through, and nothing would read them."""
-    known = [entry.name for entry in fields(part)]
-    for name, value in vars(part).items():
-        if name not in known:
-            raise KtraceError(f"unknown key {prefix}{name}; keys here: {', '.join(known)}")
-        if is_dataclass(value):
-            _refuse_unknown(value, f"{prefix}{name}.")
 
 
 def check(config: RunConfig) -> None:
@@ -75,25 +43,7 @@ def check(config: RunConfig) -> None:
     if config.output_dir.startswith("~"):  # nobody means a folder of that name
         raise KtraceError(f"output_dir={config.output_dir}: write the home folder out, as $HOME")
     parse_shard(config.shard)
-    for key, value, least in (
-        ("dataset.limit", config.dataset.limit, 1),
-        ("model.window", config.model.window, 1),
-        ("mediator.window", config.mediator.window, 1),
-        ("noise.samples", config.noise.samples, 1),
-        ("noise.seed", config.noise.seed, 0),
-        ("engine.row_budget", config.engine.row_budget, 1),
-        ("noise.multiple", config.noise.multiple, 0),
-        ("noise.std", config.noise.std, 0),
-    ):
-        if value is not None and not least <= value < float("inf"):
-            finite = ", and finite" if isinstance(value, float) else ""
-            raise KtraceError(f"{key}={value} is out of range: at least {least}{finite}")
-    if config.noise.seed >= 2**32:
-        raise KtraceError(f"noise.seed={config.noise.seed} is out of range: less than 2**32")
-    if config.noise.samples > _MOST_SAMPLES:
-        raise KtraceError(
-            f"noise.samples={config.noise.samples} is out of range: at most {_MOST_SAMPLES}"
-        )
+    _check_bounds(config)
     _check_noise(config.noise)
     _check_comparison(config)
     if not config.mediator.names:
@@ -111,6 +61,24 @@ def check(config: RunConfig) -> None:
                 "mlp where the model has them, or none of the four"
             )
     _check_device_map(config.model)
+
+
+def _check_bounds(part: object, prefix: str = "") -> None:
+    """Hold every number to the bounds that its field names."""
+    for entry in fields(part):  # type: ignore[arg-type]  # a dataclass
+        key, value = f"{prefix}{entry.name}", getattr(part, entry.name)
+        if is_dataclass(value):
+            _check_bounds(value, f"{key}.")
+        elif entry.metadata and value is not None:
+            bounds = entry.metadata
+            least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
+            finite = ", and finite" if isinstance(value, float) else ""
+            if least is not None and not least <= value < inf:
+                raise KtraceError(f"{key}={value} is out of range: at least {least}{finite}")
+            if above is not None and not above < value < inf:
+                raise KtraceError(f"{key}={value} is out of range: above {above}{finite}")
+            if most is not None and value > most:
+                raise KtraceError(f"{key}={value} is out of range: at most {most}")
 
 
 def _check_device_map(model: ModelConfig) -> None:
@@ -205,16 +173,15 @@ def _check_noise(noise: NoiseConfig) -> None:
             f"noise.multiple={noise.multiple} and noise.std={noise.std} exclude each other: give "
             "the level relative to sigma or as an absolute number"
         )
-    kind = noise.kind.value
-    if noise.kind not in LEVELLED_NOISE:
-        for key, given in (
-            ("multiple", noise.multiple is not None),
-            ("std", noise.std is not None),
-            ("replace", noise.replace),
-        ):
-            if given:
-                raise KtraceError(f"noise.{key} has no meaning for noise.kind={kind}")
-    if noise.kind not in RANDOM_NOISE and noise.samples != 1:
+    kind, read = noise.kind.value, NOISE_KEYS[noise.kind]
+    for key, given in (
+        ("multiple", noise.multiple is not None),
+        ("std", noise.std is not None),
+        ("replace", noise.replace),
+    ):
+        if given and key not in read:
+            raise KtraceError(f"noise.{key} has no meaning for noise.kind={kind}")
+    if "samples" not in read and noise.samples != 1:
         raise KtraceError(
             f"noise.samples={noise.samples} has no meaning for noise.kind={kind}, which is not "
             "random: it is 1"
@@ -224,10 +191,8 @@ def _check_noise(noise: NoiseConfig) -> None:
             f"noise.std={noise.std} has no meaning for noise.kind={kind}, whose covariance is "
             "fitted: scale it with noise.multiple"
         )
-    if noise.foil is Foil.replacement and noise.kind is not NoiseKind.token_replacement:
+    if noise.foil is Foil.replacement and "foil" not in read:
         raise KtraceError(
             f"noise.foil={noise.foil.value} has no meaning for noise.kind={kind}, which puts no "
             f"other subject in place of the fact's: it is {Foil.corrupted.value}"
         )
-    if not 0 < noise.degrees < float("inf"):
-        raise KtraceError(f"noise.degrees={noise.degrees} is out of range: above 0, and finite")

@@ -5,15 +5,12 @@ frozen only because OmegaConf would then refuse every override; nothing changes 
 `to_run_config`.
 """
 
-import hashlib
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from ktrace.terms import Metric
 
@@ -73,14 +70,21 @@ class Foil(Enum):
     replacement = "replacement"
 
 
-# Kinds with a level (multiple or std, replace), and kinds with samples and a seed.
-LEVELLED_NOISE = (
-    NoiseKind.gaussian,
-    NoiseKind.uniform,
-    NoiseKind.student_t,
-    NoiseKind.multivariate,
-)
-RANDOM_NOISE = (*LEVELLED_NOISE, NoiseKind.token_replacement)
+_DRAWN = frozenset({"samples", "seed"})
+_LEVELLED = frozenset({"replace", "multiple", "std"}) | _DRAWN
+# Which of the keys `noise.*` each kind reads: what determines its draws and its foils.
+NOISE_KEYS: Mapping[NoiseKind, frozenset[str]] = {
+    NoiseKind.gaussian: _LEVELLED,
+    NoiseKind.uniform: _LEVELLED,
+    NoiseKind.student_t: _LEVELLED | {"degrees"},
+    NoiseKind.multivariate: _LEVELLED,
+    NoiseKind.zero: frozenset(),
+    NoiseKind.mean: frozenset(),
+    NoiseKind.token_replacement: _DRAWN | {"foil"},
+}
+
+# What a number must lie in: `metadata` of its field, which `ktrace.config.checks` reads.
+_WINDOW = {"least": 1}
 
 
 class RoleScheme(Enum):
@@ -141,7 +145,8 @@ class ModelConfig:
     quantization: Quantization | None = None  # by bitsandbytes; needs it and accelerate
     trust_remote_code: bool = False  # whether Python code beside the weights may run
     allow_pickle: bool = False  # whether weights may be other than safetensors; these can run code
-    window: int = 10  # layers restored together, unless mediator.window says otherwise
+    # Layers restored together, unless mediator.window says otherwise.
+    window: int = field(default=10, metadata=_WINDOW)
     # Not None by default: Hydra could then not override one of its keys. `to_run_config` makes it
     # None where no path is given.
     modules: ModulesConfig | None = field(default_factory=ModulesConfig)
@@ -152,7 +157,10 @@ class MediatorConfig:
     """What is restored."""
 
     names: list[str] = MISSING
-    window: int = "${model.window}"  # type: ignore[assignment]  # OmegaConf interpolates an int
+    window: int = field(default="${model.window}", metadata=_WINDOW)  # type: ignore[assignment]  # OmegaConf interpolates an int
+
+
+_PUBLISHED_MULTIPLE = 3.0
 
 
 @dataclass
@@ -160,14 +168,22 @@ class NoiseConfig:
     """How the subject's embeddings are corrupted."""
 
     kind: NoiseKind = NoiseKind.gaussian
-    multiple: float | None = None  # of sigma, the spread of the dataset's subject embeddings
+    # Of sigma, the spread of the dataset's subject embeddings; 3, as published, where std is not
+    # given either.
+    multiple: float | None = field(default=None, metadata={"least": 0})
     # Or an absolute level: gaussian's standard deviation, uniform's half-width, student_t's scale.
-    std: float | None = None
-    samples: int = 10  # draws for each fact; 1 for zero and mean, which are not random
-    seed: int = 1
+    std: float | None = field(default=None, metadata={"least": 0})
+    # Draws for each fact; 1 for zero and mean, which are not random. Tables number them in 16 bits.
+    samples: int = field(default=10, metadata={"least": 1, "most": 2**15 - 1})
+    seed: int = field(default=1, metadata={"least": 0, "most": 2**32 - 1})
     replace: bool = False  # the draw stands in place of the embedding instead of being added
-    degrees: float = 5.0  # of freedom, for student_t
+    degrees: float = field(default=5.0, metadata={"above": 0})  # of freedom, for student_t
     foil: Foil = Foil.corrupted  # replacement: for token_replacement
+
+    @property
+    def level_multiple(self) -> float:
+        """The level relative to sigma; it has no meaning where `std` is given."""
+        return _PUBLISHED_MULTIPLE if self.multiple is None else self.multiple
 
 
 class Answer(Enum):
@@ -197,7 +213,8 @@ class DatasetConfig:
 
     name: str = MISSING  # folder of the store
     path: str | None = MISSING
-    limit: int | None = None  # the first n facts; never changes a fact's numbers
+    # The first n facts; never changes a fact's numbers.
+    limit: int | None = field(default=None, metadata={"least": 1})
     url: str | None = None  # where a missing file is downloaded from
     sha256: str | None = None  # of the canonical JSON, checked after reading
     answer: Answer = Answer.first_token
@@ -236,7 +253,8 @@ class EngineConfig:
     """What computes the scores."""
 
     name: EngineName = EngineName.suffix
-    row_budget: int | None = None  # most rows in one block call; null: what fits
+    # Most rows in one block call; null: what fits.
+    row_budget: int | None = field(default=None, metadata={"least": 1})
 
 
 @dataclass
@@ -255,32 +273,3 @@ class RunConfig:
     runs: Any = None  # for stage=compare: a pattern of run folders, or a list of patterns
     shard: str = "1/1"  # k/n: of n parts of equal cost, the k-th; all go into the same stores
     output_dir: str = "outputs"
-
-
-def register(bundled: "Any") -> None:
-    """Make the schema and the resolvers known to Hydra.
-
-    Args:
-        bundled: function from the name of a shipped data file to its path.
-    """
-    ConfigStore.instance().store(name="schema", node=RunConfig)
-    OmegaConf.register_new_resolver("bundled", lambda name: str(bundled(name)), replace=True)
-    OmegaConf.register_new_resolver("hub_name", _hub_name, replace=True)
-    OmegaConf.register_new_resolver(
-        "basename", lambda path: PurePosixPath(str(path)).name, replace=True
-    )
-    OmegaConf.register_new_resolver("stem", lambda path: Path(str(path)).stem, replace=True)
-    OmegaConf.register_new_resolver("prompt_name", _prompt_name, replace=True)
-
-
-def _hub_name(repository: object, *chosen: object) -> str:
-    """A folder for one split of one subset of a repository, such as `cities-fr-test`."""
-    parts = [PurePosixPath(str(repository)).name, *(str(part) for part in chosen if part)]
-    return "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part).strip("-") for part in parts)
-
-
-def _prompt_name(subject: object, *rest: object) -> str:
-    """A folder for one prompt: readable, and another one for every other prompt."""
-    slug = re.sub(r"[^a-z0-9]+", "-", str(subject).lower()).strip("-")[:24].strip("-")
-    digest = hashlib.sha256(repr((subject, *rest)).encode(errors="surrogatepass")).hexdigest()
-    return "-".join(part for part in ("prompt", slug, digest[:8]) if part)

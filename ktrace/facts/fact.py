@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ktrace.config.identity import Content
 from ktrace.errors import KtraceError
 
 FIELDS = (
@@ -67,6 +68,11 @@ class FactSet:
 
     def __len__(self) -> int:
         return len(self.facts)
+
+    @property
+    def content(self) -> Content:
+        """What fingerprints say of it."""
+        return Content(self.digest, len(self.facts))
 
 
 def fact_set(facts: tuple[Fact, ...], origin: str) -> FactSet:

@@ -11,7 +11,7 @@ from conftest import ROOT
 from durability.runs import RUN, contents
 from hydra.errors import MissingConfigException
 
-from ktrace.messages import explain
+from ktrace.config.complaints import explain
 
 
 def test_shards_run_side_by_side_and_a_failing_job_stays_alone(

@@ -1,0 +1,148 @@
+"""Hydra's door: the shipped files, and from a composition to a checked `RunConfig`.
+
+One `OmegaConf.to_object` here; no `DictConfig` travels further in.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path, PurePosixPath
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ktrace.config.checks import check
+from ktrace.config.complaints import explain
+from ktrace.config.schema import ModulesConfig, RunConfig
+from ktrace.errors import KtraceError
+
+HYDRA_VERSION_BASE = "1.3"  # whose defaults are meant
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def resource(name: str) -> Path:
+    """Path of a shipped file or folder, named as in a checkout (`conf`, `data/tiny`).
+
+    They lie beside the package in a checkout, inside it in a wheel.
+
+    Raises:
+        FileNotFoundError: the installation is incomplete.
+    """
+    for root in (_PACKAGE, _PACKAGE.parent):
+        if (root / name).exists():
+            return root / name
+    raise FileNotFoundError(f"ktrace was installed without {name!r} (looked in {_PACKAGE})")
+
+
+def register() -> None:
+    """Make the schema and the resolvers of `conf/` known to Hydra."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    for name, resolver in (
+        ("bundled", lambda file: str(resource(f"data/{file}"))),
+        ("hub_name", _hub_name),
+        ("basename", lambda path: PurePosixPath(str(path)).name),
+        ("stem", lambda path: Path(str(path)).stem),
+        ("prompt_name", _prompt_name),
+    ):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _hub_name(repository: object, *chosen: object) -> str:
+    """A folder for one split of one subset of a repository, such as `cities-fr-test`."""
+    parts = [PurePosixPath(str(repository)).name, *(str(part) for part in chosen if part)]
+    return "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part).strip("-") for part in parts)
+
+
+def _prompt_name(subject: object, *rest: object) -> str:
+    """A folder for one prompt: readable, and another one for every other prompt."""
+    slug = re.sub(r"[^a-z0-9]+", "-", str(subject).lower()).strip("-")[:24].strip("-")
+    digest = hashlib.sha256(repr((subject, *rest)).encode(errors="surrogatepass")).hexdigest()
+    return "-".join(part for part in ("prompt", slug, digest[:8]) if part)
+
+
+def to_run_config(config: DictConfig) -> RunConfig:
+    """From Hydra's composition to a checked `RunConfig`.
+
+    Raises:
+        KtraceError: a value out of range or two keys that exclude each other.
+        omegaconf.errors.OmegaConfBaseException: a missing or mistyped value.
+    """
+    run = OmegaConf.to_object(config)
+    assert isinstance(run, RunConfig)
+    _refuse_unknown(run)
+    if run.model.modules is not None:
+        paths = {key: path or None for key, path in vars(run.model.modules).items()}
+        run.model.modules = ModulesConfig(**paths) if any(paths.values()) else None
+    check(run)
+    return run
+
+
+def _refuse_unknown(part: object, prefix: str = "") -> None:
+    """Refuse keys that `+key=value` added: Hydra lets them through, and nothing would read them."""
+    known = [entry.name for entry in fields(part)]  # type: ignore[arg-type]  # a dataclass
+    for name, value in vars(part).items():
+        if name not in known:
+            raise KtraceError(f"unknown key {prefix}{name}; keys here: {', '.join(known)}")
+        if is_dataclass(value):
+            _refuse_unknown(value, f"{prefix}{name}.")
+
+
+def choices(group: str) -> list[str]:
+    """What may be chosen of a group, such as `model`."""
+    return sorted(path.stem for path in (resource("conf") / group).glob("*.yaml"))
+
+
+def choice(group: str, name: object, among: Sequence[str] = (), called: str = "") -> str:
+    """The override that makes a choice.
+
+    Args:
+        group: of the config.
+        name: the choice.
+        among: what may be chosen; by default every choice of the group.
+        called: what the group is called where the name was given.
+
+    Raises:
+        KtraceError: there is no such choice.
+    """
+    among = among or choices(group)
+    if name not in among:
+        raise KtraceError(f"{called or group}={name!r} is unknown: choose from {', '.join(among)}")
+    return f"{group}={name}"
+
+
+def composed(
+    overrides: Sequence[str], values: Mapping[str, Mapping[str, object]] | None = None
+) -> RunConfig:
+    """Compose a config in this process, as the command line does, and check it.
+
+    Args:
+        overrides: `group=choice` and `key=value`.
+        values: by group and key. Not written as overrides: a prompt would need quoting.
+
+    Raises:
+        KtraceError: in one line, whatever is wrong.
+    """
+    with _one_line_errors():
+        register()
+        with initialize_config_dir(
+            version_base=HYDRA_VERSION_BASE, config_dir=str(resource("conf"))
+        ):
+            found = compose("config", list(overrides))
+        for group, entries in (values or {}).items():
+            for key, value in entries.items():
+                OmegaConf.update(found, f"{group}.{key}", value)
+        return to_run_config(found)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise KtraceError(explain(error)) from error

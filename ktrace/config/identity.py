@@ -1,0 +1,154 @@
+"""What a config's settings are called on disk: folder names and fingerprints."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from ktrace.config.schema import (
+    NOISE_KEYS,
+    Answer,
+    DatasetConfig,
+    Dtype,
+    Foil,
+    ModelConfig,
+    NoiseConfig,
+    RunConfig,
+)
+from ktrace.errors import KtraceError
+
+# Plain names and values, as JSON has them.
+Fingerprint = Mapping[str, object]
+
+
+class Content(NamedTuple):
+    """Which facts: their number, and the SHA-256 of their canonical JSON."""
+
+    sha256: str
+    n_facts: int
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What determines the numbers of a run's stores, as their parts carry it.
+
+    Attributes:
+        model: identity, dtype, quantization and module paths; not the device.
+        dataset: its content, and what is scored of the answers.
+        noise: the settings that its kind reads, alone.
+        noise_facts: what the noise is measured on, where that is another dataset.
+    """
+
+    model: Fingerprint
+    dataset: Fingerprint
+    noise: Fingerprint
+    noise_facts: Fingerprint | None = None
+
+    @property
+    def clean(self) -> Fingerprint:
+        """Of clean runs, which every noise and mediator shares."""
+        return {"model": self.model, "dataset": self.dataset}
+
+    @property
+    def corrupted(self) -> Fingerprint:
+        """Of corrupted runs."""
+        measured_on = {} if self.noise_facts is None else {"noise_facts": self.noise_facts}
+        return {**self.clean, "noise": self.noise, **measured_on}
+
+    def restored(self, mediator_key: str) -> Fingerprint:
+        """Of restorations of one mediator, such as `mlp-w10`."""
+        return {**self.corrupted, "mediator": mediator_key}
+
+
+def fingerprints(
+    config: RunConfig, identity: str, facts: Content, noise_facts: Content | None = None
+) -> Fingerprints:
+    """The fingerprints of a run.
+
+    Args:
+        config: its `model.dtype` is resolved.
+        identity: which weights, config and tokenizer: `ktrace.lm.source.ModelSource.identity`.
+        facts: of the whole dataset, whatever `dataset.limit` says.
+        noise_facts: of `dataset.noise_facts`.
+    """
+    return Fingerprints(
+        model_fingerprint(config.model, identity),
+        dataset_fingerprint(config.dataset, facts),
+        noise_fingerprint(config.noise),
+        None if noise_facts is None else noise_facts._asdict(),
+    )
+
+
+def model_fingerprint(model: ModelConfig, identity: str) -> Fingerprint:
+    """See `Fingerprints.model`."""
+    return {
+        "identity": identity,
+        "dtype": model.dtype.value,
+        "quantization": model.quantization.value if model.quantization else None,
+        "modules": asdict(model.modules) if model.modules else None,
+    }
+
+
+def dataset_fingerprint(dataset: DatasetConfig, facts: Content) -> Fingerprint:
+    """See `Fingerprints.dataset`."""
+    return {**facts._asdict(), "answer": dataset.answer.value}
+
+
+def noise_fingerprint(noise: NoiseConfig) -> Fingerprint:
+    """See `Fingerprints.noise`."""
+    settings = {
+        "replace": noise.replace,
+        "multiple": None if noise.std is not None else noise.level_multiple,
+        "std": noise.std,
+        "degrees": noise.degrees,
+        "foil": noise.foil.value,
+        "samples": noise.samples,
+        "seed": noise.seed,
+    }
+    read = NOISE_KEYS[noise.kind]
+    return {"kind": noise.kind.value, **{key: settings[key] for key in settings if key in read}}
+
+
+def dataset_key(dataset: DatasetConfig) -> str:
+    """Folder of a dataset: its name; whole answers have other candidates, and a folder apart."""
+    return dataset.name + ("-full" if dataset.answer is Answer.full else "")
+
+
+def noise_key(noise: NoiseConfig) -> str:
+    """Folder of a noise: its fingerprint, readable, e.g. `gaussian-x3-n10-seed1`."""
+    settings = noise_fingerprint(noise)
+    parts = [noise.kind.value]
+    if settings.get("replace"):
+        parts.append("replace")
+    if "degrees" in settings:
+        parts.append(f"df{noise.degrees:.12g}")
+    if settings.get("multiple") is not None:
+        parts.append(f"x{noise.level_multiple:.12g}")
+    if settings.get("std") is not None:
+        parts.append(f"std{noise.std:.12g}")
+    if settings.get("foil") == Foil.corrupted.value:  # not what one stands in for another for
+        parts.append("foil-corrupted")
+    if "samples" in settings:
+        parts += [f"n{noise.samples}", f"seed{noise.seed}"]
+    return "-".join(parts)
+
+
+def resolved_dtype(model: ModelConfig, own: str | None) -> Dtype:
+    """The number format that a model computes in: never `auto`.
+
+    Args:
+        model: the config; `auto` stands for the checkpoint's own.
+        own: what the checkpoint says.
+
+    Raises:
+        KtraceError: `auto`, and the checkpoint does not say, or says another than ktrace knows.
+    """
+    if model.dtype is not Dtype.auto:
+        return model.dtype
+    known = [dtype.value for dtype in Dtype if dtype is not Dtype.auto]
+    if own not in known:
+        said = f"says {own!r}" if own else "does not say which"
+        raise KtraceError(
+            f"model.dtype=auto takes the checkpoint's own, and model.path={model.path} {said}: "
+            f"choose from {', '.join(known)}"
+        )
+    return Dtype(own)
