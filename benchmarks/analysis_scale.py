@@ -79,15 +79,15 @@ def write_store(run: Path, *, facts: int, layers: int, samples: int, seed: int =
 
 
 def _averages(run: Path) -> None:
-    from ktrace.analysis.averages import average_run
-    from ktrace.analysis.roles import Averaging
+    from ktrace.analysis.averaged_run import average_run
+    from ktrace.analysis.rows import Averaging
 
     average_run(run, Averaging())
 
 
 def _averages_and_effects(run: Path) -> None:
-    from ktrace.analysis.averages import average_run
-    from ktrace.analysis.roles import Averaging
+    from ktrace.analysis.averaged_run import average_run
+    from ktrace.analysis.rows import Averaging
 
     average_run(run, Averaging(), parquet=run / "effects.parquet")
 

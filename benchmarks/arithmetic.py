@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ktrace.lm.products import onednn_products
+from ktrace.lm.linear import onednn_products
 from ktrace.tracing.mediators import Mediator
-from ktrace.tracing.plan import Cell, make_plan
+from ktrace.tracing.suffix.plan import Cell, make_plan
 
 
 @dataclass(frozen=True)

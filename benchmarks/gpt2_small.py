@@ -28,13 +28,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from benchmarks.arithmetic import Shape, ceiling, gpt2_shape, loop_operations, operations
 from benchmarks.peers import PEERS, CellRunner, Probabilities
 from ktrace.facts import Span
-from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.tracing.engine import Case, Scores
+from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.select import make_engine
 
 CPU = torch.device("cpu")
 HIDDEN = make_mediator("hidden", 1)
@@ -361,7 +362,7 @@ def _method(options: argparse.Namespace, cases: Sequence[Case]) -> str:
         "leaves out the others. Contestants alternate, in another order for each fact; ratios are "
         "taken within a fact, which has the time of its batch. ktrace's engines run the model as "
         "ktrace loads it on a CPU, the peers as transformers does; the suffix engine multiplies by "
-        "oneDNN (`ktrace/lm/products.py`)."
+        "oneDNN (`ktrace/lm/linear.py`)."
     )
 
 

@@ -19,14 +19,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.arithmetic import Shape, ceiling, operations, synchronize
 from ktrace.facts import Span
-from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.engine import Case
+from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.select import make_engine
 
 SHAPES: dict[str, dict[str, int]] = {
     "llama3_8b": {

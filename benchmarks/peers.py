@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ktrace.lm.load import LanguageModel
+from ktrace.lm.model import LanguageModel
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise

@@ -12,11 +12,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ktrace import sweep
 from ktrace.config.complaints import explain
 from ktrace.config.compose import HYDRA_VERSION_BASE, register, resource, to_run_config
 from ktrace.errors import KtraceError, Terminated
-from ktrace.signals import ended_by_signals
+from ktrace.pipeline import sweep
+from ktrace.pipeline.signals import ended_by_signals
 
 # Hydra prints its own story about errors and exits, unless this is set.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -42,8 +42,8 @@ def _job(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig) -> None:
-    from ktrace.console import print_counts, print_runs, print_summary
-    from ktrace.pipeline import run
+    from ktrace.pipeline.console import print_counts, print_runs, print_summary
+    from ktrace.pipeline.run import run
 
     outcome = run(to_run_config(config))
     if outcome.comparison is not None:

@@ -14,20 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ktrace.analysis.case_frame import case_frame
-from ktrace.analysis.heatmaps import fact_heatmap
-from ktrace.cases import clean_fact, decoded, encode_fact, load_configured, measured_noise
+from ktrace.analysis.figures.heatmaps import fact_heatmap
 from ktrace.config import Answer, RunConfig
 from ktrace.config.compose import choice, choices, composed
 from ktrace.config.identity import noise_key
-from ktrace.datasets import facts_of, noise_facts_of
 from ktrace.errors import KtraceError
 from ktrace.facts import Span, role_of_positions
-from ktrace.lm.load import LanguageModel
+from ktrace.facts.dataset import facts_of, noise_facts_of
+from ktrace.lm.load import load_language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES, METRICS
+from ktrace.tracing.encode import clean_fact, decoded, encode_fact
 from ktrace.tracing.engine import Case
+from ktrace.tracing.engines import make_engine
+from ktrace.tracing.measure import measured_noise
 from ktrace.tracing.mediators import make_mediator
-from ktrace.tracing.select import make_engine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +173,7 @@ def load_model(path_or_preset: str, **overrides: Any) -> LanguageModel:
     chosen = f"model={path_or_preset if preset else 'auto'}"
     config = composed([chosen], {"model": given}).model
     source = find_model(config.path, config.revision, allow_pickle=config.allow_pickle)
-    lm = load_configured(source, config)
+    lm = load_language_model(source, config)
     return replace(lm, name=config.name, window=config.window)
 
 

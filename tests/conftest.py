@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
@@ -19,6 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -28,13 +29,14 @@ from transformers import (
 )
 
 import ktrace.__main__ as command
-from ktrace import sweep
 from ktrace.config import RunConfig
 from ktrace.config.compose import composed
 from ktrace.facts import Span
-from ktrace.lm import products
-from ktrace.lm.load import LanguageModel, language_model
-from ktrace.tracing import select
+from ktrace.lm import linear
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
+from ktrace.pipeline import sweep
+from ktrace.tracing import engines
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 
@@ -45,6 +47,7 @@ needs_shared = pytest.mark.skipif(
 )
 
 VOCABULARY = 96
+Part = TypeVar("Part")
 
 torch.set_num_threads(1)
 
@@ -104,8 +107,8 @@ def llama() -> LanguageModel:
 def narrow_models_as_wide() -> Iterator[None]:
     """Run test models as wide ones are run: packed, and by oneDNN."""
     with (
-        mock.patch.object(select, "PACK_WIDTH", 0),
-        mock.patch.object(products, "_LEAST_WEIGHTS", 0),
+        mock.patch.object(engines, "PACK_WIDTH", 0),
+        mock.patch.object(linear, "_LEAST_WEIGHTS", 0),
     ):
         yield
 
@@ -182,7 +185,7 @@ def write_known_facts(path: Path, folders: list[Path], n_answer: int = 1) -> Pat
     """Write facts whose answers the models predict, and a last one that none predicts."""
     from transformers import AutoTokenizer
 
-    from ktrace.lm.prompt import answer_token_ids, encode_prompt
+    from ktrace.lm.tokens import answer_token_ids, encode_prompt
 
     records = []
     for folder in folders:
@@ -236,6 +239,13 @@ def config(model_folder: Path, facts_file: Path, tmp_path: Path) -> Callable[...
         )
 
     return make
+
+
+def configured(part: type[Part], **keys: Any) -> Part:
+    """A part of the config with some keys, given as on the command line."""
+    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(part), keys))
+    assert isinstance(found, part)
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ktrace import pipeline
 from ktrace.config import RunConfig
 from ktrace.errors import KtraceError
+from ktrace.pipeline import run as pipeline
 
 Compose = Callable[..., RunConfig]
 

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 import ktrace
 from ktrace.config.compose import composed
-from ktrace.lm.load import LanguageModel
-from ktrace.pipeline import run
+from ktrace.lm.model import LanguageModel
+from ktrace.pipeline.run import run
 
 PROMPT, SUBJECT = PROMPTS[0][0].format(PROMPTS[0][1]), PROMPTS[0][1]
 
@@ -136,7 +136,7 @@ def test_both_engines_and_whole_answers(model: LanguageModel, traced: ktrace.Tra
 def test_a_subject_that_the_tokenizer_drops(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ktrace.lm.prompt._own_characters", lambda *given: [(0, 0)] * len(given[1]))
+    monkeypatch.setattr("ktrace.lm.tokens._own_characters", lambda *given: [(0, 0)] * len(given[1]))
     with pytest.raises(ktrace.KtraceError, match="keeps nothing of the subject 'Cape Morrow' in"):
         ktrace.trace(model, PROMPT, SUBJECT)
 

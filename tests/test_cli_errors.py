@@ -273,7 +273,7 @@ def test_an_error_in_a_job_is_no_error_of_hydra(
     def fail(config: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("ktrace.pipeline.run", fail)
+    monkeypatch.setattr("ktrace.pipeline.run.run", fail)
     with pytest.raises(ValueError, match="a bug"):
         ktrace(*own)
 

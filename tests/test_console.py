@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ktrace.console import print_comparison, print_counts, print_summary
+from ktrace.pipeline.console import print_comparison, print_counts, print_summary
 
 ODD = "x[/bold]:smile:[red]"
 

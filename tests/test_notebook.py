@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from ktrace.config.compose import composed
-from ktrace.pipeline import run
+from ktrace.pipeline.run import run
 
 NOTEBOOK = json.loads((ROOT / "docs" / "trace.ipynb").read_text("utf-8"))
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]

@@ -19,14 +19,16 @@ from omegaconf import OmegaConf
 
 import ktrace
 import ktrace.__main__ as main_module
-from ktrace import pipeline, stages, sweep
 from ktrace.__main__ import main
 from ktrace.config import RunConfig
 from ktrace.config.compose import resource
 from ktrace.errors import KtraceError
 from ktrace.facts import load_facts
+from ktrace.pipeline import run as pipeline
+from ktrace.pipeline import stages, sweep
 from ktrace.store import RunFolders
-from ktrace.tracing import clean, reference, suffix
+from ktrace.tracing import clean, reference
+from ktrace.tracing.suffix import engine as suffix
 
 FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 
@@ -157,7 +159,7 @@ def test_another_mediator_reuses_the_clean_and_corrupted_runs(
     before = snapshot(outcome.folder.parent)
     forbid(monkeypatch, clean, "clean_run")
     forbid(monkeypatch, suffix.SuffixEngine, "baseline")
-    monkeypatch.setattr("ktrace.tracing.select._disproof", lambda *args: None)  # it runs its own
+    monkeypatch.setattr("ktrace.tracing.engines.disproof", lambda *args: None)  # it runs its own
     outcome = pipeline.run(config("mediator=mlp"))
     after = snapshot(outcome.folder.parent)
     assert before.items() < after.items()
@@ -232,7 +234,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
             yield result
 
     monkeypatch.setattr(suffix.SuffixEngine, "restored", interrupted)
-    monkeypatch.setattr("ktrace.tracing.select._disproof", lambda *args: None)
+    monkeypatch.setattr("ktrace.tracing.engines.disproof", lambda *args: None)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(config("mediator=all"))
     done = snapshot(tmp_path / "out")

@@ -12,11 +12,12 @@ import yaml
 from conftest import Ktrace, refused
 from transformers import AutoTokenizer
 
-from ktrace import pipeline, provenance
 from ktrace.config import RunConfig
+from ktrace.pipeline import run as pipeline
+from ktrace.pipeline import runlog as provenance
 from ktrace.store import RESTORED, RunFolders, Store
-from ktrace.store.provenance import UNRECORDED, provenance_of
-from ktrace.tracing import select
+from ktrace.store.layout import UNRECORDED, provenance_of
+from ktrace.tracing import engines
 
 Compose = Callable[..., RunConfig]
 
@@ -117,7 +118,7 @@ def test_the_engine_that_ran_is_told_and_proven_once(
         asked.append(lm)
         return "it was made up"
 
-    monkeypatch.setattr(select, "_disproof", disproof)
+    monkeypatch.setattr(engines, "disproof", disproof)
     folder = pipeline.run(config()).folder
     assert read(folder / "run.yaml")["engine"] == {"asked": "suffix", "used": "reference"}
     assert len(asked) == 1, "corrupted runs and restorations share an engine"
@@ -127,8 +128,8 @@ def test_a_run_that_fails_says_why(config: Compose, monkeypatch: pytest.MonkeyPa
     def fail(*args: Any) -> Any:
         raise RuntimeError("the roof is on fire")
 
-    monkeypatch.setattr("ktrace.tracing.suffix.SuffixEngine.restored", fail)
-    monkeypatch.setattr(select, "_disproof", lambda *args: None)
+    monkeypatch.setattr("ktrace.tracing.suffix.engine.SuffixEngine.restored", fail)
+    monkeypatch.setattr(engines, "disproof", lambda *args: None)
     run = config()
     with pytest.raises(RuntimeError):
         pipeline.run(run)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from ktrace.config import parse_shard
 from ktrace.errors import KtraceError
-from ktrace.shards import Shard, fact_cost, own_facts
+from ktrace.pipeline.shards import Shard, own_facts
+from ktrace.tracing.groups import fact_cost
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -7,7 +7,7 @@ import pytest
 from conftest import signalled_where_it_is_dropped
 
 from ktrace.errors import Terminated
-from ktrace.signals import ended_by_signals, raise_if_signalled
+from ktrace.pipeline.signals import ended_by_signals, raise_if_signalled
 
 NUMBERS = [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
 

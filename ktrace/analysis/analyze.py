@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ktrace.analysis.averages import RunAverages, average_run
+from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.estimate import average_peaks, fact_table, total_effect
-from ktrace.analysis.figures import NAMES, draw_figures
-from ktrace.analysis.reduce import total_effects
+from ktrace.analysis.figures.draw import NAMES, draw_figures
+from ktrace.analysis.per_fact import total_effects
 from ktrace.analysis.report import write_report
-from ktrace.analysis.roles import Averaging
+from ktrace.analysis.rows import Averaging
 from ktrace.files import write_text
-from ktrace.store.provenance import provenance_of
+from ktrace.store.layout import provenance_of
 from ktrace.terms import METRICS
 
 AIE_COLUMNS = (

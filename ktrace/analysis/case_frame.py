@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ktrace.analysis.effects import COLUMNS
-from ktrace.analysis.roles import rows
+from ktrace.analysis.rows import rows
 from ktrace.terms import METRICS
 
 Scores = Mapping[str, npt.NDArray[np.float64]]

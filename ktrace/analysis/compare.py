@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ktrace.analysis.averages import RunAverages, average_run
-from ktrace.analysis.drawing import save
+from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.estimate import total_effect
-from ktrace.analysis.heatmaps import depth_panels, difference_heatmap
+from ktrace.analysis.figures.heatmaps import depth_panels, difference_heatmap
+from ktrace.analysis.figures.style import save
 from ktrace.analysis.intervals import interval, ratio
-from ktrace.analysis.reduce import MediatorEffects, total_effects
-from ktrace.analysis.roles import Averaging, rows
+from ktrace.analysis.per_fact import MediatorEffects, total_effects
+from ktrace.analysis.rows import Averaging, rows
 from ktrace.errors import KtraceError
 from ktrace.files import write_text
 from ktrace.store import RunFolders

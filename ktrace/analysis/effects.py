@@ -17,8 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ktrace.analysis.roles import rows
-from ktrace.analysis.survey import Record, Survey, batches, survey
+from ktrace.analysis.rows import rows
+from ktrace.analysis.stored import Record, Survey, batches, survey
 from ktrace.errors import KtraceError
 from ktrace.files import new_file
 from ktrace.store import CLEAN_SCORES, RunFolders

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from ktrace.analysis.intervals import interval, ratio
-from ktrace.analysis.reduce import MediatorEffects, pooling
-from ktrace.analysis.roles import Averaging, rows
-from ktrace.analysis.survey import Survey
+from ktrace.analysis.per_fact import MediatorEffects, pooling
+from ktrace.analysis.rows import Averaging, rows
+from ktrace.analysis.stored import Survey
 from ktrace.terms import METRICS
 
 Array = npt.NDArray[np.float64]

@@ -1,8 +1,8 @@
 """Facts: reading and checking them, and where a subject's tokens stand in its prompt."""
 
 from ktrace.facts.fact import Fact, FactSet
+from ktrace.facts.hub import load_hub_facts
 from ktrace.facts.load import load_facts, prompt_facts
-from ktrace.facts.repository import load_hub_facts
 from ktrace.facts.roles import role_of_positions
 from ktrace.facts.span import Span, token_span
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ktrace.errors import KtraceError
 from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_of, fact_set, renamed
-from ktrace.facts.records import FORMATS, Records, parse
+from ktrace.facts.formats import FORMATS, Records, parse
 from ktrace.files import new_file
 
 log = logging.getLogger(__name__)

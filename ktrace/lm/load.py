@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -20,10 +20,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from ktrace.config import Dtype, ModelConfig, Quantization
 from ktrace.errors import KtraceError
 from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
+from ktrace.lm.linear import multiply_exactly
+from ktrace.lm.model import LanguageModel
 from ktrace.lm.probe import prove
-from ktrace.lm.quantized import multiply_exactly
 from ktrace.lm.source import ModelSource
 
 log = logging.getLogger(__name__)
@@ -32,125 +34,77 @@ log = logging.getLogger(__name__)
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, AssertionError, SafetensorError)
 
 
-@dataclass(frozen=True)
-class LanguageModel:
-    """A loaded model whose sites have been proven.
-
-    Attributes:
-        model: in evaluation mode, without gradients.
-        tokenizer: None where the caller works with token ids only.
-        paths: where its sites are.
-        n_layers: number of blocks.
-        d_embedding: width of the embedding's output, which receives the noise.
-        name: for tables and titles.
-        window: layers that `mlp` and `attn` restore together, unless another window is given.
-    """
-
-    model: PreTrainedModel
-    tokenizer: Any
-    paths: ModulePaths
-    n_layers: int
-    d_embedding: int
-    name: str = "model"
-    window: int = 10
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids must be."""
-        return self.embedding_weight.device
-
-    @property
-    def embedding_weight(self) -> torch.Tensor:
-        """The token embedding matrix, `(vocabulary, d_embedding)`."""
-        weight = self.model.get_submodule(self.paths.embedding).weight
-        assert isinstance(weight, torch.Tensor)
-        return weight
-
-    @property
-    def n_embeddings(self) -> int:
-        """One more than the largest token id that the model can read."""
-        return int(self.embedding_weight.shape[0])
-
-    @property
-    def max_positions(self) -> int | None:
-        """Most tokens that a prompt may have; None where the config names no limit."""
-        config = self._text_config
-        # MPT's name for it is the second.
-        limits = (
-            getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")
-        )
-        limit = next((limit for limit in limits if limit), None)
-        return None if limit is None else int(limit)
-
-    @property
-    def _text_config(self) -> Any:
-        config: Any = self.model.config
-        return config.get_text_config()
-
-
-def load_language_model(
-    source: ModelSource,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: Any = None,
-    attention: str | None = None,
-    quantization: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    paths: ModulePaths | None = None,
-) -> LanguageModel:
+def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageModel:
     """Load weights and tokenizer from a folder or the hub.
 
     Args:
         source: what `find_model` found.
-        dtype: `float32`, `bfloat16`, ..., or `auto` for the checkpoint's own.
-        device: a torch device, or `auto` for CUDA, else MPS, else CPU.
-        device_map: passed on to transformers; then `device` must be `auto`.
-        attention: transformers' implementation, such as `eager` or `flash_attention_2`; None for
-            `eager` in float32 on a CPU and transformers' own choice elsewhere.
-        quantization: `int8` or `int4`: weights are rounded to so many bits by bitsandbytes.
-        trust_remote_code: whether Python code that lies beside the weights may run.
-        allow_pickle: whether weights may be other than safetensors; loading those can run code.
-        paths: for an architecture that `FAMILIES` does not hold.
+        config: how to load it; its `name`, `path` and `window` are not read.
 
     Raises:
         KtraceError: unknown architecture, unreadable or incomplete weights, a device that is not
             there, a tokenizer without offsets, or a module path that the probe refutes.
     """
     where = f"model.path={source.location}"
-    origin = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+    architecture = _architecture(source, config, where)
+    paths = (
+        ModulePaths(**asdict(config.modules))
+        if config.modules
+        else _known_paths(architecture, _built(architecture, config), where)
+    )
+    # Whatever can be refused is, before the weights are read.
+    if isinstance(config.device_map, Mapping):
+        _check_map(config.device_map, architecture, paths, config.trust_remote_code)
+    tokenizer = _load_tokenizer(source, _origin(source, config), where)
+    device = None if config.device_map is not None else _device(config.device)
+    if config.quantization is not None:
+        _require_packages(config.quantization)
+    model = _load_weights(source, config, architecture, device)
+    if device is not None:
+        model = _placed(model, device, config.attention)
+    if config.quantization is Quantization.int8:
+        multiply_exactly(model)
+    return language_model(model, tokenizer, paths)
+
+
+def _origin(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
+    return {"revision": source.revision, "trust_remote_code": config.trust_remote_code}
+
+
+def _architecture(source: ModelSource, config: ModelConfig, where: str) -> Any:
+    """The checkpoint's `config.json`, as transformers reads it."""
     try:
-        config = AutoConfig.from_pretrained(source.location, **origin)
+        return AutoConfig.from_pretrained(source.location, **_origin(source, config))
     except (OSError, ValueError, KeyError, ImportError) as error:
         hint = ""
         if "trust_remote_code" in str(error):
             hint = " (model.trust_remote_code=true runs it; read it first)"
         message = f"{where}: config.json cannot be used: {_first_line(error)}{hint}"
         raise KtraceError(message) from error
-    paths = paths or _known_paths(config, _built(config, trust_remote_code), where)
-    if isinstance(device_map, Mapping):  # also before the weights are read
-        _check_map(device_map, config, paths, trust_remote_code)
-    tokenizer = _load_tokenizer(source, origin, where)
-    asked = where if device_map is None else f"{where} model.device_map={device_map}"
-    chosen = None if device_map is not None else _device(device)  # before the weights are read
-    if quantization is not None:
-        _require_packages(quantization)
+
+
+def _load_weights(
+    source: ModelSource, config: ModelConfig, architecture: Any, device: torch.device | None
+) -> PreTrainedModel:
+    where = f"model.path={source.location}"
+    asked = where if config.device_map is None else f"{where} model.device_map={config.device_map}"
+    device_map = config.device_map
+    if config.quantization is not None:
         # Quantized weights cannot be moved afterwards.
-        device_map = device_map or {"": str(chosen)}
+        device_map = device_map or {"": str(device)}
     try:
         with _own_report():
             # Typed as if it returned the model alone.
             model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
                 source.location,
-                config=_with_fused_activation(config),
-                dtype=dtype,
+                config=_with_fused_activation(architecture),
+                dtype=config.dtype.value,
                 device_map=device_map,
-                attn_implementation=attention,
-                quantization_config=_bits(quantization, dtype),
-                use_safetensors=None if allow_pickle else True,
+                attn_implementation=config.attention,
+                quantization_config=_bits(config.quantization, config.dtype),
+                use_safetensors=None if config.allow_pickle else True,
                 output_loading_info=True,
-                **origin,
+                **_origin(source, config),
             )
     except _LOADING_ERRORS as error:
         raise KtraceError(f"{asked}: the model cannot be loaded: {_first_line(error)}") from error
@@ -163,16 +117,17 @@ def load_language_model(
             where,
             _some(report["unexpected_keys"]),
         )
-    if device_map is None:
-        model = model.to(chosen)
-        if attention is None and model.device.type == "cpu" and model.dtype == torch.float32:
-            # Torch's fused kernel is made for long sequences; with as few tokens as facts have,
-            # plain products are up to four times as fast. In float64 they would take softmax in
-            # float32.
-            model.set_attn_implementation("eager")
-    if quantization == "int8":
-        multiply_exactly(model)
-    return language_model(model, tokenizer, paths)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _placed(model: PreTrainedModel, device: torch.device, attention: str | None) -> PreTrainedModel:
+    model = cast(Any, model).to(device)
+    if attention is None and model.device.type == "cpu" and model.dtype == torch.float32:
+        # Torch's fused kernel is made for long sequences; with as few tokens as facts have, plain
+        # products are up to four times as fast. In float64 they would take softmax in float32.
+        model.set_attn_implementation("eager")
+    return model
 
 
 def _with_fused_activation(config: Any) -> Any:
@@ -226,11 +181,12 @@ def language_model(
     return LanguageModel(model, tokenizer, paths, n_layers, prove(model, paths, n_layers))
 
 
-def _built(config: Any, trust_remote_code: bool) -> str | None:
-    """The class that transformers makes of a config, whatever class the checkpoint names."""
-    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+def _built(architecture: Any, config: ModelConfig) -> str | None:
+    """The class that transformers makes of a checkpoint, whatever class this names."""
+    beside = getattr(architecture, "auto_map", None) or {}
+    if config.trust_remote_code and "AutoModelForCausalLM" in beside:
         return None  # a class beside the weights
-    built: str | None = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    built: str | None = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(architecture.model_type)
     return built
 
 
@@ -281,26 +237,24 @@ def _check_map(
             )
 
 
-def _require_packages(quantization: str) -> None:
+def _require_packages(quantization: Quantization) -> None:
     lacking = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
     if lacking:
         raise KtraceError(
-            f"model.quantization={quantization} needs {' and '.join(lacking)}: "
+            f"model.quantization={quantization.value} needs {' and '.join(lacking)}: "
             "pip install 'ktrace[large]'"
         )
 
 
-def _bits(quantization: str | None, dtype: str) -> Any:
+def _bits(quantization: Quantization | None, dtype: Dtype) -> Any:
     """What transformers takes for a quantization."""
     if quantization is None:
         return None
     make = cast(Any, BitsAndBytesConfig)
-    if quantization == "int8":
+    if quantization is Quantization.int8:
         return make(load_in_8bit=True)
-    if quantization != "int4":
-        raise KtraceError(f"model.quantization={quantization!r} is unknown: int8 or int4")
     # Products are taken in this dtype; bitsandbytes alone would take float32.
-    computes_in = None if dtype == "auto" else getattr(torch, dtype)
+    computes_in = None if dtype is Dtype.auto else getattr(torch, dtype.value)
     return make(load_in_4bit=True, bnb_4bit_compute_dtype=computes_in)
 
 

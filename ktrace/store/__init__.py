@@ -2,6 +2,7 @@
 
 from ktrace.store.claims import one_at_a_time, work_through
 from ktrace.store.layout import RunFolders
+from ktrace.store.records import CleanRecord, CorruptedRecord, RestoredRecord
 from ktrace.store.schema import (
     BASELINE_SCORES,
     CLEAN,
@@ -9,7 +10,7 @@ from ktrace.store.schema import (
     CORRUPTED,
     RESTORED,
     Field,
-    Record,
+    Row,
 )
 from ktrace.store.store import PartWriter, Store, batch_of, claim_all
 
@@ -19,9 +20,12 @@ __all__ = [
     "CLEAN_SCORES",
     "CORRUPTED",
     "RESTORED",
+    "CleanRecord",
+    "CorruptedRecord",
     "Field",
     "PartWriter",
-    "Record",
+    "RestoredRecord",
+    "Row",
     "RunFolders",
     "Store",
     "batch_of",

@@ -1,8 +1,11 @@
-"""Where the stores of a run lie."""
+"""Where the stores of a run lie, whether they are complete, and who computed their parts."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ktrace.errors import KtraceError
 from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED
 from ktrace.store.store import Store
 
@@ -50,3 +53,65 @@ class RunFolders:
     def runs(self) -> Path:
         """The same of every run, analyses among them: a file each."""
         return self.run / "runs"
+
+
+def is_complete(folders: RunFolders, mediator_keys: Sequence[str], n_facts: int) -> bool:
+    """Whether the stores hold all that the analysis of the first `n_facts` facts needs."""
+    try:
+        clean = {record["index"]: record for record in folders.clean.read("is_candidate")}
+        if not all(index in clean for index in range(n_facts)):
+            return False
+        candidates = [index for index in range(n_facts) if clean[index]["is_candidate"]]
+        corrupted = {record["index"]: record for record in folders.corrupted.read("left_out")}
+        if not all(index in corrupted for index in candidates):
+            return False
+        traced = {index for index in candidates if not corrupted[index]["left_out"]}
+        return all(
+            traced <= {record["index"] for record in folders.restored(key).read()}
+            for key in mediator_keys
+        )
+    except KtraceError:  # a damaged part: it is not all there
+        return False
+
+
+UNRECORDED = "unrecorded"  # parts that do not name their run
+
+
+def provenance_of(folders: RunFolders, mediator_keys: Iterable[str]) -> dict[str, Any]:
+    """Which runs computed what.
+
+    Args:
+        folders: of the run.
+        mediator_keys: whose restorations are asked about.
+
+    Returns:
+        `runs`, by the run's name: versions, config, model, device and so on; and `stores`, by the
+        store's path below the dataset or noise and then the run's name: `parts`, `facts`,
+        `wall_seconds` and when the last part was `written`.
+
+    Raises:
+        KtraceError: a damaged part.
+    """
+    stores: dict[str, Store] = {"clean": folders.clean, "corrupted": folders.corrupted}
+    stores |= {f"restored/{key}": folders.restored(key) for key in mediator_keys}
+    runs: dict[str, dict[str, Any]] = {}
+    return {
+        "stores": {name: _by_run(store, runs) for name, store in stores.items()},
+        "runs": runs,
+    }
+
+
+def _by_run(store: Store, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What each run gave to a store; what the parts say about the runs is added to `runs`."""
+    found: dict[str, Any] = {}
+    for about, n_facts in store.provenance():
+        run = about.pop("run", UNRECORDED)
+        tally = found.setdefault(run, {"parts": 0, "facts": 0, "wall_seconds": 0.0})
+        tally["parts"] += 1
+        tally["facts"] += n_facts
+        tally["wall_seconds"] = round(tally["wall_seconds"] + about.pop("wall_seconds", 0.0), 3)
+        written = about.pop("written", "")
+        tally["written"] = max(written, tally.get("written", ""))
+        # A run knows its engine and noise only after its clean runs.
+        runs.setdefault(run, {}).update(about)
+    return found

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import new_file
 from ktrace.store.bounds import bounded_attribute, bounded_dataset, bounded_group
-from ktrace.store.schema import ACTIVATION, TEXT, VERSION, Field, Record, Schema
+from ktrace.store.schema import ACTIVATION, TEXT, VERSION, Field, Row, Schema
 
 Array = npt.NDArray[Any]
 
@@ -43,7 +43,7 @@ def write_part(
     folder: Path,
     schema: Schema,
     fingerprint: Mapping[str, Any],
-    records: Sequence[Record],
+    records: Sequence[Row],
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write records as one part.

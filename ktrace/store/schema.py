@@ -8,8 +8,9 @@ from ktrace.terms import METRICS
 
 VERSION = 4
 
-# One fact's values by field name; `index`, the fact's row in its dataset, is always among them.
-Record = Mapping[str, Any]
+# One fact by column, as parts hold it; records.py has it typed. `index`, the row of the fact in its
+# dataset, is always among them.
+Row = Mapping[str, Any]
 
 TEXT = "text"
 ACTIVATION = "activation"  # the model's own dtype; uint16 stands for the bits of bfloat16

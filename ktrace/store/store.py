@@ -16,7 +16,7 @@ from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import set_aside
 from ktrace.store.claims import Claims
 from ktrace.store.part import read_fingerprint, read_part, read_provenance, verify_part, write_part
-from ktrace.store.schema import Record, Schema
+from ktrace.store.schema import Row, Schema
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class PartWriter:
         self._keep = ("index", *keep)
         self._known: set[Path] = set()
         self.stored: dict[int, Mapping[str, Any]] = {}
-        self._records: list[Record] = []
+        self._records: list[Row] = []
         self._bytes = 0
         self._opened = self._began = time.monotonic()
 
@@ -225,7 +225,7 @@ class PartWriter:
                     continue  # its facts are not stored; `Store.done` sets it aside
                 self.stored.update({record["index"]: record for record in records})
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Row) -> None:
         """Take one fact."""
         if not self._records:
             self._opened = time.monotonic()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ktrace.lm.hooks import Edit, hooked
-from ktrace.lm.load import LanguageModel
+from ktrace.lm.model import LanguageModel
 
 
 @dataclass(frozen=True)

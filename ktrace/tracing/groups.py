@@ -57,3 +57,13 @@ def group_cases(cases: Sequence[Case], together: Callable[[Shape], int]) -> list
     """Cut cases that are a dataset of their own into groups."""
     rows = group_facts([case.shape for case in cases], together)
     return [[cases[row] for row in group] for group in rows]
+
+
+def fact_cost(n_positions: int, start: int) -> int:
+    """Work for a fact, in positions that go through a block.
+
+    Restoring position t runs the positions from t on (ktrace/tracing/suffix), and t goes from
+    the subject's first token to the last one. Before that the prompt runs as a whole.
+    """
+    restored = n_positions - start
+    return n_positions + restored * (restored + 1) // 2

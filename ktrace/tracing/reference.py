@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from ktrace.lm.hooks import Edit, hooked
-from ktrace.lm.load import LanguageModel
-from ktrace.tracing.engine import Baseline, Case, Scores, Shape, Targets, make_targets, score
+from ktrace.lm.model import LanguageModel
+from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.noise import Noise
+from ktrace.tracing.scores import Targets, make_targets, score
 
 _CLEAN, _NOISED = 0, 1  # the first row is the clean run; the noised rows follow it
 

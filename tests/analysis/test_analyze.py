@@ -30,7 +30,7 @@ from stores import (
 
 from ktrace.analysis import analyze as analyze_module
 from ktrace.analysis.analyze import Analysis, analyze
-from ktrace.analysis.roles import Averaging
+from ktrace.analysis.rows import Averaging
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS
@@ -266,7 +266,7 @@ def test_a_mediator_that_was_asked_for_and_never_stored_is_missing(
         titles.append(figure.get_suptitle().replace("\n", " "))
         return []
 
-    monkeypatch.setattr("ktrace.analysis.figures.save", keep)
+    monkeypatch.setattr("ktrace.analysis.figures.draw.save", keep)
     for asked in (["attn-w3"], ["hidden", "attn-w3"]):
         analysis = analyze(folders.run, asked=asked, partial=True)
         assert analysis.summary["missing"] == ["attn-w3: 0 of 5 candidates are restored"]

@@ -31,7 +31,7 @@ from stores import (
 import ktrace
 from ktrace.analysis.activations import load_activations
 from ktrace.analysis.effects import effect_tables, effects_file, load_effects
-from ktrace.analysis.survey import batches, survey
+from ktrace.analysis.stored import batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from ktrace.store import store as store_module

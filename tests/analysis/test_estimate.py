@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from stores import FACTS, known_id, p_clean, p_corrupted, write_restored, write_run
 
-from ktrace.analysis.averages import RunAverages, average_run
+from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.estimate import average_peaks, fact_table, peak_layers, total_effect
-from ktrace.analysis.roles import Averaging
+from ktrace.analysis.rows import Averaging
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS
 

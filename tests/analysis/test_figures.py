@@ -10,8 +10,8 @@ from stores import write_run
 
 from ktrace.analysis import figures as figures_module
 from ktrace.analysis.analyze import analyze
-from ktrace.analysis.drawing import COLUMN_WIDTH, PAGE_WIDTH
-from ktrace.analysis.heatmaps import difference_heatmap, fact_heatmap, visible
+from ktrace.analysis.figures.heatmaps import difference_heatmap, fact_heatmap, visible
+from ktrace.analysis.figures.style import COLUMN_WIDTH, PAGE_WIDTH
 from ktrace.terms import mediator_title
 
 

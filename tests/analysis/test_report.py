@@ -17,7 +17,7 @@ import yaml
 from hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
 from stores import CANDIDATES, FACTS, N_LAYERS, known_id, p_corrupted, p_restored, span, write_run
 
-from ktrace.analysis.averages import average_run
+from ktrace.analysis.averaged_run import average_run
 from ktrace.analysis.estimate import fact_table
 from ktrace.analysis.report import cells as cells_module
 from ktrace.analysis.report import page as page_module
@@ -31,7 +31,7 @@ from ktrace.analysis.report.cells import (
     t_quantile,
     units,
 )
-from ktrace.analysis.roles import Averaging
+from ktrace.analysis.rows import Averaging
 from ktrace.store import CLEAN, RunFolders
 from ktrace.terms import METRICS
 

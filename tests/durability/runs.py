@@ -28,12 +28,13 @@ _SERVER = """
 import os, sys
 import torch
 import ktrace.__main__ as command
-import ktrace.analysis.analyze, ktrace.lm.load, ktrace.pipeline, ktrace.tracing.select
+import ktrace.analysis.analyze, ktrace.lm.load, ktrace.pipeline.run, ktrace.tracing.engines
 from hydra.core.global_hydra import GlobalHydra
 from ktrace.store import claims, store
 
 torch.set_num_threads(1)
-ktrace.tracing.select._disproof = lambda *args: None  # the engines are compared in other tests
+# The engines are compared in other tests.
+ktrace.tracing.engines.disproof = lambda *args: None
 store._PART_FACTS = 2
 claims._POLL_SECONDS = 0.02
 for line in sys.stdin:

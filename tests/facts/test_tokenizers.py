@@ -23,7 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ktrace.facts import Span, load_facts, role_of_positions, token_span
-from ktrace.lm.prompt import _own_characters, encode_prompt, subject_token_ids
+from ktrace.lm.tokens import _own_characters, encode_prompt, subject_token_ids
 
 KINDS: dict[str, Callable[[], Any]] = {
     "byte_level_bpe": cache(byte_level_bpe),

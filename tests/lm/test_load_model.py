@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import micro_llama, sharpened
+from conftest import configured, micro_llama, sharpened
 from safetensors.torch import load_file, save_file
 from tracing.families import tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 from transformers.activations import ACT2FN
 
+from ktrace.config import ModelConfig
 from ktrace.errors import KtraceError
 from ktrace.lm import load
 from ktrace.lm.families import FAMILIES
@@ -29,7 +30,8 @@ def copied(model_folder: Path, tmp_path: Path) -> Path:
 
 def loaded(folder: Path, **options: Any) -> load.LanguageModel:
     source = find_model(str(folder), allow_pickle=options.get("allow_pickle", False))
-    return load_language_model(source, **options)
+    named = {"name": "test", "path": str(folder), "dtype": "auto", "modules": None}
+    return load_language_model(source, configured(ModelConfig, **(named | options)))
 
 
 def refusal(folder: Path, **options: Any) -> str:
@@ -406,11 +408,6 @@ def test_quantization_passes_through(
     assert asked.options["device_map"] == {"": "cpu"}
     if bits == "int4":
         assert config.bnb_4bit_compute_dtype is torch.bfloat16
-
-
-def test_an_unknown_quantization(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "find_spec", lambda name: name)
-    assert "model.quantization='int2' is unknown" in refusal(model_folder, quantization="int2")
 
 
 def test_a_model_in_memory_is_proven_too() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import new_file, write_text
-from ktrace.store import CLEAN, Record
+from ktrace.store import CLEAN, Row
 from ktrace.store import RESTORED as ALL_RESTORED
 from ktrace.store import part as part_module
 from ktrace.store.part import part_name, read_fingerprint, read_part, write_part
@@ -34,7 +34,7 @@ def float_bits(values: npt.NDArray[Any]) -> tuple[Any, ...]:
     return values.dtype, values.shape, np.ascontiguousarray(values).tobytes()
 
 
-def assert_same(found: Record, expected: Record) -> None:
+def assert_same(found: Row, expected: Row) -> None:
     """Compare every field, arrays bit for bit."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():

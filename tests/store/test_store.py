@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ktrace.errors import KtraceError
-from ktrace.store import CLEAN, CORRUPTED, RESTORED, Record, RunFolders, Store
+from ktrace.store import CLEAN, CORRUPTED, RESTORED, Row, RunFolders, Store
 from ktrace.store import store as store_module
 from ktrace.terms import METRICS
 
@@ -280,7 +280,7 @@ def test_only_mediators_with_parts_are_listed(tmp_path: Path) -> None:
     (tmp_path / "noise" / "restored" / "notes.txt").write_text("")
     for key in ("mlp-w3", "hidden"):
         scores = {metric: np.zeros((1, 1, 1), "f4") for metric in METRICS}
-        restored: Record = {"index": 0, "known_id": 0, "together": key, **scores}
+        restored: Row = {"index": 0, "known_id": 0, "together": key, **scores}
         assert folders.restored(key).schema is RESTORED
         with folders.restored(key).writer(FINGERPRINT) as writer:
             writer.add(restored)

@@ -6,7 +6,7 @@ import torch
 import transformers
 from conftest import VOCABULARY, sharpened
 
-from ktrace.lm.load import LanguageModel
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.mediators import Mediator, make_mediator
 

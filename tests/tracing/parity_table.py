@@ -15,14 +15,15 @@ if __name__ == "__main__":
 from conftest import ROOT, known_case
 from families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
 
-from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
-from ktrace.tracing import select
+from ktrace.tracing import engines
 from ktrace.tracing.engine import Case
+from ktrace.tracing.engines import make_engine
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.select import make_engine
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.suffix.engine import SuffixEngine
 
 BEGIN = "<!-- parity table: tests/tracing/parity_table.py -->"
 END = "<!-- end of the parity table -->"
@@ -83,7 +84,7 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    select.PACK_WIDTH = 0  # tiny models are narrow
+    engines.PACK_WIDTH = 0  # tiny models are narrow
     document = ROOT / "docs" / "models.md"
     before, rest = document.read_text("utf-8").split(BEGIN)
     after = rest.split(END)[1]

@@ -11,15 +11,17 @@ from parity_table import BEGIN, END, agreement
 
 from ktrace.errors import KtraceError
 from ktrace.lm.families import FAMILIES
-from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
-from ktrace.tracing import select
+from ktrace.tracing import engines
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.suffix import proof
+from ktrace.tracing.suffix.engine import SuffixEngine
 
 pytestmark = pytest.mark.usefixtures("narrow_models_as_wide")
 
@@ -34,7 +36,7 @@ NOISE = RandomNoise(1.0, samples=3)
 def test_parity_on_every_variant(variant: str, dtype: torch.dtype, tolerance: float) -> None:
     architecture, changes = VARIANTS[variant]
     lm = language_model(tiny_model(architecture, **changes).to(dtype))
-    assert isinstance(select.make_engine("suffix", lm, NOISE), SuffixEngine)
+    assert isinstance(engines.make_engine("suffix", lm, NOISE), SuffixEngine)
     found = agreement(lm, [known_case(lm, 3)], NOISE)
     assert max(difference for difference, _ in found.values()) <= tolerance
     assert all(spread > 0.01 for _, spread in found.values())
@@ -65,9 +67,9 @@ def test_the_probe_is_noisy_even_where_its_tokens_share_an_embedding() -> None:
     """Rows that no text reaches may be equal; without noise, a wrong engine would pass."""
     lm = language_model(tiny_model("GemmaForCausalLM"))
     rows = lm.embedding_weight[1:7].double().numpy() * np.sqrt(32)
-    assert select._probe_noise(lm).scale == pytest.approx(3 * rows.std(ddof=1), rel=1e-5)  # type: ignore[attr-defined]  # a RandomNoise
+    assert proof.probe_noise(lm).scale == pytest.approx(3 * rows.std(ddof=1), rel=1e-5)  # type: ignore[attr-defined]  # a RandomNoise
     lm.embedding_weight[1:7] = 0
-    assert select._probe_noise(lm).scale == 1  # type: ignore[attr-defined]
+    assert proof.probe_noise(lm).scale == 1  # type: ignore[attr-defined]
 
 
 def test_a_module_that_changes_its_output_later_is_recorded_as_it_was() -> None:
@@ -90,7 +92,7 @@ def test_what_cannot_be_replayed_falls_back(
 ) -> None:
     lm = language_model(tiny_model(architecture))
     with caplog.at_level(logging.WARNING, logger="ktrace"):
-        assert isinstance(select.make_engine("suffix", lm, NOISE), ReferenceEngine)
+        assert isinstance(engines.make_engine("suffix", lm, NOISE), ReferenceEngine)
     assert "(its layers do not all keep keys and values of each position)" in caplog.text
 
 

@@ -9,14 +9,15 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from ktrace.facts import Span
-from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.suffix.engine import SuffixEngine
 
 GOLDEN = Path(__file__).resolve().parent.parent / "data" / "golden"
 TOLERANCE = 1e-5

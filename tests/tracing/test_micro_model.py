@@ -77,12 +77,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ktrace.facts import Span
-from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.suffix.engine import SuffixEngine
 
 X, Y, ONE = 0, 1, 2
 BEFORE, SUBJECT, QUESTION, ANSWER, VOCABULARY = 4, 5, 6, 7, 8

@@ -5,27 +5,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import configured
 from tracing.families import tiny_model
 
+from ktrace.config import NoiseConfig, NoiseKind
 from ktrace.facts import Span
-from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.tracing.engine import Case
-from ktrace.tracing.mediators import make_mediator
-from ktrace.tracing.noise import (
+from ktrace.tracing.measure import (
     FEW_PARTNERS,
     NO_PARTNER,
     MeasuredNoise,
-    NoiseChoice,
-    Partner,
-    RandomNoise,
     Subject,
-    TokenReplacement,
     covariance_root,
     make_noise,
     partners_of,
 )
+from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.noise import Partner, RandomNoise, TokenReplacement
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.suffix.engine import SuffixEngine
 
 ONE, TWO, THREE = (71,), (72,), (73,)  # answers
 SUBJECTS = [
@@ -39,7 +39,8 @@ TOKENS = [token for subject in SUBJECTS for token in subject.alone]
 
 
 def made(lm: LanguageModel, **choice: object) -> MeasuredNoise:
-    return make_noise(NoiseChoice(**{"samples": 4, "seed": 3, **choice}), lm, SUBJECTS)  # type: ignore[arg-type]  # a test's shorthand
+    config = configured(NoiseConfig, **{"samples": 4, "seed": 3, **choice})
+    return make_noise(config, lm, SUBJECTS)
 
 
 def case(index: int = 0) -> Case:
@@ -194,7 +195,7 @@ def test_whole_answers_are_compared_where_they_part() -> None:
 def test_a_noise_may_be_measured_on_other_subjects(llama: LanguageModel, table: np.ndarray) -> None:
     alone = Subject((80, 81), (80, 81), "z", "", THREE)  # one prompt, without relation
     kinds = {
-        kind: make_noise(NoiseChoice(kind, samples=4, seed=3), llama, [alone], SUBJECTS)
+        kind: make_noise(NoiseConfig(NoiseKind(kind), samples=4, seed=3), llama, [alone], SUBJECTS)
         for kind in ("gaussian", "mean", "token_replacement")
     }
     assert kinds["gaussian"].sigma == pytest.approx(table[TOKENS].std(ddof=1), rel=1e-6)

@@ -6,18 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, known_case
+from conftest import ROOT, configured, known_case
 
+from ktrace.config import ModelConfig
 from ktrace.errors import KtraceError
-from ktrace.lm.load import LanguageModel, load_language_model
+from ktrace.lm.load import load_language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.engine import Case, Engine, Scores
+from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.select import make_engine
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.suffix.engine import SuffixEngine
 
 TINY = ROOT / "data" / "tiny"  # wide enough for blocks of rounded weights
 NOISE = RandomNoise(1.0, samples=2)
@@ -30,7 +32,8 @@ HALF_ON_DISK = {
 
 
 def loaded(folder: Path, **keys: Any) -> LanguageModel:
-    return load_language_model(find_model(str(folder), None), **{"dtype": "float32", **keys})
+    config = configured(ModelConfig, name="tiny", path=str(folder), modules=None, **keys)
+    return load_language_model(find_model(str(folder)), config)
 
 
 @pytest.fixture(scope="module")

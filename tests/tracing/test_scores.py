@@ -6,11 +6,12 @@ import torch
 from conftest import known_case
 
 from ktrace.facts import Span
-from ktrace.lm.load import LanguageModel
-from ktrace.tracing.engine import Baseline, Case, make_targets, score
+from ktrace.lm.model import LanguageModel
+from ktrace.tracing.engine import Baseline, Case
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.scores import make_targets, score
+from ktrace.tracing.suffix.engine import SuffixEngine
 
 GENERATOR = np.random.default_rng(0)
 # (facts, answer tokens, vocabulary), (facts, samples, ...) and (runs, facts, samples, ...)

@@ -17,19 +17,22 @@ from hypothesis import strategies as st
 
 from ktrace.errors import KtraceError
 from ktrace.facts import Span
-from ktrace.lm import products
+from ktrace.lm import linear
 from ktrace.lm.families import FAMILIES
-from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES, METRICS
-from ktrace.tracing import runs, select, suffix, walk
+from ktrace.tracing import engines
 from ktrace.tracing.engine import Baseline, Case, Engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
-from ktrace.tracing.plan import Cell, make_plan, split
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.replay import Pack
-from ktrace.tracing.suffix import SuffixEngine
+from ktrace.tracing.suffix import engine as suffix
+from ktrace.tracing.suffix import proof, runs, walk
+from ktrace.tracing.suffix.engine import SuffixEngine
+from ktrace.tracing.suffix.plan import Cell, make_plan, split
+from ktrace.tracing.suffix.replay import Pack
 
 pytestmark = pytest.mark.usefixtures("narrow_models_as_wide")
 
@@ -73,7 +76,7 @@ def test_parity_on_every_family(architecture: str) -> None:
         for mediator in MEDIATORS
     }
     assert min(spreads.values()) >= 0.1, spreads
-    engine = select.make_engine("suffix", lm, NOISE)
+    engine = engines.make_engine("suffix", lm, NOISE)
     assert isinstance(engine, SuffixEngine), "fell back to the reference engine"
     assert engine.packed == (architecture not in NOT_PACKED)
     assert largest_difference(scores(engine, cases), expected) <= TOLERANCE
@@ -84,7 +87,7 @@ def test_the_suffix_engine_alone_multiplies_by_onednn(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference engine stays torch's own, so that comparing the two says something."""
-    product = products._operator()
+    product = linear._operator()
     assert product is not None
     calls = 0
 
@@ -93,7 +96,7 @@ def test_the_suffix_engine_alone_multiplies_by_onednn(
         calls += 1
         return product(states, weight, bias)
 
-    monkeypatch.setattr(products, "_operator", lambda: counted)
+    monkeypatch.setattr(linear, "_operator", lambda: counted)
     case = known_case(llama, 1, 5, 1, 2)
     scores(ReferenceEngine(llama, NOISE), [case])
     assert calls == 0
@@ -102,10 +105,10 @@ def test_the_suffix_engine_alone_multiplies_by_onednn(
 
 
 def test_only_wide_models_pack(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "PACK_WIDTH", llama.d_embedding)
-    assert select.make_engine("suffix", llama, NOISE).packed
-    monkeypatch.setattr(select, "PACK_WIDTH", llama.d_embedding + 1)
-    assert not select.make_engine("suffix", llama, NOISE).packed
+    monkeypatch.setattr(engines, "PACK_WIDTH", llama.d_embedding)
+    assert engines.make_engine("suffix", llama, NOISE).packed
+    monkeypatch.setattr(engines, "PACK_WIDTH", llama.d_embedding + 1)
+    assert not engines.make_engine("suffix", llama, NOISE).packed
 
 
 def test_every_family_has_a_tiny_model() -> None:
@@ -363,7 +366,7 @@ def test_a_family_that_cannot_be_proven_falls_back(
 
     monkeypatch.setattr(attention, "forward", forward)
     with caplog.at_level(logging.WARNING):
-        engine = select.make_engine("suffix", language_model(model), NOISE)
+        engine = engines.make_engine("suffix", language_model(model), NOISE)
     assert isinstance(engine, ReferenceEngine)
     assert len(caplog.records) == 1
     assert "is off by" in caplog.text
@@ -375,21 +378,21 @@ def test_the_proof_sees_a_missing_severing_in_half_precision(
 ) -> None:
     """Whose effect is 0.1 on the small Gemma-3: a guess at rounding would let it pass."""
     lm = language_model(tiny_model(architecture).to(torch.bfloat16))
-    assert isinstance(select.make_engine("suffix", lm, NOISE), SuffixEngine)
+    assert isinstance(engines.make_engine("suffix", lm, NOISE), SuffixEngine)
     original = walk.Walk._edits
 
     def edits_without_severing(self: Any, step: Any, *rest: Any) -> Any:
         return original(self, replace(step, severed={}), *rest)
 
     monkeypatch.setattr(walk.Walk, "_edits", edits_without_severing)
-    assert isinstance(select.make_engine("suffix", lm, NOISE), ReferenceEngine)
+    assert isinstance(engines.make_engine("suffix", lm, NOISE), ReferenceEngine)
 
 
 @pytest.mark.parametrize("architecture", REPLAYED[::6])
 def test_half_precision_differs_by_no_more_than_the_batch_size_does(architecture: str) -> None:
     lm = language_model(tiny_model(architecture).to(torch.bfloat16))
     case = known_case(lm, 1)
-    floor = select.rounding_floor(lm, case, NOISE, MEDIATORS[0])
+    floor = proof.rounding_floor(lm, case, NOISE, MEDIATORS[0])
     ours, theirs = (
         scores(make(lm, NOISE), [case], metric="log_probability")
         for make in (SuffixEngine, ReferenceEngine)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import known_case, micro_llama
 
-from ktrace.lm.load import LanguageModel, language_model
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case

@@ -20,7 +20,7 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from ktrace.analysis.report.cells import PackedCells
-from ktrace.analysis.report.facts import report_data
+from ktrace.analysis.report.data import report_data
 from ktrace.files import write_text
 from ktrace.store import RunFolders
 from ktrace.terms import mediator_title

@@ -17,7 +17,7 @@ from ktrace.config.identity import (
     noise_fingerprint,
     resolved_dtype,
 )
-from ktrace.datasets import facts_of
+from ktrace.facts.dataset import facts_of
 from ktrace.lm.source import checkpoint_dtype, local_folder
 from ktrace.store import RunFolders
 

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from ktrace.lm.hooks import Edit, hooked
-from ktrace.tracing.plan import Plan, Step
-from ktrace.tracing.replay import Pack, call_block, mlp_on
-from ktrace.tracing.runs import Runs
+from ktrace.tracing.suffix.plan import Plan, Step
+from ktrace.tracing.suffix.replay import Pack, call_block, mlp_on
+from ktrace.tracing.suffix.runs import Runs
 
 
 class Walk:

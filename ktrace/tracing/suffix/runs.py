@@ -6,13 +6,14 @@ import numpy as np
 import torch
 
 from ktrace.lm.hooks import Edit
-from ktrace.lm.load import LanguageModel
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import METRICS
-from ktrace.tracing.engine import Case, Scores, make_targets, score
-from ktrace.tracing.memory import LARGEST_CPU_BLOCK
+from ktrace.tracing.engine import Case, Scores
 from ktrace.tracing.noise import Noise
-from ktrace.tracing.recording import Recording, record
-from ktrace.tracing.replay import logits_of
+from ktrace.tracing.scores import make_targets, score
+from ktrace.tracing.suffix.memory import LARGEST_CPU_BLOCK
+from ktrace.tracing.suffix.recording import Recording, record
+from ktrace.tracing.suffix.replay import logits_of
 
 _HEAD_ROWS = 256  # at most
 

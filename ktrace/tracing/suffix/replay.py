@@ -4,7 +4,7 @@ A restoration at position t is run on the suffix from t on, as if the model had 
 Many suffixes make one call: as rows of a batch where all begin at the same position, else packed,
 side by side in one sequence whose mask lets each see its own past alone. Nothing here knows an
 architecture; what a family does with its arguments is proven when an engine is made
-(ktrace/tracing/select.py).
+(proof.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +19,8 @@ from transformers import Cache
 from ktrace.errors import KtraceError
 from ktrace.lm.head import logits_from
 from ktrace.lm.hooks import module_at
-from ktrace.lm.load import LanguageModel
-from ktrace.tracing.recording import Call, Recording, blocks_of
+from ktrace.lm.model import LanguageModel
+from ktrace.tracing.suffix.recording import Call, Recording, blocks_of
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ktrace.analysis.averages import RunAverages
-from ktrace.analysis.curves import peak_histogram, role_lines, severed_bars
-from ktrace.analysis.drawing import save
+from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.estimate import peak_layers
-from ktrace.analysis.heatmaps import aie_heatmaps, fact_heatmap
-from ktrace.analysis.roles import rows
+from ktrace.analysis.figures.curves import peak_histogram, role_lines, severed_bars
+from ktrace.analysis.figures.heatmaps import aie_heatmaps, fact_heatmap
+from ktrace.analysis.figures.style import save
+from ktrace.analysis.rows import rows
 from ktrace.errors import KtraceError
 from ktrace.terms import MEDIATOR_TITLES, METRICS, mediator_title, metric_title
 

@@ -1,20 +1,17 @@
-"""What the stages and the Python API share: a model, a located fact, a measured noise."""
+"""A fact in its model's tokens: prompt, subject, answer; and whether it is a candidate."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from ktrace.config import ModelConfig, NoiseConfig
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, FactSet, Span, token_span
-from ktrace.lm.families import ModulePaths
-from ktrace.lm.load import LanguageModel, load_language_model
-from ktrace.lm.prompt import EncodedPrompt, answer_token_ids, encode_prompt, subject_token_ids
-from ktrace.lm.source import ModelSource
+from ktrace.facts import Fact, Span, token_span
+from ktrace.lm.model import LanguageModel
+from ktrace.lm.tokens import EncodedPrompt, answer_token_ids, encode_prompt
 from ktrace.tracing.clean import CleanRun, clean_run
-from ktrace.tracing.noise import MeasuredNoise, NoiseChoice, Subject, make_noise
+from ktrace.tracing.engine import Shape
 
 
 @dataclass(frozen=True)
@@ -36,24 +33,12 @@ class EncodedFact:
         """Tokens that the model reads: an answer's last one is only predicted."""
         return len(self.prompt.input_ids) + max(0, len(self.answer_ids) - 1)
 
-
-def load_configured(source: ModelSource, config: ModelConfig) -> LanguageModel:
-    """Load a model that was found, as its config says.
-
-    Raises:
-        KtraceError: as `load_language_model`.
-    """
-    return load_language_model(
-        source,
-        dtype=config.dtype.value,
-        device=config.device,
-        device_map=config.device_map,
-        attention=config.attention,
-        quantization=config.quantization.value if config.quantization else None,
-        trust_remote_code=config.trust_remote_code,
-        allow_pickle=config.allow_pickle,
-        paths=ModulePaths(**asdict(config.modules)) if config.modules else None,
-    )
+    @property
+    def shape(self) -> Shape | None:
+        """What it must have in common with facts in one batch; None where it is never traced."""
+        if not self.answer_ids:
+            return None
+        return Shape(len(self.prompt.input_ids), self.span.start, len(self.answer_ids))
 
 
 def encode_fact(lm: LanguageModel, fact: Fact, *, whole_answer: bool) -> EncodedFact:
@@ -64,11 +49,11 @@ def encode_fact(lm: LanguageModel, fact: Fact, *, whole_answer: bool) -> Encoded
     Raises:
         KtraceError: no token holds any of the subject, or the model has no embedding for a token.
     """
-    prompt, span = _located(lm, fact)
-    _require_known(lm, fact, prompt.input_ids)
+    prompt, span = located(lm, fact)
+    require_known(lm, fact, prompt.input_ids)
     if fact.attribute:
         answer = answer_token_ids(lm.tokenizer, fact.prompt, fact.attribute)
-        _require_known(lm, fact, answer)
+        require_known(lm, fact, answer)
     elif _too_long(lm, len(prompt.input_ids)):
         answer = ()  # `clean_fact` says why it is no candidate
     else:
@@ -76,7 +61,7 @@ def encode_fact(lm: LanguageModel, fact: Fact, *, whole_answer: bool) -> Encoded
     return EncodedFact(prompt, span, answer if whole_answer else answer[:1])
 
 
-def _located(lm: LanguageModel, fact: Fact) -> tuple[EncodedPrompt, Span]:
+def located(lm: LanguageModel, fact: Fact) -> tuple[EncodedPrompt, Span]:
     prompt = encode_prompt(lm.tokenizer, fact.prompt)
     begin = fact.subject_start
     try:
@@ -111,7 +96,7 @@ def _too_long(lm: LanguageModel, n_tokens: int) -> bool:
     return lm.max_positions is not None and n_tokens > lm.max_positions
 
 
-def require_numbers(lm: LanguageModel, fact: Fact, run: str, scores: Any) -> None:
+def require_numbers(lm: LanguageModel, fact: Fact, run: str, scores: npt.ArrayLike) -> None:
     """Refuse scores that are NaN: they would pass every later stage as if they were results.
 
     Raises:
@@ -125,59 +110,12 @@ def require_numbers(lm: LanguageModel, fact: Fact, run: str, scores: Any) -> Non
         )
 
 
-def measured_noise(
-    lm: LanguageModel,
-    noise: NoiseConfig,
-    facts: FactSet,
-    encoded: Sequence[EncodedFact],
-    noise_facts: FactSet | None = None,
-    *,
-    whole_answer: bool = False,
-) -> MeasuredNoise:
-    """The noise of a config, measured on every subject of a dataset.
+def require_known(lm: LanguageModel, fact: Fact, ids: Sequence[int]) -> None:
+    """Refuse tokens that the model has no embedding for.
 
-    Args:
-        lm: the model.
-        noise: the config.
-        facts: the whole dataset, so that `dataset.limit` does not change a fact's numbers.
-        encoded: the same.
-        noise_facts: what the noise is measured on and takes partners from; None for `facts`.
-        whole_answer: whether all tokens of an answer are scored, as in `encoded`.
+    Raises:
+        KtraceError: tokenizer and weights do not belong together.
     """
-    choice = NoiseChoice(
-        kind=noise.kind.value,
-        replace=noise.replace,
-        multiple=noise.level_multiple,
-        std=noise.std,
-        samples=noise.samples,
-        seed=noise.seed,
-        degrees=noise.degrees,
-        foil=noise.foil.value,
-    )
-    subjects = [
-        _subject(lm, fact, own.prompt, own.span, own.answer_ids)
-        for fact, own in zip(facts.facts, encoded, strict=True)
-    ]
-    if noise_facts is None:
-        return make_noise(choice, lm, subjects)
-    measured_on = []
-    for fact in noise_facts.facts:
-        answer = answer_token_ids(lm.tokenizer, fact.prompt, fact.attribute)
-        scored = answer if whole_answer else answer[:1]
-        measured_on.append(_subject(lm, fact, *_located(lm, fact), scored))
-    return make_noise(choice, lm, subjects, measured_on)
-
-
-def _subject(
-    lm: LanguageModel, fact: Fact, prompt: EncodedPrompt, span: Span, answer_ids: tuple[int, ...]
-) -> Subject:
-    alone = subject_token_ids(lm.tokenizer, fact.subject)
-    _require_known(lm, fact, alone)
-    in_prompt = prompt.input_ids[span.start : span.stop]
-    return Subject(alone, in_prompt, fact.subject, fact.relation_id, answer_ids)
-
-
-def _require_known(lm: LanguageModel, fact: Fact, ids: tuple[int, ...]) -> None:
     beyond = [token for token in ids if token >= lm.n_embeddings]
     if beyond:
         raise KtraceError(

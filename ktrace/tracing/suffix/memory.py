@@ -2,7 +2,7 @@
 
 import torch
 
-from ktrace.lm.load import LanguageModel
+from ktrace.lm.model import LanguageModel
 
 _SHARE = 0.5  # of what is free: the estimate is rough, and others use the device too
 _MOST_ROWS = 4096

@@ -33,7 +33,7 @@ from ktrace.store import RunFolders
 if TYPE_CHECKING:
     import torch
 
-    from ktrace.lm.load import LanguageModel
+    from ktrace.lm.model import LanguageModel
 
 # Whose versions can change a number or a figure.
 _PACKAGES = (

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ktrace.analysis.drawing import (
+from ktrace.analysis.figures.style import (
     COLUMN_WIDTH,
     SMALL,
     TEXT,

@@ -1,4 +1,4 @@
-"""oneDNN's products are the model's own to rounding, and its layers are put back."""
+"""oneDNN's linear are the model's own to rounding, and its layers are put back."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from conftest import micro_llama
 from torch import nn
 from tracing.families import tiny_model
 
-from ktrace.lm import products
-from ktrace.lm.products import onednn_products
+from ktrace.lm import linear as linear_module
+from ktrace.lm.linear import onednn_products
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def any_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(linear_module, "_LEAST_WEIGHTS", 0)
 
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the states that oneDNN multiplied."""
-    product = products._operator()
+    product = linear_module._operator()
     assert product is not None
     shapes: list[tuple[int, ...]] = []
 
@@ -32,7 +32,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         shapes.append(tuple(states.shape))
         return product(states, weight, bias)
 
-    monkeypatch.setattr(products, "_operator", lambda: noted)
+    monkeypatch.setattr(linear_module, "_operator", lambda: noted)
     return shapes
 
 
@@ -73,11 +73,11 @@ def test_any_number_of_states(
 
 def test_numbers_of_states_have_few_sizes() -> None:
     """oneDNN keeps kernels for each."""
-    sizes = [products._rounded_up(n) for n in range(1, 4097)]
+    sizes = [linear_module._rounded_up(n) for n in range(1, 4097)]
     assert all(n <= size for n, size in enumerate(sizes, start=1))
     assert all(size <= max(16, n * 17 / 16 + 1, n + 15) for n, size in enumerate(sizes, start=1))
     assert len(set(sizes)) <= 16 * 5
-    assert sorted(set(sizes)) == sorted({products._rounded_up(size) for size in sizes})
+    assert sorted(set(sizes)) == sorted({linear_module._rounded_up(size) for size in sizes})
 
 
 @torch.inference_mode()

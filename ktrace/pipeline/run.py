@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ktrace.agreement import require_agreement
 from ktrace.config import RunConfig, Stage
 from ktrace.config.identity import dataset_key, noise_key
 from ktrace.files import remove_stale, require_writable
-from ktrace.provenance import RunLog
-from ktrace.shards import is_complete
-from ktrace.stages import Stages
+from ktrace.pipeline.runlog import RunLog
+from ktrace.pipeline.same_settings import require_agreement
+from ktrace.pipeline.stages import Stages
 from ktrace.store import RunFolders, one_at_a_time
+from ktrace.store.layout import is_complete
 from ktrace.tracing.mediators import make_mediator
 
 if TYPE_CHECKING:
     from ktrace.analysis.analyze import Analysis
     from ktrace.analysis.compare import Comparison
-    from ktrace.analysis.roles import Averaging
+    from ktrace.analysis.rows import Averaging
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _alone(folders: RunFolders) -> AbstractContextManager[None]:
 
 
 def _averaging(config: RunConfig) -> "Averaging":
-    from ktrace.analysis.roles import Averaging
+    from ktrace.analysis.rows import Averaging
 
     roles = config.roles
     return Averaging(roles.scheme.value, roles.single_token.value, config.analysis.pool.value)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ktrace.analysis.drawing import (
+from ktrace.analysis.figures.style import (
     COLUMN_WIDTH,
     LINE_STYLES,
     PALETTE,

@@ -2,8 +2,8 @@
 
 Restoring (layer l, position t) changes nothing at positions before t nor in layers up to l. So the
 layers are walked once: each t's rows hold the positions from t on, against the corrupted run's keys
-and values before t, and at each layer every restoration that has begun (ktrace/tracing/plan.py says
-which, walk.py runs them; memory may ask for several walks). Block calls fall from S·T²·L² to about
+and values before t, and at each layer every restoration that has begun (plan.py says which,
+walk.py runs them; memory may ask for several walks). Block calls fall from S·T²·L² to about
 S·L²/2·Σ(T - t).
 """
 
@@ -15,17 +15,17 @@ import numpy as np
 import torch
 
 from ktrace.errors import KtraceError
-from ktrace.lm.load import LanguageModel
-from ktrace.lm.products import onednn_products
+from ktrace.lm.linear import onednn_products
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import METRICS
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator
-from ktrace.tracing.memory import ENOUGH_TOKENS, is_out_of_memory, release, rows_that_fit
 from ktrace.tracing.noise import Noise
-from ktrace.tracing.plan import Cell, make_plan, split, stretches
-from ktrace.tracing.runs import Runs
-from ktrace.tracing.walk import Walk
+from ktrace.tracing.suffix.memory import ENOUGH_TOKENS, is_out_of_memory, release, rows_that_fit
+from ktrace.tracing.suffix.plan import Cell, make_plan, split, stretches
+from ktrace.tracing.suffix.runs import Runs
+from ktrace.tracing.suffix.walk import Walk
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class SuffixEngine:
         row_budget: most rows in one block call; None takes what fits into memory. One fact's clean
             and corrupted runs are never parted, nor are the samples of one restoration.
         packed: whether suffixes of several positions may share a block call; not every family's
-            blocks can (ktrace/tracing/select.py proves it).
+            blocks can (ktrace/tracing/suffix/proof.py proves it).
     """
 
     def __init__(

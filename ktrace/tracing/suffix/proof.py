@@ -1,6 +1,5 @@
-"""Make an engine, and prove the suffix engine on the model before trusting it."""
+"""Whether the suffix engine gives the reference engine's numbers on the model at hand."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,16 +9,15 @@ import torch
 
 from ktrace.errors import KtraceError
 from ktrace.facts import Span
-from ktrace.lm.load import LanguageModel
+from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.clean import clean_run
-from ktrace.tracing.engine import Case, Engine, Foils
+from ktrace.tracing.engine import Case, Foils
+from ktrace.tracing.measure import embed
 from ktrace.tracing.mediators import Mediator, make_mediator
-from ktrace.tracing.noise import Noise, RandomNoise, embed
+from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import SuffixEngine
-
-log = logging.getLogger(__name__)
+from ktrace.tracing.suffix.engine import SuffixEngine
 
 # Of log p. Rounding stays well below; a wrong mask or prefix is far above.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -27,57 +25,24 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 # much the reference engine differs from itself in batches of other sizes.
 _HALF_TOLERANCE = (0.02, 0.25)  # at least, at most
 _FLOORS = 4.0  # so many times what was measured
-# Narrower models gain less from larger products than the masks of packs cost.
-PACK_WIDTH = 512
-
-
-def make_engine(
-    name: str, lm: LanguageModel, noise: Noise, *, row_budget: int | None = None
-) -> Engine:
-    """An engine by its config name.
-
-    A family whose blocks cannot be replayed gets the reference engine, and one logged line says so.
-    """
-    if name == "reference":
-        return ReferenceEngine(lm, noise)
-    expected: _Cells = {}
-    problem = _disproof(lm, SuffixEngine(lm, _probe_noise(lm)), expected)
-    if problem is None:
-        return SuffixEngine(lm, noise, row_budget, packed=_may_pack(lm, expected))
-    log.warning(
-        "engine=suffix cannot be proven on %s (%s): going on with engine=reference",
-        type(lm.model).__name__,
-        problem,
-    )
-    return ReferenceEngine(lm, noise)
-
-
-def _may_pack(lm: LanguageModel, expected: "_Cells") -> bool:
-    """Whether suffixes of several positions may share block calls: some families forbid it."""
-    if lm.d_embedding < PACK_WIDTH:
-        return False
-    problem = _disproof(lm, SuffixEngine(lm, _probe_noise(lm), packed=True), expected)
-    if problem is not None:
-        log.info("%s takes no packed suffixes: %s", type(lm.model).__name__, problem)
-    return problem is None
 
 
 # log p of the reference engine by mediator key, layer and position.
-_Cells = dict[tuple[str, int, int], npt.NDArray[np.float64]]
+Cells = dict[tuple[str, int, int], npt.NDArray[np.float64]]
 
 
 # Of the made-up prompt.
 _PROBE_IDS = tuple(range(1, 7))
 
 
-def _probe_noise(lm: LanguageModel) -> Noise:
+def probe_noise(lm: LanguageModel) -> Noise:
     # Of the prompt alone: in float32, the whole matrix of a large model is gigabytes.
     level = 3 * float(embed(lm, _PROBE_IDS).float().std())
     # Tokens that no text holds may share one embedding; without noise nothing would be compared.
     return RandomNoise(level or 1.0, samples=2)
 
 
-def _disproof(lm: LanguageModel, engine: SuffixEngine, expected: _Cells) -> str | None:
+def disproof(lm: LanguageModel, engine: SuffixEngine, expected: Cells) -> str | None:
     """How an engine differs from the reference engine on a made-up prompt.
 
     None where they agree in every cell tried. `expected` is filled with what the reference engine
@@ -110,7 +75,7 @@ def _disproof(lm: LanguageModel, engine: SuffixEngine, expected: _Cells) -> str 
 
 
 def _fill(
-    expected: _Cells, engine: ReferenceEngine, case: Case, mediators: Sequence[Mediator]
+    expected: Cells, engine: ReferenceEngine, case: Case, mediators: Sequence[Mediator]
 ) -> None:
     n_layers = engine.lm.n_layers
     # First, middle and last layers and positions meet every kind of step.

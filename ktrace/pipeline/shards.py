@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ktrace.config import parse_shard
-from ktrace.errors import KtraceError
-from ktrace.store import RunFolders
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,6 @@ class Shard:
     def is_part(self) -> bool:
         """Whether there are other shards."""
         return self.count > 1
-
-
-def fact_cost(n_positions: int, start: int) -> int:
-    """Work for a fact, in positions that go through a block.
-
-    Restoring position t runs the positions from t on (ktrace/tracing/suffix.py), and t goes from
-    the subject's first token to the last one. Before that the prompt runs as a whole.
-    """
-    restored = n_positions - start
-    return n_positions + restored * (restored + 1) // 2
 
 
 def own_facts(shard: Shard, units: Sequence[Sequence[int]], costs: Sequence[int]) -> frozenset[int]:
@@ -69,22 +57,3 @@ def own_facts(shard: Shard, units: Sequence[Sequence[int]], costs: Sequence[int]
         if number == shard.number:
             own += unit
     return frozenset(own)
-
-
-def is_complete(folders: RunFolders, mediator_keys: Sequence[str], n_facts: int) -> bool:
-    """Whether the stores hold all that the analysis of the first `n_facts` facts needs."""
-    try:
-        clean = {record["index"]: record for record in folders.clean.read("is_candidate")}
-        if not all(index in clean for index in range(n_facts)):
-            return False
-        candidates = [index for index in range(n_facts) if clean[index]["is_candidate"]]
-        corrupted = {record["index"]: record for record in folders.corrupted.read("left_out")}
-        if not all(index in corrupted for index in candidates):
-            return False
-        traced = {index for index in candidates if not corrupted[index]["left_out"]}
-        return all(
-            traced <= {record["index"] for record in folders.restored(key).read()}
-            for key in mediator_keys
-        )
-    except KtraceError:  # a damaged part: it is not all there
-        return False

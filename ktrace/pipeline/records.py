@@ -8,8 +8,8 @@ import numpy as np
 from ktrace.facts import Fact, role_of_positions
 
 if TYPE_CHECKING:
-    from ktrace.cases import EncodedFact
-    from ktrace.lm.load import LanguageModel
+    from ktrace.lm.model import LanguageModel
+    from ktrace.tracing.encode import EncodedFact
 
 
 def clean_record(
@@ -30,8 +30,8 @@ def clean_record(
     """
     import torch
 
-    from ktrace.cases import clean_fact, decoded
     from ktrace.terms import SITES
+    from ktrace.tracing.encode import clean_fact, decoded
 
     prompt, answer = encoded.prompt, encoded.answer_ids
     result, left_out = clean_fact(lm, fact, encoded)

@@ -15,15 +15,15 @@ import numpy as np
 
 from ktrace.config import Answer, Dtype, EngineName, ModelConfig, RunConfig, Stage
 from ktrace.config.identity import Fingerprint, fingerprints, resolved_dtype
-from ktrace.console import progress
-from ktrace.datasets import facts_of, noise_facts_of
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, Span
+from ktrace.facts.dataset import facts_of, noise_facts_of
 from ktrace.lm.source import ModelSource, find_model, own_dtype
-from ktrace.provenance import RunLog, about_dataset, about_model, about_noise
-from ktrace.records import clean_record
-from ktrace.shards import Shard, fact_cost, is_complete, own_facts
-from ktrace.signals import heeding_signals
+from ktrace.pipeline.console import progress
+from ktrace.pipeline.records import clean_record
+from ktrace.pipeline.runlog import RunLog, about_dataset, about_model, about_noise
+from ktrace.pipeline.shards import Shard, own_facts
+from ktrace.pipeline.signals import heeding_signals
 from ktrace.store import (
     BASELINE_SCORES,
     CLEAN_SCORES,
@@ -33,14 +33,16 @@ from ktrace.store import (
     claim_all,
     work_through,
 )
+from ktrace.store.layout import is_complete
 from ktrace.terms import METRICS
+from ktrace.tracing.groups import fact_cost
 from ktrace.tracing.mediators import Mediator
 
 if TYPE_CHECKING:
-    from ktrace.cases import EncodedFact
-    from ktrace.lm.load import LanguageModel
+    from ktrace.lm.model import LanguageModel
+    from ktrace.tracing.encode import EncodedFact
     from ktrace.tracing.engine import Baseline, Case, Engine, Shape
-    from ktrace.tracing.noise import MeasuredNoise
+    from ktrace.tracing.measure import MeasuredNoise
 
 
 class Stages:
@@ -127,7 +129,7 @@ class Stages:
 
     @cached_property
     def _encoded(self) -> list["EncodedFact"]:
-        from ktrace.cases import encode_fact
+        from ktrace.tracing.encode import encode_fact
 
         whole = self.config.dataset.answer is Answer.full
         return [encode_fact(self._lm, fact, whole_answer=whole) for fact in self.facts.facts]
@@ -173,7 +175,7 @@ class Stages:
 
     @cached_property
     def _noise(self) -> "MeasuredNoise":
-        from ktrace.cases import measured_noise
+        from ktrace.tracing.measure import measured_noise
 
         measured = measured_noise(
             self._lm,
@@ -194,8 +196,8 @@ class Stages:
 
     @cached_property
     def _engine(self) -> "Engine":
+        from ktrace.tracing.engines import make_engine
         from ktrace.tracing.reference import ReferenceEngine
-        from ktrace.tracing.select import make_engine
 
         asked = self.config.engine
         engine = make_engine(
@@ -264,7 +266,7 @@ class Stages:
         return kept
 
     def _run_corrupted(self, cases: Sequence["Case"], done: Container[int]) -> None:
-        from ktrace.cases import decoded, require_numbers
+        from ktrace.tracing.encode import decoded, require_numbers
 
         measured, lm, engine = self._noise, self._lm, self._engine
         about = {"sigma": measured.sigma, "noise_level": measured.level}
@@ -367,12 +369,12 @@ class _ModelCache:
         self._model: LanguageModel | None = None
 
     def get(self, source: ModelSource, config: ModelConfig) -> "LanguageModel":
-        from ktrace.cases import load_configured
+        from ktrace.lm.load import load_language_model
 
         key = repr((source, replace(config, name="", window=0)))  # those two do not change it
         if self._model is None or key != self._key:
             self._model = None  # before the next one is loaded: both may not fit
-            self._model = load_configured(source, config)
+            self._model = load_language_model(source, config)
             self._key = key
         return self._model
 

@@ -1,4 +1,4 @@
-"""Products of states with weights on a CPU, by oneDNN instead of torch's usual BLAS.
+"""How linear layers multiply: float32 on a CPU by oneDNN, 8-bit weights without other rounding.
 
 Torch multiplies float32 matrices by MKL on x86. oneDNN, which torch ships for other precisions, is
 as good on the shapes at hand where MKL is at home, and a tenth to a half faster elsewhere: most for
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ktrace.lm.hooks import replaced_forward
@@ -84,3 +85,27 @@ def _forward(product: Product, module: Any, states: torch.Tensor) -> torch.Tenso
 def _rounded_up(n_states: int) -> int:
     step = max(_LEAST_STEP, (1 << n_states.bit_length()) // 32)
     return -(-n_states // step) * step
+
+
+def multiply_exactly(model: PreTrainedModel) -> None:
+    """Let a model multiply its int8 weights with states as they are.
+
+    bitsandbytes rounds the states to 8 bits, too, except in columns where any row of the batch has
+    a large number (LLM.int8, Dettmers et al. 2022). So a row's numbers hang on its company, and
+    differ between engines and batches by more than rounding. This changes the model for good.
+    """
+    from bitsandbytes.nn.modules import Linear8bitLt  # installed where weights are quantized
+
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            # accelerate wraps what a module did before, and keeps it under this name.
+            name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+            setattr(module, name, partial(_exact_product, module))
+
+
+def _exact_product(module: Any, states: torch.Tensor) -> torch.Tensor:
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    weight = dequantize_bnb_weight(module.weight, module.state).to(states.dtype)
+    bias = None if module.bias is None else module.bias.to(states.dtype)
+    return nn.functional.linear(states, weight, bias)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.roles import Averaging, membership, rows
-from ktrace.analysis.survey import Record, Survey, batches
+from ktrace.analysis.rows import Averaging, membership, rows
+from ktrace.analysis.stored import Record, Survey, batches
 from ktrace.store import CLEAN_SCORES
 from ktrace.terms import METRICS
 

@@ -1,7 +1,7 @@
 """A recorded forward pass: what each block was called with, and its keys and values.
 
-With it a block can be called again (ktrace/tracing/replay.py). Nothing here knows an architecture:
-what the axes of a block's arguments are is found by how they change with the shape of the input.
+With it a block can be called again (replay.py). Nothing here knows an architecture: what the axes
+of a block's arguments are is found by how they change with the shape of the input.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from ktrace.errors import KtraceError
 from ktrace.lm.hooks import Edit, hooked
-from ktrace.lm.load import LanguageModel
+from ktrace.lm.model import LanguageModel
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from ktrace.analysis.effects import effect_tables, effects_file
 from ktrace.analysis.estimate import average_indirect_effects, spread_over_samples
-from ktrace.analysis.reduce import MediatorEffects, reduce_mediator
-from ktrace.analysis.roles import Averaging
-from ktrace.analysis.survey import Record, Survey, survey
+from ktrace.analysis.per_fact import MediatorEffects, reduce_mediator
+from ktrace.analysis.rows import Averaging
+from ktrace.analysis.stored import Record, Survey, survey
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS

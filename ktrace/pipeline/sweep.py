@@ -22,7 +22,7 @@ from ktrace.config.complaints import explain
 from ktrace.config.compose import to_run_config
 from ktrace.errors import KtraceError, Terminated
 from ktrace.files import require_writable, write_text
-from ktrace.signals import ended_by_signals
+from ktrace.pipeline.signals import ended_by_signals
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def run_job(config: DictConfig) -> None:
 
 
 def _run_job(config: DictConfig) -> None:
-    from ktrace.pipeline import run
+    from ktrace.pipeline.run import run
 
     hydra = HydraConfig.get()
     # The name may hang on a key that is not set, which `to_run_config` then explains.
@@ -149,7 +149,7 @@ def report_broken(error: Exception) -> bool:
 
 
 def _report(folder: Path, submitted: Sequence[str] = ()) -> list[dict[str, Any]]:
-    from ktrace.console import print_comparison
+    from ktrace.pipeline.console import print_comparison
 
     records = [json.loads(path.read_text("utf-8")) for path in folder.glob(f"*/{_RECORD}")]
     by_job = {job["job"]: job for job in records}

@@ -1,0 +1,1 @@
+"""Figures: which a run gets, and how each is drawn."""

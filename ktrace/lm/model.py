@@ -1,0 +1,65 @@
+"""A loaded language model whose sites have been proven."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ktrace.lm.families import ModulePaths
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model whose sites have been proven.
+
+    Attributes:
+        model: in evaluation mode, without gradients.
+        tokenizer: None where the caller works with token ids only.
+        paths: where its sites are.
+        n_layers: number of blocks.
+        d_embedding: width of the embedding's output, which receives the noise.
+        name: for tables and titles.
+        window: layers that `mlp` and `attn` restore together, unless another window is given.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    paths: ModulePaths
+    n_layers: int
+    d_embedding: int
+    name: str = "model"
+    window: int = 10
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids must be."""
+        return self.embedding_weight.device
+
+    @property
+    def embedding_weight(self) -> torch.Tensor:
+        """The token embedding matrix, `(vocabulary, d_embedding)`."""
+        weight = self.model.get_submodule(self.paths.embedding).weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    @property
+    def n_embeddings(self) -> int:
+        """One more than the largest token id that the model can read."""
+        return int(self.embedding_weight.shape[0])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens that a prompt may have; None where the config names no limit."""
+        config = self._text_config
+        # MPT's name for it is the second.
+        limits = (
+            getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")
+        )
+        limit = next((limit for limit in limits if limit), None)
+        return None if limit is None else int(limit)
+
+    @property
+    def _text_config(self) -> Any:
+        config: Any = self.model.config
+        return config.get_text_config()

@@ -1,0 +1,1 @@
+"""The suffix engine: the reference engine's numbers, near the arithmetic that they need."""
