@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analysis.stores import CANDIDATES, known_id, p_corrupted, p_restored, write_run
-from conftest import ROOT
 
 from ktrace.config import ModulesConfig, RunConfig
 from ktrace.lm.families import FAMILIES
 from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED
+from tests.conftest import ROOT
+from tests.support.stores import CANDIDATES, known_id, p_corrupted, p_restored, write_run
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 README = (ROOT / "README.md").read_text("utf-8")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from ktrace.config.compose import composed
 from ktrace.pipeline.run import run
+from tests.conftest import ROOT
 
 NOTEBOOK = json.loads((ROOT / "docs" / "trace.ipynb").read_text("utf-8"))
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]

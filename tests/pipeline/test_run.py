@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import save_random_model, signalled_where_it_is_dropped, write_known_facts
 from omegaconf import OmegaConf
 
 import ktrace
@@ -29,6 +28,7 @@ from ktrace.pipeline import stages, sweep
 from ktrace.store import RunFolders
 from ktrace.tracing import clean, reference
 from ktrace.tracing.suffix import engine as suffix
+from tests.conftest import save_random_model, signalled_where_it_is_dropped, write_known_facts
 
 FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ROOT
 
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, load_facts, load_hub_facts
+from tests.conftest import ROOT
 
 ROME = {"known_id": 3, "prompt": "Rome is in", "subject": "Rome", "attribute": "Italy"}
 PARIS = {"known_id": 4, "prompt": "Paris is in", "subject": "Paris", "attribute": "France"}
