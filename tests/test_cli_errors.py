@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Ended, Ktrace, refused
+from tests.support.command import Ended, Ktrace, refused
+from tests.support.places import ROOT
 
 
 def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> None:

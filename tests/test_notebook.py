@@ -9,7 +9,7 @@ import pytest
 
 from ktrace.config.compose import composed
 from ktrace.pipeline.run import run
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 NOTEBOOK = json.loads((ROOT / "docs" / "trace.ipynb").read_text("utf-8"))
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]

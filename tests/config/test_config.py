@@ -16,7 +16,7 @@ from ktrace.config import (
 from ktrace.config.checks import check
 from ktrace.config.compose import composed as compose_run
 from ktrace.errors import KtraceError
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 CONF = ROOT / "conf"
 GROUPS = ("model", "mediator", "noise", "dataset", "engine", "experiment")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Ktrace, refused
+from tests.support.command import Ktrace, refused
 
 WRONG_TYPES = """
 model.name=null

@@ -12,7 +12,7 @@ import pytest
 
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, load_facts, load_hub_facts
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 ROME = {"known_id": 3, "prompt": "Rome is in", "subject": "Rome", "attribute": "Italy"}
 PARIS = {"known_id": 4, "prompt": "Paris is in", "subject": "Paris", "attribute": "France"}
