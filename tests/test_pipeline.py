@@ -10,12 +10,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import save_random_model, signalled_where_it_is_dropped, write_known_facts
-from omegaconf import OmegaConf
 
 import ktrace
 import ktrace.__main__ as main_module
@@ -24,10 +24,10 @@ from ktrace.config import RunConfig
 from ktrace.config.compose import resource
 from ktrace.errors import KtraceError
 from ktrace.facts import load_facts
+from ktrace.pipeline import assignment, session, sweep
 from ktrace.pipeline import run as pipeline
-from ktrace.pipeline import stages, sweep
 from ktrace.store import RunFolders
-from ktrace.tracing import clean, reference
+from ktrace.tracing import clean, encode, reference
 from ktrace.tracing.suffix import engine as suffix
 
 FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
@@ -188,9 +188,10 @@ def test_a_complete_run_needs_no_model(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline.run(config())
-    forbid(monkeypatch, stages._ModelCache, "get")
+    forbid(monkeypatch, session, "load_language_model")
+    forbid(monkeypatch, session.Session, "__init__")
     pipeline.run(config())
-    forbid(monkeypatch, stages, "find_model")
+    forbid(monkeypatch, assignment, "find_model")
     pipeline.run(config("stage=analyze", "model.path=/nowhere", "model.name=random"))
 
 
@@ -333,7 +334,7 @@ def test_dtype_auto_of_a_checkpoint_that_does_not_say(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for own, said in ((None, "does not say which"), ("float8_e4m3fn", "says 'float8_e4m3fn'")):
-        monkeypatch.setattr(stages, "own_dtype", lambda source, own=own: own)
+        monkeypatch.setattr(assignment, "own_dtype", lambda source, own=own: own)
         with pytest.raises(KtraceError, match=rf"model\.dtype=auto .* {said}: choose from float32"):
             pipeline.run(config())
 
@@ -397,12 +398,10 @@ def test_noise_beyond_the_dtype_is_an_error_not_a_result(
 def test_a_subject_without_tokens_names_its_fact(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ktrace import cases
-
     def nothing(*args: Any) -> Any:
         raise ValueError("no token covers the characters")
 
-    monkeypatch.setattr(cases, "token_span", nothing)
+    monkeypatch.setattr(encode, "token_span", nothing)
     with pytest.raises(KtraceError, match=r"^known_id=100: .* keeps nothing of the subject"):
         pipeline.run(config())
 
@@ -483,7 +482,6 @@ def test_a_job_that_was_killed_is_failed(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As under a launcher with a process for each job, one of which is out of memory."""
-    monkeypatch.setattr(sweep, "_failed", [])
 
     class Killed(BaseException):
         pass
@@ -494,9 +492,9 @@ def test_a_job_that_was_killed_is_failed(
     monkeypatch.setattr(pipeline, "run", die)
     with pytest.raises(Killed):
         cli(monkeypatch, "-m", "noise.seed=1,2", "hydra.sweep.dir=jobs")
-    report = OmegaConf.create({"hydra": {"sweep": {"dir": "jobs"}}})
-    sweep.SweepReport().on_multirun_end(report)
-    assert sweep.failed_jobs() == ["0"]
+    command = sweep.Command(sweep=Path("jobs"))
+    command.report()
+    assert command.failed == ["0"]
     printed = capsys.readouterr().out
     assert "job 0 (" in printed
     assert "failed: it started and left no result" in printed
@@ -513,8 +511,12 @@ def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
     n_kept: int,
 ) -> None:
     """As `scancel` ends it; there `main` has run in another process."""
-    monkeypatch.setattr(sweep, "_failed", [])
-    monkeypatch.setattr(sweep, "has_begun", lambda: False)
+
+    def elsewhere(config: Any) -> None:
+        with mock.patch.object(sweep, "current_command", sweep.Command):
+            sweep.run_job(config)
+
+    monkeypatch.setattr(main_module, "run_job", elsewhere)
     monkeypatch.setattr(main_module, "ended_by_signals", nullcontext)
     original = suffix.SuffixEngine.baseline
     calls = []

@@ -265,27 +265,6 @@ def claim_all(
     return lacking
 
 
-def batch_of(writers: Mapping[str, PartWriter], lacking: Mapping[str, Collection[int]]) -> set[str]:
-    """Mediators to run on some facts: those that lack one, and those that shared batches with them.
-
-    A run that was killed between writing one mediator and the next has stored some of those that
-    ran together. The others get their bits again only in the same company.
-
-    Args:
-        writers: of restored stores, by mediator key, opened with `keep=["together"]`.
-        lacking: what `claim_all` returned.
-    """
-    wanted = {key for key, facts in lacking.items() if facts}
-    facts = {index for some in lacking.values() for index in some}
-    company = {
-        key
-        for key, writer in writers.items()
-        for index in facts & writer.stored.keys()
-        if wanted.intersection(writer.stored[index]["together"].split())
-    }
-    return wanted | company
-
-
 @contextmanager
 def _naming_damage() -> Iterator[None]:
     try:
