@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ktrace.config import DatasetConfig, ModelConfig
 from ktrace.lm.source import ModelSource, content_hashes
@@ -83,7 +83,7 @@ def git_commit() -> str | None:
     return answer.stdout.strip()
 
 
-def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -> dict[str, Any]:
+def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -> dict[str, object]:
     """What a loaded model is and where it runs; the config's dtype is resolved."""
     return {
         "model": {
@@ -99,13 +99,13 @@ def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -
     }
 
 
-def about_dataset(config: DatasetConfig) -> dict[str, Any]:
+def about_dataset(config: DatasetConfig) -> dict[str, object]:
     """Where the facts come from, as far as the config says."""
     origin = {key: getattr(config, key) for key in ("path", "hub", "subset", "split", "revision")}
     return {key: value for key, value in origin.items() if value is not None}
 
 
-def about_noise(sigma: float, level: float, measured_on: Mapping[str, Any]) -> dict[str, Any]:
+def about_noise(sigma: float, level: float, measured_on: Mapping[str, object]) -> dict[str, object]:
     """The measured level; `multiple` is what it comes to, also where noise.std gave the level.
 
     Args:
@@ -122,7 +122,7 @@ def about_noise(sigma: float, level: float, measured_on: Mapping[str, Any]) -> d
     }
 
 
-def _about_device(device: "torch.device") -> dict[str, Any]:
+def _about_device(device: "torch.device") -> dict[str, object]:
     """Where the model runs; how many threads share a sum changes its rounding on a CPU."""
     import torch
 

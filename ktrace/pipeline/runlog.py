@@ -10,7 +10,6 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from enum import Enum
 from types import TracebackType
-from typing import Any
 
 import yaml
 
@@ -35,9 +34,9 @@ class RunLog:
         self._folders = folders
         self._clock = time.monotonic()
         self._adds_numbers = False
-        self._ending: dict[str, Any] = {"status": "started"}
+        self._ending: dict[str, object] = {"status": "started"}
         self._seconds: dict[str, float] = {}
-        self._about: dict[str, Any] = {
+        self._about: dict[str, object] = {
             "run": self.name,
             "started": now.isoformat(timespec="seconds"),
             "host": platform.node(),
@@ -48,11 +47,11 @@ class RunLog:
             "config": _plain(asdict(config)),
         }
 
-    def add(self, **about: Any) -> None:
+    def add(self, **about: object) -> None:
         """Note what only shows on the way, such as the model's device."""
-        self._about |= _plain(about)
+        self._about |= {name: _plain(value) for name, value in about.items()}
 
-    def on_parts(self) -> dict[str, Any]:
+    def on_parts(self) -> dict[str, object]:
         """What a part that is written now says about its origin."""
         return dict(self._about)
 
@@ -103,7 +102,7 @@ class RunLog:
             write_text(self._folders.run_yaml, text)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Enums by name and tuples as lists, for YAML and JSON."""
     if isinstance(value, Enum):
         return value.value
