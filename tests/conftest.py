@@ -315,7 +315,7 @@ def runs(
     model_folder: Path, facts_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
     """Starts runs over the random model and its seven facts, up to `stage=restore`."""
-    from durability.runs import Runs
+    from tests.support.runs import Runs
 
     common = (
         "model=auto",
@@ -333,7 +333,7 @@ def runs(
 @pytest.fixture(scope="session")
 def whole(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of such a run that nobody disturbed."""
-    from durability.runs import N_STORED, facts_in_parts
+    from tests.support.runs import N_STORED, facts_in_parts
 
     output = tmp_path_factory.mktemp("whole")
     ended = runs.run(f"output_dir={output}")

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import PROMPTS, ROOT
 from transformers import AutoTokenizer
 
 import ktrace
 from ktrace.config.compose import composed
 from ktrace.lm.model import LanguageModel
 from ktrace.pipeline.run import run
+from tests.conftest import PROMPTS, ROOT
 
 PROMPT, SUBJECT = PROMPTS[0][0].format(PROMPTS[0][1]), PROMPTS[0][1]
 

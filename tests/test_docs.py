@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from analysis.stores import CANDIDATES, known_id, p_corrupted, p_restored, write_run
-from conftest import ROOT
 
 from ktrace.config import ModulesConfig, RunConfig
 from ktrace.lm.families import FAMILIES
 from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED
+from tests.conftest import ROOT
+from tests.support.stores import CANDIDATES, known_id, p_corrupted, p_restored, write_run
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text("utf-8")

@@ -15,7 +15,8 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 PATH = ROOT / "docs" / "trace.ipynb"
 NOTEBOOK: dict[str, Any] = json.loads(PATH.read_text("utf-8"))

@@ -3,7 +3,8 @@
 import ast
 
 import pytest
-from test_architecture import MODULES
+
+from tests.test_architecture import MODULES
 
 UNPICKLING = {"pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 FORBIDDEN_CALLS = {

@@ -10,10 +10,17 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from stores import (
+
+from ktrace.analysis import analyze as analyze_module
+from ktrace.analysis.analyze import Analysis, analyze
+from ktrace.analysis.rows import Averaging
+from ktrace.errors import KtraceError
+from ktrace.store import RunFolders
+from ktrace.terms import METRICS
+from tests.conftest import ROOT
+from tests.support.stores import (
     CANDIDATES,
     CLEAN_PRINT,
     FACTS,
@@ -27,13 +34,6 @@ from stores import (
     write_restored,
     write_run,
 )
-
-from ktrace.analysis import analyze as analyze_module
-from ktrace.analysis.analyze import Analysis, analyze
-from ktrace.analysis.rows import Averaging
-from ktrace.errors import KtraceError
-from ktrace.store import RunFolders
-from ktrace.terms import METRICS
 
 COLUMNS = (
     "model,dataset,noise,mediator,metric,role,layer,aie,ci_low,ci_high,n_facts"  # the contract

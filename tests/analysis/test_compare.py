@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stores import (
+
+from ktrace.analysis.compare import compare, depth_grid
+from ktrace.errors import KtraceError
+from ktrace.store import RunFolders
+from tests.support.stores import (
     CANDIDATES,
     FACTS,
     N_LAYERS,
@@ -18,10 +22,6 @@ from stores import (
     write_restored,
     write_run,
 )
-
-from ktrace.analysis.compare import compare, depth_grid
-from ktrace.errors import KtraceError
-from ktrace.store import RunFolders
 
 
 @pytest.fixture

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from stores import (
+
+import ktrace
+from ktrace.analysis.activations import load_activations
+from ktrace.analysis.effects import effect_tables, effects_file, load_effects
+from ktrace.analysis.stored import batches, survey
+from ktrace.errors import KtraceError
+from ktrace.store import RunFolders
+from ktrace.store import store as store_module
+from ktrace.terms import METRICS
+from tests.support.stores import (
     CANDIDATES,
     CLEAN_PRINT,
     FACTS,
@@ -27,15 +36,6 @@ from stores import (
     write_restored,
     write_run,
 )
-
-import ktrace
-from ktrace.analysis.activations import load_activations
-from ktrace.analysis.effects import effect_tables, effects_file, load_effects
-from ktrace.analysis.stored import batches, survey
-from ktrace.errors import KtraceError
-from ktrace.store import RunFolders
-from ktrace.store import store as store_module
-from ktrace.terms import METRICS
 
 COLUMNS = [
     *("model", "known_id", "mediator", "metric", "sample", "layer", "position", "token", "role"),

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stores import FACTS, known_id, p_clean, p_corrupted, write_restored, write_run
 
 from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.estimate import average_peaks, fact_table, peak_layers, total_effect
 from ktrace.analysis.rows import Averaging
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS
+from tests.support.stores import FACTS, known_id, p_clean, p_corrupted, write_restored, write_run
 
 # Effects at layer 0 by fact and position; roles stand in stores.FACTS. Exact in float32.
 EFFECTS = {

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from stores import write_run
 
 from ktrace.analysis import figures as figures_module
 from ktrace.analysis.analyze import analyze
 from ktrace.analysis.figures.heatmaps import difference_heatmap, fact_heatmap, visible
 from ktrace.analysis.figures.style import COLUMN_WIDTH, PAGE_WIDTH
 from ktrace.terms import mediator_title
+from tests.support.stores import write_run
 
 
 @pytest.fixture

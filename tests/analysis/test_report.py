@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import yaml
-from hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
-from stores import CANDIDATES, FACTS, N_LAYERS, known_id, p_corrupted, p_restored, span, write_run
 
 from ktrace.analysis.averaged_run import average_run
 from ktrace.analysis.estimate import fact_table
@@ -34,6 +32,17 @@ from ktrace.analysis.report.cells import (
 from ktrace.analysis.rows import Averaging
 from ktrace.store import CLEAN, RunFolders
 from ktrace.terms import METRICS
+from tests.support.hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
+from tests.support.stores import (
+    CANDIDATES,
+    FACTS,
+    N_LAYERS,
+    known_id,
+    p_corrupted,
+    p_restored,
+    span,
+    write_run,
+)
 
 KEYS = ("hidden", "mlp-w3")
 SUMMARY: dict[str, Any] = {

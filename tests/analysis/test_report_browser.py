@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hostile import LEFT_OUT, MODEL, SUBJECT, TEXTS, TOKENS, write_hostile_run
-from stores import N_LAYERS, N_SAMPLES, write_run
+
+from tests.support.hostile import LEFT_OUT, MODEL, SUBJECT, TEXTS, TOKENS, write_hostile_run
+from tests.support.stores import N_LAYERS, N_SAMPLES, write_run
 
 pytest.importorskip("selenium", reason="driving a browser needs selenium (the extra `dev`)")
 

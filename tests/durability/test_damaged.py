@@ -8,10 +8,10 @@ from pathlib import Path
 
 import h5py
 import pytest
-from durability.runs import RUN, Runs, contents, facts_in_parts, parts, stores_of
 
 from ktrace.store import Store
 from ktrace.store.part import read_fingerprint
+from tests.support.runs import RUN, Runs, contents, facts_in_parts, parts, stores_of
 
 ROUNDS = 240
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from durability.runs import (
+
+from tests.support.runs import (
     FIVE,
     N_STORED,
     RUN,

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from durability.runs import RUN, contents
 from hydra.errors import MissingConfigException
 
 from ktrace.config.complaints import explain
+from tests.conftest import ROOT
+from tests.support.runs import RUN, contents
 
 
 def test_shards_run_side_by_side_and_a_failing_job_stays_alone(

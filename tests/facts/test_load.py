@@ -17,10 +17,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from conftest import ROOT
 
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, load_facts, prompt_facts
+from tests.conftest import ROOT
 
 Records = list[dict[str, Any]]
 

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, SHARED, needs_shared
-from facts.tokenizers_on_the_spot import (
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ktrace.facts import Span, load_facts, role_of_positions, token_span
+from ktrace.lm.tokens import _own_characters, encode_prompt, subject_token_ids
+from tests.conftest import ROOT, SHARED, needs_shared
+from tests.support.tokenizers import (
     byte_level_bpe,
     sentencepiece_bpe,
     sentencepiece_unigram,
     spelled,
     tiktoken_style,
 )
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-
-from ktrace.facts import Span, load_facts, role_of_positions, token_span
-from ktrace.lm.tokens import _own_characters, encode_prompt, subject_token_ids
 
 KINDS: dict[str, Callable[[], Any]] = {
     "byte_level_bpe": cache(byte_level_bpe),

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import micro_llama
 from torch import nn
-from tracing.families import tiny_model
 
 from ktrace.lm import linear as linear_module
 from ktrace.lm.linear import onednn_products
+from tests.conftest import micro_llama
+from tests.support.families import tiny_model
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import configured, micro_llama, sharpened
 from safetensors.torch import load_file, save_file
-from tracing.families import tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig
 from transformers.activations import ACT2FN
 
@@ -21,6 +19,8 @@ from ktrace.lm import load
 from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import language_model, load_language_model
 from ktrace.lm.source import find_model
+from tests.conftest import configured, micro_llama, sharpened
+from tests.support.families import tiny_model
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import micro_llama
 from torch import nn
-from tracing.families import tiny_model
 
 from ktrace.errors import KtraceError
 from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
@@ -16,6 +14,8 @@ from ktrace.lm.head import logits_from
 from ktrace.lm.hooks import hooked
 from ktrace.lm.load import language_model
 from ktrace.lm.probe import prove
+from tests.conftest import micro_llama
+from tests.support.families import tiny_model
 
 N_LAYERS = 2
 PATHS = FAMILIES["LlamaForCausalLM"]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from durability.runs import RUN, contents, parts
+
+from tests.conftest import ROOT
+from tests.support.runs import RUN, contents, parts
 
 HERE = ROOT / "tests" / "slurm"
 SECONDS = 300  # a machine may be busy

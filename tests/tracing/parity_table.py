@@ -1,19 +1,11 @@
 """Write the table of how well the engines agree on each family into docs/models.md.
 
-Run it after a family has changed: `python tests/tracing/parity_table.py`.
+Run it after a family has changed: `python -m tests.tracing.parity_table`.
 """
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # conftest, as pytest does
-
-from conftest import ROOT, known_case
-from families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
 
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
@@ -24,6 +16,8 @@ from ktrace.tracing.engines import make_engine
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
+from tests.conftest import ROOT, known_case
+from tests.support.families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
 
 BEGIN = "<!-- parity table: tests/tracing/parity_table.py -->"
 END = "<!-- end of the parity table -->"

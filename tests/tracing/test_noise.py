@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import configured
-from tracing.families import tiny_model
 
 from ktrace.config import NoiseConfig, NoiseKind
 from ktrace.facts import Span
@@ -26,6 +24,8 @@ from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import Partner, RandomNoise, TokenReplacement
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
+from tests.conftest import configured
+from tests.support.families import tiny_model
 
 ONE, TWO, THREE = (71,), (72,), (73,)  # answers
 SUBJECTS = [

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, configured, known_case
 
 from ktrace.config import ModelConfig
 from ktrace.errors import KtraceError
@@ -20,6 +19,7 @@ from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
+from tests.conftest import ROOT, configured, known_case
 
 TINY = ROOT / "data" / "tiny"  # wide enough for blocks of rounded weights
 NOISE = RandomNoise(1.0, samples=2)

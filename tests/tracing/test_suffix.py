@@ -10,8 +10,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, known_case, micro_llama, sharpened
-from families import REPLAYED, TINY_FAMILIES, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +31,8 @@ from ktrace.tracing.suffix import proof, runs, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.plan import Cell, make_plan, split
 from ktrace.tracing.suffix.replay import Pack
+from tests.conftest import VOCABULARY, known_case, micro_llama, sharpened
+from tests.support.families import REPLAYED, TINY_FAMILIES, tiny_model
 
 pytestmark = pytest.mark.usefixtures("narrow_models_as_wide")
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import known_case, micro_llama
 
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
@@ -15,6 +14,7 @@ from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
+from tests.conftest import known_case, micro_llama
 
 CASE = known_case(language_model(micro_llama()), 3)
 NOISE = RandomNoise(1.5, samples=3, seed=7)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-FACTS = Path(__file__).resolve().parents[1] / "data" / "facts.jsonl"
+FACTS = Path(__file__).resolve().parents[2] / "data" / "facts.jsonl"
 KEYS = ["known_id", "subject", "attribute", "prompt", "template", "relation_id"]
 
 Fact = dict[str, Any]

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from ktrace.config import (
     Dtype,
@@ -17,6 +16,7 @@ from ktrace.config import (
 from ktrace.config.checks import check
 from ktrace.config.compose import composed as compose_run
 from ktrace.errors import KtraceError
+from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
 GROUPS = ("model", "mediator", "noise", "dataset", "engine", "experiment")

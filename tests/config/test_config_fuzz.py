@@ -7,7 +7,8 @@ is a new line of the list.
 from pathlib import Path
 
 import pytest
-from conftest import Ktrace, refused
+
+from tests.conftest import Ktrace, refused
 
 WRONG_TYPES = """
 model.name=null

@@ -15,7 +15,6 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import save_random_model, signalled_where_it_is_dropped, write_known_facts
 
 import ktrace
 import ktrace.__main__ as main_module
@@ -29,6 +28,7 @@ from ktrace.pipeline import run as pipeline
 from ktrace.store import RunFolders
 from ktrace.tracing import clean, encode, reference
 from ktrace.tracing.suffix import engine as suffix
+from tests.conftest import save_random_model, signalled_where_it_is_dropped, write_known_facts
 
 FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 

@@ -4,9 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from stores import write_run
-
 from ktrace.store import CLEAN, RunFolders
+from tests.support.stores import write_run
 
 SUBJECT = "<script>document.title='taken'</script>"
 TEXTS = {

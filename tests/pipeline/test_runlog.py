@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Ktrace, refused
 from transformers import AutoTokenizer
 
 from ktrace.config import RunConfig
@@ -18,6 +17,7 @@ from ktrace.pipeline import run as pipeline
 from ktrace.store import RESTORED, RunFolders, Store
 from ktrace.store.layout import UNRECORDED, provenance_of
 from ktrace.tracing import engines
+from tests.conftest import Ktrace, refused
 
 Compose = Callable[..., RunConfig]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ROOT, configured
 
 from ktrace.config import DatasetConfig
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, FactSet, load_facts
 from ktrace.facts.hub import load_hub_facts
+from tests.conftest import ROOT, configured
 
 ROME = {"known_id": 3, "prompt": "Rome is in", "subject": "Rome", "attribute": "Italy"}
 PARIS = {"known_id": 4, "prompt": "Paris is in", "subject": "Paris", "attribute": "France"}

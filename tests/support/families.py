@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 import transformers
-from conftest import VOCABULARY, sharpened
 
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.mediators import Mediator, make_mediator
+from tests.conftest import VOCABULARY, sharpened
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -4,10 +4,10 @@ import os
 import signal
 
 import pytest
-from conftest import signalled_where_it_is_dropped
 
 from ktrace.errors import Terminated
 from ktrace.pipeline.signals import ended_by_signals, raise_if_signalled
+from tests.conftest import signalled_where_it_is_dropped
 
 NUMBERS = [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
 

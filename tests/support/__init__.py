@@ -1,0 +1,1 @@
+"""What tests share: small models, made-up stores, real runs, the command line."""
