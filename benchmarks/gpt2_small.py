@@ -40,7 +40,6 @@ from ktrace.tracing.reference import ReferenceEngine
 CPU = torch.device("cpu")
 HIDDEN = make_mediator("hidden", 1)
 REFERENCE = "ktrace reference"
-_ROUNDS = 5
 PROMPTS = Path(__file__).with_name("known_prompts.json")
 
 
@@ -56,14 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--vocabulary", type=int, default=50257)
+    parser.add_argument("--rounds", type=int, default=5, help="of the growth's measurements")
+    parser.add_argument("--largest", type=int, default=16, help="L, T and facts of the growth")
     parser.add_argument("--write", type=Path, help="Markdown file for the report")
     options = parser.parse_args(arguments)
 
     lm, public = _models(options)
     cases = _cases(options)
     noise = RandomNoise(3 * 0.02, options.samples)
-    measured = _measure(lm, public, cases, noise, options.cells)
-    windows = _windows(lm, cases[:5], noise)
+    measured = _measure(lm, public, cases, noise, options)
+    windows = _windows(lm, cases[:5], noise, options)
     alone = _one_sample(lm, cases[:5])
     report = _report(options, cases, measured, windows, alone, _growth(options))
     print(report)
@@ -137,7 +138,7 @@ def _measure(
     public: LanguageModel,
     cases: Sequence[Case],
     noise: RandomNoise,
-    n_cells: int,
+    options: argparse.Namespace,
 ) -> Measured:
     measured = Measured()
     runners: dict[str, CellRunner] = {}
@@ -167,8 +168,8 @@ def _measure(
 
     names = ["", *runners]  # the suffix engine has no name there
     for number, case in enumerate(cases):
-        measured.ceilings.append(ceiling(CPU, torch.float32, (1024, 768, 3072)))
-        cells = _spread_cells(lm, case, n_cells)
+        measured.ceilings.append(ceiling(CPU, torch.float32, _product(options)))
+        cells = _spread_cells(lm, case, options.cells)
         found: dict[str, list[Probabilities]] = {}
         for name in names[number % len(names) :] + names[: number % len(names)]:
             if not name:
@@ -194,6 +195,11 @@ def _measure(
     return measured
 
 
+def _product(options: argparse.Namespace) -> tuple[int, int, int]:
+    """Of many rows with the weights of the MLP's first layer: the largest of a block."""
+    return 1024, options.width, 4 * options.width
+
+
 def _spread_cells(lm: LanguageModel, case: Case, n_cells: int) -> list[tuple[int, int]]:
     layers = np.linspace(0, lm.n_layers - 2, n_cells).round().astype(int)
     positions = np.linspace(case.span.start, len(case.input_ids) - 1, n_cells).round().astype(int)
@@ -201,7 +207,7 @@ def _spread_cells(lm: LanguageModel, case: Case, n_cells: int) -> list[tuple[int
 
 
 def _windows(
-    lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise
+    lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise, options: argparse.Namespace
 ) -> list[tuple[str, float, float]]:
     """For each mediator: median seconds a fact, and share of the ceiling measured beside each."""
     engine, rows = make_engine("suffix", lm, noise), []
@@ -210,7 +216,7 @@ def _windows(
     for mediator in (HIDDEN, make_mediator("mlp", 10), make_mediator("attn", 10)):
         seconds, shares = [], []
         for case in cases:
-            peak = ceiling(CPU, torch.float32, (1024, 768, 3072))
+            peak = ceiling(CPU, torch.float32, _product(options))
             began = time.perf_counter()
             list(engine.restored([case], [mediator]))
             seconds.append(time.perf_counter() - began)
@@ -240,9 +246,15 @@ def _operations(shape: Shape, case: Case, mediators: Sequence[Mediator], samples
     return operations(shape, mediators, len(case.input_ids), case.span.start, samples)
 
 
+def _growth_base(options: argparse.Namespace) -> dict[str, int]:
+    half, quarter = options.largest // 2, options.largest // 4
+    return {"n_layers": half, "length": half, "samples": 5, "n_facts": quarter}
+
+
 def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, float]]]]:
     """Seconds a fact of the suffix engine as one of L, T, S, facts grows, on a small shape."""
     width, vocabulary = min(256, options.width), min(5000, options.vocabulary)
+    most = options.largest
 
     def prepared(n_layers: int, length: int, samples: int, n_facts: int) -> Callable[[], float]:
         torch.manual_seed(0)
@@ -260,18 +272,18 @@ def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, floa
         seconds()  # warm up
         return seconds
 
-    base = {"n_layers": 8, "length": 8, "samples": 5, "n_facts": 4}
+    base = _growth_base(options)
     axes = {
-        "n_layers": (4, 8, 16),
-        "length": (4, 8, 16),
+        "n_layers": (most // 4, most // 2, most),
+        "length": (most // 4, most // 2, most),
         "samples": (1, 5, 10),
-        "n_facts": (1, 4, 16),
+        "n_facts": (1, most // 4, most),
     }
     settings = {
         (name, value): {**base, name: value} for name, axis in axes.items() for value in axis
     }
     distinct = {tuple(setting.values()): prepared(**setting) for setting in settings.values()}
-    rounds = [{key: timed() for key, timed in distinct.items()} for _ in range(_ROUNDS)]
+    rounds = [{key: timed() for key, timed in distinct.items()} for _ in range(options.rounds)]
     median = {key: statistics.median(found[key] for found in rounds) for key in distinct}
     return [
         (name, [(value, median[tuple(settings[name, value].values())]) for value in axis])
@@ -289,6 +301,8 @@ def _report(
 ) -> str:
     shape = gpt2_shape(options.layers, options.width, options.vocabulary)
     peak = statistics.median(measured.ceilings)
+    m, k, n = _product(options)
+    base = _growth_base(options)
     needed = [_operations(shape, case, [HIDDEN], options.samples) for case in cases]
     shares = [n / s / peak for n, s in zip(needed, measured.suffix, strict=True)]
     loops = [loop_operations(shape, len(case.input_ids), options.samples) for case in cases]
@@ -318,7 +332,7 @@ def _report(
         "",
         "## Share of the arithmetic ceiling",
         "",
-        f"Ceiling: {peak / 1e9:.0f} Gflop/s, a float32 product of 1024 x 768 by 768 x 3072 by "
+        f"Ceiling: {peak / 1e9:.0f} Gflop/s, a float32 product of {m} x {k} by {k} x {n} by "
         "torch's BLAS or by oneDNN, whichever is faster, median over the facts. Operations are "
         "counted for the method (`benchmarks/arithmetic.py`), not measured.",
         "",
@@ -338,8 +352,9 @@ def _report(
         "",
         "## Growth of the suffix engine's cost",
         "",
-        f"Width {min(256, options.width)}; 8 layers, 8 positions, 5 samples and 4 facts, unless "
-        f"varied. Seconds a fact, median of {_ROUNDS} rounds.",
+        f"Width {min(256, options.width)}; {base['n_layers']} layers, {base['length']} positions, "
+        f"{base['samples']} samples and {base['n_facts']} facts, unless varied. Seconds a fact, "
+        f"median of {options.rounds} rounds.",
         "",
         "| Varied | | | |",
         "| --- | --- | --- | --- |",

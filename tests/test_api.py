@@ -14,7 +14,8 @@ import ktrace
 from ktrace.config.compose import composed
 from ktrace.lm.model import LanguageModel
 from ktrace.pipeline.run import run
-from tests.conftest import PROMPTS, ROOT
+from tests.support.known_facts import PROMPTS
+from tests.support.places import ROOT
 
 PROMPT, SUBJECT = PROMPTS[0][0].format(PROMPTS[0][1]), PROMPTS[0][1]
 

@@ -39,6 +39,8 @@ def test_gpt2_benchmark_writes_its_report(tmp_path: Path) -> None:
             "--vocabulary=97",
             "--n-facts=3",
             "--cells=2",
+            "--rounds=1",
+            "--largest=4",
             f"--write={tmp_path / 'report.md'}",
         ]
     )

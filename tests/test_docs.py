@@ -15,7 +15,7 @@ import yaml
 from ktrace.config import ModulesConfig, RunConfig
 from ktrace.lm.families import FAMILIES
 from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 from tests.support.stores import CANDIDATES, known_id, p_corrupted, p_restored, write_run
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])

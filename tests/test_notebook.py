@@ -16,7 +16,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 PATH = ROOT / "docs" / "trace.ipynb"
 NOTEBOOK: dict[str, Any] = json.loads(PATH.read_text("utf-8"))

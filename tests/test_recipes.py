@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("\n## Recipes\n")[1].split("\n## ")[0]
 RECIPES = dict(re.findall(r"### Add a (\w+)\n(.+?)(?=\n### |\Z)", TEXT, re.DOTALL))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+from tests.support.places import ROOT
+
+DATA = ROOT / "data"
 TINY = DATA / "tiny"
 MEGABYTE = 1_000_000
 

@@ -14,7 +14,7 @@ pytest.importorskip("hatchling", reason="building a wheel needs hatchling (the e
 
 from hatchling.builders.wheel import WheelBuilder
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.places import ROOT
 
 
 @pytest.fixture(scope="module")

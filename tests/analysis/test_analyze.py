@@ -19,7 +19,7 @@ from ktrace.analysis.rows import Averaging
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 from tests.support.stores import (
     CANDIDATES,
     CLEAN_PRINT,

@@ -1,5 +1,6 @@
 """Every shipped config composes into a checked RunConfig; what no type can refuse is refused."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from ktrace.config import (
 from ktrace.config.checks import check
 from ktrace.config.compose import composed as compose_run
 from ktrace.errors import KtraceError
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 CONF = ROOT / "conf"
 GROUPS = ("model", "mediator", "noise", "dataset", "engine", "experiment")
@@ -162,6 +163,11 @@ def test_an_unknown_key_is_refused_even_when_it_is_added(sign: str, override: st
     assert str(raised.value).startswith(f"unknown key {override.split('=')[0]}; keys here: ")
 
 
+@pytest.fixture(scope="module")
+def on_a_cpu() -> RunConfig:
+    return composed("model.device=cpu")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -186,8 +192,8 @@ def test_an_unknown_key_is_refused_even_when_it_is_added(sign: str, override: st
         ),
     ],
 )
-def test_out_of_range(key: str, value: Any, message: str) -> None:
-    run = composed("model.device=cpu")
+def test_out_of_range(on_a_cpu: RunConfig, key: str, value: Any, message: str) -> None:
+    run = deepcopy(on_a_cpu)
     owner: Any = run
     *groups, name = key.split(".")
     for group in groups:

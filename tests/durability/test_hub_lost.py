@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -10,7 +10,7 @@ import pytest
 from hydra.errors import MissingConfigException
 
 from ktrace.config.complaints import explain
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 from tests.support.runs import RUN, contents
 
 

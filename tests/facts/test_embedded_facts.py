@@ -6,12 +6,13 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-FACTS = Path(__file__).resolve().parents[2] / "data" / "facts.jsonl"
+from tests.support.places import ROOT
+
+FACTS = ROOT / "data" / "facts.jsonl"
 KEYS = ["known_id", "subject", "attribute", "prompt", "template", "relation_id"]
 
 Fact = dict[str, Any]

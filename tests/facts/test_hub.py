@@ -14,7 +14,8 @@ from ktrace.config import DatasetConfig
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, FactSet, load_facts
 from ktrace.facts.hub import load_hub_facts
-from tests.conftest import ROOT, configured
+from tests.support.configs import configured
+from tests.support.places import ROOT
 
 ROME = {"known_id": 3, "prompt": "Rome is in", "subject": "Rome", "attribute": "Italy"}
 PARIS = {"known_id": 4, "prompt": "Paris is in", "subject": "Paris", "attribute": "France"}

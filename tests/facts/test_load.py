@@ -20,7 +20,7 @@ import yaml
 
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, load_facts, prompt_facts
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 Records = list[dict[str, Any]]
 

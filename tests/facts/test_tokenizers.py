@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ktrace.facts import Span, load_facts, role_of_positions, token_span
 from ktrace.lm.tokens import _own_characters, encode_prompt, subject_token_ids
-from tests.conftest import ROOT, SHARED, needs_shared
+from tests.support.places import ROOT, SHARED, needs_shared
 from tests.support.tokenizers import (
     byte_level_bpe,
     sentencepiece_bpe,

@@ -8,8 +8,8 @@ from torch import nn
 
 from ktrace.lm import linear as linear_module
 from ktrace.lm.linear import onednn_products
-from tests.conftest import micro_llama
 from tests.support.families import tiny_model
+from tests.support.models import micro_llama
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"

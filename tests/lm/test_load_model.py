@@ -19,8 +19,9 @@ from ktrace.lm import load
 from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import language_model, load_language_model
 from ktrace.lm.source import find_model
-from tests.conftest import configured, micro_llama, sharpened
+from tests.support.configs import configured
 from tests.support.families import tiny_model
+from tests.support.models import micro_llama, sharpened
 
 
 @pytest.fixture

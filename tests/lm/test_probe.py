@@ -14,8 +14,8 @@ from ktrace.lm.head import logits_from
 from ktrace.lm.hooks import hooked
 from ktrace.lm.load import language_model
 from ktrace.lm.probe import prove
-from tests.conftest import micro_llama
 from tests.support.families import tiny_model
+from tests.support.models import micro_llama
 
 N_LAYERS = 2
 PATHS = FAMILIES["LlamaForCausalLM"]

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,9 @@ from ktrace.pipeline import run as pipeline
 from ktrace.store import RunFolders
 from ktrace.tracing import clean, encode, reference
 from ktrace.tracing.suffix import engine as suffix
-from tests.conftest import save_random_model, signalled_where_it_is_dropped, write_known_facts
+from tests.support.configs import Compose
+from tests.support.known_facts import save_random_model, write_known_facts
+from tests.support.signals import signalled_where_it_is_dropped
 
 FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 
@@ -50,7 +51,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     monkeypatch.setattr(owner, name, fail)
 
 
-def test_all_mediators_end_to_end(config: Callable[..., RunConfig]) -> None:
+def test_all_mediators_end_to_end(config: Compose) -> None:
     outcome = pipeline.run(config("mediator=all"))
     assert outcome.mediator_keys == FIVE
     assert outcome.counts == {"facts": 7, "candidates": 6, "traced": 6}
@@ -69,7 +70,7 @@ def test_all_mediators_end_to_end(config: Callable[..., RunConfig]) -> None:
     assert outcome.analysis.summary["left_out"] == {"another answer is predicted": 1}
 
 
-def test_nothing_before_the_subject_whatever_ran_when(config: Callable[..., RunConfig]) -> None:
+def test_nothing_before_the_subject_whatever_ran_when(config: Compose) -> None:
     """Corrupted runs and restorations that met other company, or another engine, still agree."""
     alone = ("noise.samples=1", "dataset.limit=2", "stage=corrupted")
     pipeline.run(config(*alone, "engine=reference"))
@@ -80,9 +81,7 @@ def test_nothing_before_the_subject_whatever_ran_when(config: Callable[..., RunC
     assert (before["restored"] == before["corrupted"]).all()
 
 
-def test_whole_answers(
-    config: Callable[..., RunConfig], model_folder: Path, tmp_path: Path
-) -> None:
+def test_whole_answers(config: Compose, model_folder: Path, tmp_path: Path) -> None:
     """Greedy decoding filters, teacher forcing scores; both engines say the same."""
     two = write_known_facts(tmp_path / "two.jsonl", [model_folder], n_answer=2)
     first = pipeline.run(config(f"dataset.path={two}"))
@@ -108,7 +107,7 @@ def test_whole_answers(
 
 
 def test_an_answer_that_goes_on_otherwise_is_no_candidate(
-    config: Callable[..., RunConfig], model_folder: Path, tmp_path: Path
+    config: Compose, model_folder: Path, tmp_path: Path
 ) -> None:
     """Its first token is predicted, its second is not."""
     facts = write_known_facts(tmp_path / "two.jsonl", [model_folder], n_answer=2)
@@ -123,7 +122,7 @@ def test_an_answer_that_goes_on_otherwise_is_no_candidate(
 
 
 def test_replaced_subjects_are_compared_with_their_own_answers(
-    config: Callable[..., RunConfig],
+    config: Compose,
 ) -> None:
     """Through the stores: a later command takes each sample's foil from there."""
     replaced = ("model=tiny", "dataset=facts", "dataset.limit=12", "noise=token_replacement")
@@ -153,7 +152,7 @@ def test_replaced_subjects_are_compared_with_their_own_answers(
 
 
 def test_another_mediator_reuses_the_clean_and_corrupted_runs(
-    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+    config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcome = pipeline.run(config("mediator=hidden"))
     before = snapshot(outcome.folder.parent)
@@ -168,7 +167,7 @@ def test_another_mediator_reuses_the_clean_and_corrupted_runs(
 
 
 def test_figures_show_the_mediators_of_the_config(
-    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+    config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not what earlier runs left in the folder."""
     shown: list[list[str]] = []
@@ -184,9 +183,7 @@ def test_figures_show_the_mediators_of_the_config(
     assert shown == [["attn-w10"], ["hidden"], ["attn-w10"]]
 
 
-def test_a_complete_run_needs_no_model(
-    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_complete_run_needs_no_model(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.run(config())
     forbid(monkeypatch, session, "load_language_model")
     forbid(monkeypatch, session.Session, "__init__")
@@ -205,7 +202,7 @@ def test_a_complete_run_needs_no_model(
     ],
 )
 def test_a_run_stops_where_its_stage_says(
-    config: Callable[..., RunConfig], stage: str, corrupted: bool, restored: bool
+    config: Compose, stage: str, corrupted: bool, restored: bool
 ) -> None:
     outcome = pipeline.run(config(f"stage={stage}"))
     folders = RunFolders(outcome.folder)
@@ -218,7 +215,7 @@ def test_a_run_stops_where_its_stage_says(
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = pipeline.run(config("mediator=all")).folder
     whole = {key: numbers(folder, key) for key in FIVE}
@@ -249,7 +246,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         assert all((resumed[index] == whole[key][index]).all() for index in resumed)
 
 
-def test_a_limit_changes_no_number_beyond_rounding(config: Callable[..., RunConfig]) -> None:
+def test_a_limit_changes_no_number_beyond_rounding(config: Compose) -> None:
     some = pipeline.run(config("dataset.limit=3"))
     few = numbers(some.folder, "hidden")
     assert some.analysis is not None
@@ -266,9 +263,7 @@ def test_a_limit_changes_no_number_beyond_rounding(config: Callable[..., RunConf
     assert numbers(again.folder, "hidden").keys() == all_numbers.keys()
 
 
-def test_effects_of_one_shard_are_not_taken_for_the_run(
-    config: Callable[..., RunConfig], in_folder: Path
-) -> None:
+def test_effects_of_one_shard_are_not_taken_for_the_run(config: Compose, in_folder: Path) -> None:
     folder = pipeline.run(config("shard=1/2", "stage=restore")).folder
     with pytest.raises(KtraceError, match=r"clean holds \d of 7 facts"):
         ktrace.load_effects(folder)
@@ -281,7 +276,7 @@ def test_effects_of_one_shard_are_not_taken_for_the_run(
 
 @pytest.mark.parametrize("other", ["engine.row_budget=8", "engine=reference"])
 def test_shards_whose_engines_group_otherwise_still_split_alike(
-    config: Callable[..., RunConfig], facts_file: Path, tmp_path: Path, other: str
+    config: Compose, facts_file: Path, tmp_path: Path, other: str
 ) -> None:
     """As shards on a GPU and on a CPU would: every fact is in one of them."""
     known = [json.loads(line) for line in facts_file.read_text().splitlines()]
@@ -301,9 +296,7 @@ def test_shards_whose_engines_group_otherwise_still_split_alike(
     assert stored == list(range(len(copies)))
 
 
-def test_both_engines_fill_one_store(
-    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_engines_fill_one_store(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pipeline.run(config("engine=reference")).folder
     plain = numbers(folder, "hidden")
     shutil.rmtree(folder / "restored")
@@ -314,13 +307,13 @@ def test_both_engines_fill_one_store(
     assert max(np.abs(fast[i] - plain[i]).max() for i in plain) <= 1e-6
 
 
-def test_the_table_of_effects_is_the_frame(config: Callable[..., RunConfig]) -> None:
+def test_the_table_of_effects_is_the_frame(config: Compose) -> None:
     outcome = pipeline.run(config())
     effects = pd.read_parquet(outcome.folder / "analysis" / "effects.parquet")
     assert effects.equals(ktrace.load_effects(outcome.folder))
 
 
-def test_dtype_auto_is_bound_as_what_it_stands_for(config: Callable[..., RunConfig]) -> None:
+def test_dtype_auto_is_bound_as_what_it_stands_for(config: Compose) -> None:
     folder = pipeline.run(config("stage=filter")).folder
     assert config().model.dtype.value == "auto"
     fingerprint = RunFolders(folder).clean.fingerprint() or {}
@@ -331,7 +324,7 @@ def test_dtype_auto_is_bound_as_what_it_stands_for(config: Callable[..., RunConf
 
 
 def test_dtype_auto_of_a_checkpoint_that_does_not_say(
-    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+    config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for own, said in ((None, "does not say which"), ("float8_e4m3fn", "says 'float8_e4m3fn'")):
         monkeypatch.setattr(assignment, "own_dtype", lambda source, own=own: own)
@@ -347,7 +340,7 @@ def changed_model(folder: Path, model_folder: Path, **changes: Any) -> Path:
 
 
 def test_a_prompt_longer_than_the_model_reads_is_left_out(
-    config: Callable[..., RunConfig], model_folder: Path, tmp_path: Path
+    config: Compose, model_folder: Path, tmp_path: Path
 ) -> None:
     """A table of positions would be indexed beyond its end, in the middle of a long run."""
     lengths = {}
@@ -372,7 +365,7 @@ def test_a_prompt_longer_than_the_model_reads_is_left_out(
 
 
 def test_a_token_that_the_model_has_not_names_its_fact(
-    config: Callable[..., RunConfig], model_folder: Path, tmp_path: Path
+    config: Compose, model_folder: Path, tmp_path: Path
 ) -> None:
     """A tokenizer of another model: better one line than an index error of torch."""
     from safetensors.torch import load_file, save_file
@@ -389,14 +382,14 @@ def test_a_token_that_the_model_has_not_names_its_fact(
 
 
 def test_noise_beyond_the_dtype_is_an_error_not_a_result(
-    config: Callable[..., RunConfig],
+    config: Compose,
 ) -> None:
     with pytest.raises(KtraceError, match=r"^known_id=100: the corrupted run gives no numbers"):
         pipeline.run(config("noise.std=1e300"))
 
 
 def test_a_subject_without_tokens_names_its_fact(
-    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+    config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing(*args: Any) -> Any:
         raise ValueError("no token covers the characters")
@@ -551,7 +544,7 @@ def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
 
 
 def test_two_sweeps_in_one_second_have_two_folders(
-    config: Callable[..., RunConfig], in_folder: Path, monkeypatch: pytest.MonkeyPatch
+    config: Compose, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
         assert cli(monkeypatch, "-m", "noise.samples=0", "output_dir=out") == 1

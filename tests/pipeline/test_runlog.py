@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from ktrace.config import RunConfig
 from ktrace.pipeline import origin, runlog
 from ktrace.pipeline import run as pipeline
 from ktrace.store import RESTORED, RunFolders, Store
 from ktrace.store.layout import UNRECORDED, provenance_of
 from ktrace.tracing import engines
-from tests.conftest import Ktrace, refused
-
-Compose = Callable[..., RunConfig]
+from tests.support.command import Ktrace, refused
+from tests.support.configs import Compose
 
 
 def read(path: Path) -> dict[str, Any]:

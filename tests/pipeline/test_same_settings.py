@@ -5,16 +5,13 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ktrace.config import RunConfig
 from ktrace.errors import KtraceError
 from ktrace.pipeline import run as pipeline
-
-Compose = Callable[..., RunConfig]
+from tests.support.configs import Compose
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from ktrace.errors import Terminated
 from ktrace.pipeline.signals import ended_by_signals, raise_if_signalled
-from tests.conftest import signalled_where_it_is_dropped
+from tests.support.signals import signalled_where_it_is_dropped
 
 NUMBERS = [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
 

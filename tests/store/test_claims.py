@@ -13,7 +13,7 @@ from ktrace import files
 from ktrace.files import new_file, remove_stale
 from ktrace.store import claims as claims_module
 from ktrace.store.claims import Claims, work_through
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 # Locks are between processes: this one takes what it is told, and answers what it got.
 _OTHER = """

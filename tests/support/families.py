@@ -8,7 +8,7 @@ import transformers
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.mediators import Mediator, make_mediator
-from tests.conftest import VOCABULARY, sharpened
+from tests.support.models import VOCABULARY, sharpened
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,

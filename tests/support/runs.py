@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ktrace.store import CLEAN, CORRUPTED, RESTORED, RunFolders, Store
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 RUN = "random/known/gaussian-x3-n2-seed1"
 FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")

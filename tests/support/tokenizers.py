@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tests.conftest import ROOT
+from tests.support.places import ROOT
 
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 # The expression of cl100k and Llama 3.

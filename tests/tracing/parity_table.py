@@ -16,8 +16,9 @@ from ktrace.tracing.engines import make_engine
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
-from tests.conftest import ROOT, known_case
 from tests.support.families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
+from tests.support.models import known_case
+from tests.support.places import ROOT
 
 BEGIN = "<!-- parity table: tests/tracing/parity_table.py -->"
 END = "<!-- end of the parity table -->"

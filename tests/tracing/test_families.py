@@ -19,8 +19,9 @@ from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.engine import SuffixEngine
-from tests.conftest import ROOT, known_case
 from tests.support.families import NOT_REPLAYED, TINY_FAMILIES, VARIANTS, mediators_of, tiny_model
+from tests.support.models import known_case
+from tests.support.places import ROOT
 from tests.tracing.parity_table import BEGIN, END, agreement
 
 pytestmark = pytest.mark.usefixtures("narrow_models_as_wide")

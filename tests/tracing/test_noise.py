@@ -24,7 +24,7 @@ from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import Partner, RandomNoise, TokenReplacement
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
-from tests.conftest import configured
+from tests.support.configs import configured
 from tests.support.families import tiny_model
 
 ONE, TWO, THREE = (71,), (72,), (73,)  # answers

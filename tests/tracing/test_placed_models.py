@@ -19,7 +19,9 @@ from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
-from tests.conftest import ROOT, configured, known_case
+from tests.support.configs import configured
+from tests.support.models import known_case
+from tests.support.places import ROOT
 
 TINY = ROOT / "data" / "tiny"  # wide enough for blocks of rounded weights
 NOISE = RandomNoise(1.0, samples=2)

@@ -11,7 +11,7 @@ from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.scores import make_targets, score
 from ktrace.tracing.suffix.engine import SuffixEngine
-from tests.conftest import known_case
+from tests.support.models import known_case
 
 GENERATOR = np.random.default_rng(0)
 # (facts, answer tokens, vocabulary), (facts, samples, ...) and (runs, facts, samples, ...)

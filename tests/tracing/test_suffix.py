@@ -31,8 +31,8 @@ from ktrace.tracing.suffix import proof, runs, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.plan import Cell, make_plan, split
 from ktrace.tracing.suffix.replay import Pack
-from tests.conftest import VOCABULARY, known_case, micro_llama, sharpened
 from tests.support.families import REPLAYED, TINY_FAMILIES, tiny_model
+from tests.support.models import VOCABULARY, known_case, micro_llama, sharpened
 
 pytestmark = pytest.mark.usefixtures("narrow_models_as_wide")
 

@@ -14,7 +14,7 @@ from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from tests.conftest import known_case, micro_llama
+from tests.support.models import known_case, micro_llama
 
 CASE = known_case(language_model(micro_llama()), 3)
 NOISE = RandomNoise(1.5, samples=3, seed=7)
