@@ -377,7 +377,7 @@ def _method(options: argparse.Namespace, cases: Sequence[Case]) -> str:
         "leaves out the others. Contestants alternate, in another order for each fact; ratios are "
         "taken within a fact, which has the time of its batch. ktrace's engines run the model as "
         "ktrace loads it on a CPU, the peers as transformers does; the suffix engine multiplies by "
-        "oneDNN (`ktrace/lm/linear.py`)."
+        "oneDNN ([engines](runs.md#engines))."
     )
 
 

@@ -5,7 +5,6 @@ called here; the same schema checks them.
 """
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES, METRICS
 from ktrace.tracing.encode import clean_fact, decoded, encode_fact
-from ktrace.tracing.engine import Case
+from ktrace.tracing.engine import Case, Scores
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
 from ktrace.tracing.mediators import make_mediator
@@ -34,8 +33,6 @@ from ktrace.tracing.mediators import make_mediator
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-Scores = Mapping[str, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -224,7 +221,7 @@ def trace(
         raise KtraceError(
             f"model={model!r:.60} is no model with a tokenizer: give what ktrace.load_model returns"
         )
-    asked: dict[str, Any] = {"prompt": prompt, "subject": subject, "attribute": answer}
+    asked: dict[str, object] = {"prompt": prompt, "subject": subject, "attribute": answer}
     asked["subject_start"] = subject_start
     asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
     asked |= {} if noise_facts is None else {"noise_facts": noise_facts}

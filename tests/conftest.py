@@ -16,7 +16,6 @@ from ktrace.config.compose import composed
 from ktrace.lm import linear
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.pipeline import sweep
 from ktrace.tracing import engines
 from tests.support.command import Ended, Ktrace
 from tests.support.configs import Compose
@@ -89,9 +88,7 @@ def ktrace(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Ktrace]:
     """`python -m ktrace ...` in this process and an empty folder."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; this undoes that
-    monkeypatch.setattr(command, "_WANTS_TRACEBACK", False)
-    monkeypatch.setattr(sweep, "_failed", [])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 

@@ -206,6 +206,11 @@ class ColumnsConfig:
     relation_id: str | None = None
     subject_start: str | None = None
 
+    @property
+    def given(self) -> dict[str, str]:
+        """Column by field, of the fields that are somewhere else."""
+        return {name: column for name, column in vars(self).items() if column is not None}
+
 
 @dataclass
 class DatasetConfig:

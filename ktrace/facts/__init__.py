@@ -1,7 +1,6 @@
 """Facts: reading and checking them, and where a subject's tokens stand in its prompt."""
 
 from ktrace.facts.fact import Fact, FactSet
-from ktrace.facts.hub import load_hub_facts
 from ktrace.facts.load import load_facts, prompt_facts
 from ktrace.facts.roles import role_of_positions
 from ktrace.facts.span import Span, token_span
@@ -11,7 +10,6 @@ __all__ = [
     "FactSet",
     "Span",
     "load_facts",
-    "load_hub_facts",
     "prompt_facts",
     "role_of_positions",
     "token_span",

@@ -1,11 +1,12 @@
 """From a dataset's config to its facts."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from ktrace.config import ColumnsConfig, DatasetConfig
+from ktrace.config import DatasetConfig
 from ktrace.errors import KtraceError
-from ktrace.facts import FactSet, load_facts, load_hub_facts, prompt_facts
+from ktrace.facts.fact import FactSet
+from ktrace.facts.hub import load_hub_facts
+from ktrace.facts.load import load_facts, prompt_facts
 
 
 def facts_of(dataset: DatasetConfig) -> FactSet:
@@ -21,20 +22,12 @@ def facts_of(dataset: DatasetConfig) -> FactSet:
             dataset.attribute,
             subject_start=dataset.subject_start,
         )
-    columns = _given(dataset.columns)
     if dataset.hub is not None:
-        assert dataset.split is not None
-        return load_hub_facts(
-            dataset.hub,
-            split=dataset.split,
-            subset=dataset.subset,
-            path=dataset.path,
-            revision=dataset.revision,
-            sha256=dataset.sha256,
-            columns=columns,
-        )
+        return load_hub_facts(dataset)
     assert dataset.path is not None
-    return load_facts(dataset.path, url=dataset.url, sha256=dataset.sha256, columns=columns)
+    return load_facts(
+        dataset.path, url=dataset.url, sha256=dataset.sha256, columns=dataset.columns.given
+    )
 
 
 def noise_facts_of(dataset: DatasetConfig) -> FactSet | None:
@@ -48,7 +41,3 @@ def noise_facts_of(dataset: DatasetConfig) -> FactSet | None:
     if not Path(dataset.noise_facts).expanduser().is_file():
         raise KtraceError(f"dataset.noise_facts={dataset.noise_facts} is not a file")
     return load_facts(dataset.noise_facts)
-
-
-def _given(columns: ColumnsConfig) -> Mapping[str, str]:
-    return {name: column for name, column in vars(columns).items() if column is not None}

@@ -8,9 +8,8 @@ prompt.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from ktrace.config.identity import Content
 from ktrace.errors import KtraceError
@@ -80,7 +79,7 @@ def fact_set(facts: tuple[Fact, ...], origin: str) -> FactSet:
     return FactSet(facts, canonical_digest([_content(fact) for fact in facts]), origin)
 
 
-def _content(fact: Fact) -> dict[str, Any]:
+def _content(fact: Fact) -> dict[str, object]:
     content = asdict(fact)
     # Where the subject stands once, its place follows from the rest.
     if len(_occurrences(fact.prompt, fact.subject)) == 1:
@@ -88,7 +87,7 @@ def _content(fact: Fact) -> dict[str, Any]:
     return content
 
 
-def canonical_digest(records: list[dict[str, Any]]) -> str:
+def canonical_digest(records: Sequence[Mapping[str, object]]) -> str:
     """SHA-256 of records as JSON with sorted keys, no spaces, and no ASCII escapes."""
     text = json.dumps(
         records, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str
@@ -97,8 +96,8 @@ def canonical_digest(records: list[dict[str, Any]]) -> str:
 
 
 def renamed(
-    record: Mapping[str, Any], columns: Mapping[str, str], row: int, where: str
-) -> Mapping[str, Any]:
+    record: Mapping[str, object], columns: Mapping[str, str], row: int, where: str
+) -> Mapping[str, object]:
     """A record of another schema, with the fields that a fact needs.
 
     Args:
@@ -112,9 +111,9 @@ def renamed(
     """
     if not columns:
         return record
-    found: dict[str, Any] = {ROW: row, **record}
+    found: dict[str, object] = {ROW: row, **record}
     for name, column in columns.items():
-        value: Any = found
+        value: object = found
         for part in [column] if column in found else column.split("."):
             if not isinstance(value, Mapping) or part not in value:
                 raise KtraceError(
@@ -126,7 +125,7 @@ def renamed(
     return found
 
 
-def fact_of(record: Mapping[str, Any], where: str, *, open_answer: bool = False) -> Fact:
+def fact_of(record: Mapping[str, object], where: str, *, open_answer: bool = False) -> Fact:
     """Check a record.
 
     Args:
@@ -167,7 +166,7 @@ def fact_of(record: Mapping[str, Any], where: str, *, open_answer: bool = False)
     return Fact(known_id=known_id, **texts, subject_start=start)
 
 
-def _from_template(given: dict[str, Any], where: str) -> int | None:
+def _from_template(given: dict[str, object], where: str) -> int | None:
     """Write the prompt that a template makes; returns where the subject begins in it."""
     template, subject = given.get("template"), given.get("subject")
     if not isinstance(template, str) or not isinstance(subject, str):

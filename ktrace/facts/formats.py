@@ -3,14 +3,13 @@
 import csv
 import io
 import json
-from typing import Any
 
 from ktrace.errors import KtraceError
 
 _TOO_MANY_DIGITS = "a number with more digits than Python reads"  # its one other ValueError
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
-Records = list[tuple[str, dict[str, Any]]]  # (where it stands, for messages; its fields)
+Records = list[tuple[str, dict[str, object]]]  # (where it stands, for messages; its fields)
 
 
 def parse(source: str, suffix: str, raw: bytes) -> Records:
@@ -93,14 +92,14 @@ def _parse_csv(source: str, text: str) -> Records:
             where = f"{source}, line {reader.line_num}"
             if None in row or None in row.values():
                 raise KtraceError(f"{where}: the row has more or fewer cells than the header")
-            records.append((where, dict[str, Any](row)))
+            records.append((where, dict[str, object](row)))
     except csv.Error as error:
         line = reader.reader.line_num  # DictReader's own counts finished rows only
         raise KtraceError(f"{source}, line {line}: malformed CSV: {error}") from error
     return records
 
 
-def _as_object(record: object, where: str) -> dict[str, Any]:
+def _as_object(record: object, where: str) -> dict[str, object]:
     if not isinstance(record, dict):
         raise KtraceError(f"{where}: a fact must be an object, not {type(record).__name__}")
     return record

@@ -8,7 +8,6 @@ import logging
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ktrace.errors import KtraceError
 from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_of, fact_set, renamed
@@ -82,7 +81,7 @@ def prompt_facts(
     Raises:
         KtraceError: the subject is not in the prompt, or more than once without `subject_start`.
     """
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "known_id": 0,
         "prompt": prompt,
         "subject": subject,

@@ -24,11 +24,17 @@ from ktrace.config import Dtype, ModelConfig, Quantization
 from ktrace.errors import KtraceError
 from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
 from ktrace.lm.linear import multiply_exactly
-from ktrace.lm.model import LanguageModel
+from ktrace.lm.model import Config, LanguageModel
 from ktrace.lm.probe import prove
 from ktrace.lm.source import ModelSource
+from ktrace.lm.tokens import Tokenizer
 
 log = logging.getLogger(__name__)
+
+# transformers types these as if they took and gave less than they do.
+_AUTO_MODEL: Any = AutoModelForCausalLM
+_TRANSFORMERS_LOG: Any = transformers_logging
+_QUANTIZED: Any = BitsAndBytesConfig
 
 # An assertion is how torch says that it was built without a device.
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, AssertionError, SafetensorError)
@@ -67,11 +73,11 @@ def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageMod
     return language_model(model, tokenizer, paths)
 
 
-def _origin(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
+def _origin(source: ModelSource, config: ModelConfig) -> dict[str, object]:
     return {"revision": source.revision, "trust_remote_code": config.trust_remote_code}
 
 
-def _architecture(source: ModelSource, config: ModelConfig, where: str) -> Any:
+def _architecture(source: ModelSource, config: ModelConfig, where: str) -> Config:
     """The checkpoint's `config.json`, as transformers reads it."""
     try:
         return AutoConfig.from_pretrained(source.location, **_origin(source, config))
@@ -84,7 +90,7 @@ def _architecture(source: ModelSource, config: ModelConfig, where: str) -> Any:
 
 
 def _load_weights(
-    source: ModelSource, config: ModelConfig, architecture: Any, device: torch.device | None
+    source: ModelSource, config: ModelConfig, architecture: Config, device: torch.device | None
 ) -> PreTrainedModel:
     where = f"model.path={source.location}"
     asked = where if config.device_map is None else f"{where} model.device_map={config.device_map}"
@@ -95,7 +101,7 @@ def _load_weights(
     try:
         with _own_report():
             # Typed as if it returned the model alone.
-            model, report = cast(Any, AutoModelForCausalLM).from_pretrained(
+            model, report = _AUTO_MODEL.from_pretrained(
                 source.location,
                 config=_with_fused_activation(architecture),
                 dtype=config.dtype.value,
@@ -122,15 +128,15 @@ def _load_weights(
 
 
 def _placed(model: PreTrainedModel, device: torch.device, attention: str | None) -> PreTrainedModel:
-    model = cast(Any, model).to(device)
-    if attention is None and model.device.type == "cpu" and model.dtype == torch.float32:
+    moved: PreTrainedModel = cast(Any, model).to(device)
+    if attention is None and moved.device.type == "cpu" and moved.dtype == torch.float32:
         # Torch's fused kernel is made for long sequences; with as few tokens as facts have, plain
         # products are up to four times as fast. In float64 they would take softmax in float32.
-        model.set_attn_implementation("eager")
-    return model
+        moved.set_attn_implementation("eager")
+    return moved
 
 
-def _with_fused_activation(config: Any) -> Any:
+def _with_fused_activation(config: Config) -> Config:
     """Name torch's own kernel where a config names GPT-2's formula, spelt out in eight steps.
 
     It is the same function, tanh(...) included; on a CPU it takes a seventh of the time.
@@ -145,7 +151,7 @@ def _with_fused_activation(config: Any) -> Any:
 @contextmanager
 def _own_report() -> Iterator[None]:
     """Keep transformers' table of weights and, away from a terminal, its bars off stderr."""
-    library = cast(Any, transformers_logging)
+    library = _TRANSFORMERS_LOG
     if not sys.stderr.isatty():
         library.disable_progress_bar()
     verbosity = library.get_verbosity()
@@ -163,14 +169,14 @@ def _some(names: Iterable[str]) -> str:
 
 
 def language_model(
-    model: PreTrainedModel, tokenizer: Any = None, paths: ModulePaths | None = None
+    model: PreTrainedModel, tokenizer: Tokenizer = None, paths: ModulePaths | None = None
 ) -> LanguageModel:
     """Take a model that is already in memory, and prove its sites.
 
     Raises:
         KtraceError: unknown architecture, or a module path that the probe refutes.
     """
-    config: Any = model.config
+    config: Config = model.config
     name = type(model).__name__
     paths = paths or _known_paths(config, name, name)
     n_layers = int(config.get_text_config().num_hidden_layers)
@@ -181,7 +187,7 @@ def language_model(
     return LanguageModel(model, tokenizer, paths, n_layers, prove(model, paths, n_layers))
 
 
-def _built(architecture: Any, config: ModelConfig) -> str | None:
+def _built(architecture: Config, config: ModelConfig) -> str | None:
     """The class that transformers makes of a checkpoint, whatever class this names."""
     beside = getattr(architecture, "auto_map", None) or {}
     if config.trust_remote_code and "AutoModelForCausalLM" in beside:
@@ -190,7 +196,7 @@ def _built(architecture: Any, config: ModelConfig) -> str | None:
     return built
 
 
-def _known_paths(config: Any, built: str | None, where: str) -> ModulePaths:
+def _known_paths(config: Config, built: str | None, where: str) -> ModulePaths:
     # Some checkpoints name another class than the one built: MPT that of its own code, Llama-4 the
     # one that reads images, too.
     names = [*(config.architectures or ())[:1], *([built] if built else ())]
@@ -206,7 +212,7 @@ def _known_paths(config: Any, built: str | None, where: str) -> ModulePaths:
 
 
 def _check_map(
-    device_map: Mapping[Any, Any], config: Any, paths: ModulePaths, trust_remote_code: bool
+    device_map: Mapping[str, object], config: Config, paths: ModulePaths, trust_remote_code: bool
 ) -> None:
     """Refuse what transformers would pass over, or fail on in the middle of a run.
 
@@ -214,9 +220,7 @@ def _check_map(
         KtraceError: a module that is not there, or an embedding that is nowhere in memory.
     """
     with torch.device("meta"):
-        model = cast(Any, AutoModelForCausalLM).from_config(
-            config, trust_remote_code=trust_remote_code
-        )
+        model = _AUTO_MODEL.from_config(config, trust_remote_code=trust_remote_code)
     modules, parameters = model.named_modules(), model.named_parameters()
     known = {name for names in (modules, parameters) for name, _ in names}
     unknown = [name for name in device_map if name not in known]
@@ -250,15 +254,14 @@ def _bits(quantization: Quantization | None, dtype: Dtype) -> Any:
     """What transformers takes for a quantization."""
     if quantization is None:
         return None
-    make = cast(Any, BitsAndBytesConfig)
     if quantization is Quantization.int8:
-        return make(load_in_8bit=True)
+        return _QUANTIZED(load_in_8bit=True)
     # Products are taken in this dtype; bitsandbytes alone would take float32.
     computes_in = None if dtype is Dtype.auto else getattr(torch, dtype.value)
-    return make(load_in_4bit=True, bnb_4bit_compute_dtype=computes_in)
+    return _QUANTIZED(load_in_4bit=True, bnb_4bit_compute_dtype=computes_in)
 
 
-def _load_tokenizer(source: ModelSource, origin: dict[str, Any], where: str) -> Any:
+def _load_tokenizer(source: ModelSource, origin: dict[str, object], where: str) -> Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **origin)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -7,6 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ktrace.lm.families import ModulePaths
+from ktrace.lm.tokens import Tokenizer
+
+Config = Any  # of transformers: its attributes differ from family to family
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class LanguageModel:
     """
 
     model: PreTrainedModel
-    tokenizer: Any
+    tokenizer: Tokenizer
     paths: ModulePaths
     n_layers: int
     d_embedding: int
@@ -60,6 +63,6 @@ class LanguageModel:
         return None if limit is None else int(limit)
 
     @property
-    def _text_config(self) -> Any:
-        config: Any = self.model.config
+    def _text_config(self) -> Config:
+        config: Config = self.model.config
         return config.get_text_config()

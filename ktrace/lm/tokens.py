@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+Tokenizer = Any  # of transformers, fast: `lm/load.py` refuses others
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -20,7 +22,7 @@ class EncodedPrompt:
     tokens: tuple[str, ...]
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> EncodedPrompt:
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> EncodedPrompt:
     """Token ids and character offsets of a prompt.
 
     Special tokens that the tokenizer adds at the start (BOS) stay; those it adds at the end are
@@ -77,7 +79,7 @@ def _own_characters(
     return exact
 
 
-def answer_token_ids(tokenizer: Any, prompt: str, answer: str) -> tuple[int, ...]:
+def answer_token_ids(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[int, ...]:
     """Ids of the tokens that follow the prompt when the answer is written after it.
 
     None at all where the answer changes how the prompt itself is tokenised (its first letters merge
@@ -88,6 +90,6 @@ def answer_token_ids(tokenizer: Any, prompt: str, answer: str) -> tuple[int, ...
     return longer[len(ids) :] if longer[: len(ids)] == ids else ()
 
 
-def subject_token_ids(tokenizer: Any, subject: str) -> tuple[int, ...]:
+def subject_token_ids(tokenizer: Tokenizer, subject: str) -> tuple[int, ...]:
     """Token ids of a subject on its own, special tokens left out: what sigma is measured on."""
     return tuple(tokenizer(subject, add_special_tokens=False)["input_ids"])

@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ktrace.pipeline.jobs import DONE, Job
+
 # A pipe or a log file has no width of its own.
 _PIPE_WIDTH = 110
 _UNBOUNDED = 10_000
@@ -122,7 +124,7 @@ def print_counts(counts: Mapping[str, int], folder: Path) -> None:
     console.print(f"stores in {folder.parent}", soft_wrap=True)
 
 
-def print_comparison(jobs: Sequence[Mapping[str, Any]]) -> None:
+def print_comparison(jobs: Sequence[Job]) -> None:
     """One row for each job of a sweep and mediator; what failed stands below, with its reason."""
     table = Table(title="Sweep", title_justify="left")
     for name in ("job", "overrides", "model", "noise", "mediator"):
@@ -130,19 +132,19 @@ def print_comparison(jobs: Sequence[Mapping[str, Any]]) -> None:
     for name in ("facts", "candidates", "ATE", "peak at last subject", "peak at last"):
         table.add_column(name, justify="right")
     # What all jobs share tells none of them apart.
-    shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
     failed = []
     for job in jobs:
-        own = " ".join(text for text in job["overrides"] if text not in shared)
-        if job["status"] != "done":
-            table.add_row(job["job"], own, job["model"], "", "failed")
-            failed.append(f"job {job['job']} ({own}) failed: {job['message']}")
-        elif job["summary"] is None:  # a stage before the analysis
-            counts = (str(job["counts"].get(name, "")) for name in ("facts", "candidates"))
-            table.add_row(job["job"], own, job["model"], "", "", *counts)
+        own = " ".join(text for text in job.overrides if text not in shared)
+        if job.status != DONE:
+            table.add_row(job.job, own, job.model, "", "failed")
+            failed.append(f"job {job.job} ({own}) failed: {job.message}")
+        elif job.summary is None:  # a stage before the analysis
+            counts = (str((job.counts or {}).get(name, "")) for name in ("facts", "candidates"))
+            table.add_row(job.job, own, job.model, "", "", *counts)
         else:
-            for key in job["mediators"]:
-                table.add_row(job["job"], own, *_cells(job["summary"], key))
+            for key in job.mediators:
+                table.add_row(job.job, own, *_cells(job.summary, key))
     console = _stdout(_UNBOUNDED)  # overrides may be long: who reads a file can scroll
     console.print(table)
     for line in failed:

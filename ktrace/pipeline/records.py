@@ -1,20 +1,27 @@
-"""What a part of the clean store holds of one fact."""
+"""From what a model gave to the records of the stores, and back to what an engine needs."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from ktrace.facts import Fact, role_of_positions
+from ktrace.facts import Fact, Span, role_of_positions
+from ktrace.store import CleanRecord, CorruptedRecord, PartWriter
+from ktrace.terms import METRICS, SITES
 
 if TYPE_CHECKING:
+    import torch
+
     from ktrace.lm.model import LanguageModel
     from ktrace.tracing.encode import EncodedFact
+    from ktrace.tracing.engine import Baseline, Case
+    from ktrace.tracing.measure import MeasuredNoise
 
 
 def clean_record(
     lm: "LanguageModel", index: int, fact: Fact, encoded: "EncodedFact"
-) -> dict[str, Any]:
+) -> CleanRecord:
     """Run a fact's prompt once, and say whether it is a candidate.
 
     A prompt that is longer than the model reads is not run: it is left out, with the reason.
@@ -28,38 +35,125 @@ def clean_record(
     Raises:
         KtraceError: the model gives no numbers.
     """
-    import torch
-
-    from ktrace.terms import SITES
     from ktrace.tracing.encode import clean_fact, decoded
 
-    prompt, answer = encoded.prompt, encoded.answer_ids
-    result, left_out = clean_fact(lm, fact, encoded)
-    record: dict[str, Any] = {
-        **asdict(fact),
-        "index": index,
-        "left_out": left_out,
-        "is_candidate": not left_out,
-        "input_ids": prompt.input_ids,
-        "tokens": prompt.tokens,
-        "offsets": prompt.offsets,
-        "roles": [role or "" for role in role_of_positions(encoded.span, len(prompt.input_ids))],
-        "span": encoded.span,
-        "answer_ids": answer,
-        "predicted_ids": result.predicted_ids if result else (),
-        "predicted": decoded(lm, result.predicted_ids) if result else "",
-        "predicted_probability": result.predicted_probability if result else float("nan"),
-        "probability": result.probability if result else float("nan"),
-    }
-    for site in SITES:
+    prompt = encoded.prompt
+    run, left_out = clean_fact(lm, fact, encoded)
+    roles = role_of_positions(encoded.span, len(prompt.input_ids))
+    activations = run.activations if run else {}
+    return CleanRecord(
+        index=index,
+        known_id=fact.known_id,
+        prompt=fact.prompt,
+        subject=fact.subject,
+        attribute=fact.attribute,
+        relation_id=fact.relation_id,
+        left_out=left_out,
+        is_candidate=not left_out,
+        input_ids=np.array(prompt.input_ids, dtype=np.int64),
+        tokens=prompt.tokens,
+        offsets=np.array(prompt.offsets, dtype=np.int64),
+        roles=[role or "" for role in roles],
+        span=encoded.span,
+        answer_ids=np.array(encoded.answer_ids, dtype=np.int64),
+        predicted_ids=np.array(run.predicted_ids if run else (), dtype=np.int64),
+        predicted=decoded(lm, run.predicted_ids) if run else "",
+        predicted_probability=run.predicted_probability if run else float("nan"),
+        probability=run.probability if run else float("nan"),
         # Not every family has all sites; and nothing ever restores what is left out.
-        states = result.activations.get(site) if result else None
-        if states is None:
-            states = torch.empty(0, 0, 0, dtype=lm.model.dtype)
-        elif left_out:
-            states = states[:0, :0, :0]
-        # numpy has no bfloat16: its bits travel as uint16.
-        record[site] = np.ascontiguousarray(
-            (states.view(torch.uint16) if states.dtype == torch.bfloat16 else states).numpy()
-        )
-    return record
+        states={
+            site: _bits(None if left_out else activations.get(site), lm.model.dtype)
+            for site in SITES
+        },
+    )
+
+
+def _bits(states: "torch.Tensor | None", dtype: "torch.dtype") -> npt.NDArray[np.generic]:
+    """Of states, `(n_layers, n_positions, d_model)`, as numpy keeps them; empty for None."""
+    import torch
+
+    if states is None:
+        states = torch.empty(0, 0, 0, dtype=dtype)
+    # numpy has no bfloat16: its bits travel as uint16.
+    kept = states.view(torch.uint16) if states.dtype == torch.bfloat16 else states
+    return np.ascontiguousarray(kept.numpy())
+
+
+def corrupted_record(
+    lm: "LanguageModel", known_id: int, case: "Case", noise: "MeasuredNoise", baseline: "Baseline"
+) -> CorruptedRecord:
+    """What the corrupted run of a fact gave."""
+    from ktrace.tracing.encode import decoded
+
+    return CorruptedRecord(
+        index=case.index,
+        known_id=known_id,
+        left_out="",
+        sigma=noise.sigma,
+        noise_level=noise.level,
+        foil_ids=np.array(baseline.foil_ids, dtype=np.int64),
+        foil=[decoded(lm, ids) for ids in baseline.foil_ids],
+        clean=baseline.clean,
+        corrupted=baseline.corrupted,
+    )
+
+
+def uncorrupted_record(
+    known_id: int, case: "Case", noise: "MeasuredNoise", reason: str
+) -> CorruptedRecord:
+    """Of a fact that the noise cannot corrupt: the reason in place of scores."""
+    nothing = dict.fromkeys(METRICS, np.empty(0))
+    return CorruptedRecord(
+        index=case.index,
+        known_id=known_id,
+        left_out=reason,
+        sigma=noise.sigma,
+        noise_level=noise.level,
+        foil_ids=np.empty((0, 0), dtype=np.int64),
+        foil=(),
+        clean=nothing,
+        corrupted=nothing,
+    )
+
+
+def case_of(record: CleanRecord) -> "Case":
+    """A stored candidate, as an engine needs it."""
+    from ktrace.tracing.engine import Case
+
+    ids, answer = (tuple(ids.tolist()) for ids in (record.input_ids, record.answer_ids))
+    return Case(record.index, ids, Span(*record.span), answer)
+
+
+def baseline_of(record: CorruptedRecord) -> "Baseline":
+    """A stored corrupted run, as an engine needs it."""
+    from ktrace.tracing.engine import Baseline
+
+    return Baseline(
+        clean={metric: scores.astype(np.float64) for metric, scores in record.clean.items()},
+        corrupted={m: scores.astype(np.float64) for m, scores in record.corrupted.items()},
+        foil_ids=tuple(map(tuple, record.foil_ids.tolist())),
+    )
+
+
+def batch_of(writers: Mapping[str, PartWriter], lacking: Mapping[str, Collection[int]]) -> set[str]:
+    """Mediators to run on some facts: those that lack one, and those that shared batches with them.
+
+    A run that was killed between writing one mediator and the next has stored some of those that
+    ran together. The others get their bits again only in the same company.
+
+    Args:
+        writers: of restored stores, by mediator key, opened with `keep=["together"]`.
+        lacking: the facts that each lacks (`ktrace.store.claim_all`).
+
+    Returns:
+        Keys of mediators.
+    """
+    wanted = {key for key, facts in lacking.items() if facts}
+    facts = {index for some in lacking.values() for index in some}
+    company = {
+        key
+        for key, writer in writers.items()
+        for index in facts & writer.stored.keys()
+        if wanted.intersection(writer.stored[index]["together"].split())
+    }
+    return wanted | company

@@ -1,7 +1,7 @@
 """One run from its config: which stages it takes, and the analysis of what they stored."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,9 @@ from ktrace.config import RunConfig, Stage
 from ktrace.config.identity import dataset_key, noise_key
 from ktrace.files import remove_stale, require_writable
 from ktrace.pipeline.runlog import RunLog
-from ktrace.pipeline.same_settings import require_agreement
-from ktrace.pipeline.stages import Stages
+from ktrace.pipeline.same_settings import require_same_settings
+from ktrace.pipeline.stages import run_stages
 from ktrace.store import RunFolders, one_at_a_time
-from ktrace.store.layout import is_complete
 from ktrace.tracing.mediators import make_mediator
 
 if TYPE_CHECKING:
@@ -50,42 +49,45 @@ def run(config: RunConfig) -> Outcome:
     Raises:
         KtraceError: something the user can mend.
     """
-    mediators = [make_mediator(name, config.mediator.window) for name in config.mediator.names]
-    mediators = list({mediator.key: mediator for mediator in mediators}.values())
-    folder = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
-    folders = RunFolders(folder / noise_key(config.noise))
-    keys = tuple(mediator.key for mediator in mediators)
     if config.stage is Stage.compare:
         return _compare(config)
+    named = [make_mediator(name, config.mediator.window) for name in config.mediator.names]
+    mediators = list({mediator.key: mediator for mediator in named}.values())
+    dataset = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
+    folders = RunFolders(dataset / noise_key(config.noise))
+    keys = tuple(mediator.key for mediator in mediators)
     counts: dict[str, int] = {}
     require_writable(folders.run)
     with RunLog(config, folders) as run_log:
         if config.stage is Stage.analyze:
-            require_agreement(config, folders)
+            require_same_settings(config, folders)
         else:
-            remove_stale(folder)
-            stages = Stages(config, folders, mediators, run_log)
-            counts = stages.run_all()
-            if stages.shard.is_part and not is_complete(folders, keys, stages.limit):
+            remove_stale(dataset)
+            counts, is_whole = run_stages(config, folders, mediators, run_log)
+            if not is_whole:
                 log.info("shard=%s is done; the last shard to end draws the figures", config.shard)
                 return Outcome(folders.run, keys, None, counts)
         if config.stage not in (Stage.all, Stage.analyze):
             return Outcome(folders.run, keys, None, counts)
-        from ktrace.analysis.analyze import analyze  # pandas and seaborn, when they are needed
+        with run_log.timed("analyze"):
+            return Outcome(folders.run, keys, _analyze(config, folders, keys), counts)
 
-        # From the first look at the stores to the last file: the jobs of a sweep share the folder,
-        # and who looked first must not be the last to write.
-        with _alone(folders), run_log.timed("analyze"):
-            analysis = analyze(
-                folders.run,
-                averaging=_averaging(config),
-                asked=keys,
-                limit=config.dataset.limit,
-                metric=config.metric.value,
-                partial=config.analysis.partial,
-                facts=config.analysis.facts,
-            )
-    return Outcome(folders.run, keys, analysis, counts)
+
+def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "Analysis":
+    from ktrace.analysis.analyze import analyze  # pandas and seaborn, when they are needed
+
+    # From the first look at the stores to the last file: the jobs of a sweep share the folder, and
+    # who looked first must not be the last to write.
+    with _alone(folders):
+        return analyze(
+            folders.run,
+            averaging=_averaging(config),
+            asked=keys,
+            limit=config.dataset.limit,
+            metric=config.metric.value,
+            partial=config.analysis.partial,
+            facts=config.analysis.facts,
+        )
 
 
 def _alone(folders: RunFolders) -> AbstractContextManager[None]:

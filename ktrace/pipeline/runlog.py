@@ -1,60 +1,23 @@
-"""What a run says about itself: on every part that it writes, in `runs/` and in `run.yaml`.
+"""What a run says about itself: on every part that it writes, in `runs/` and in `run.yaml`."""
 
-Not what its numbers depend on: that is the fingerprint (`settings.py`). No torch here unless a
-model was loaded.
-"""
-
-import math
 import os
 import platform
 import re
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from enum import Enum
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ktrace.config import DatasetConfig, ModelConfig, RunConfig
+from ktrace.config import RunConfig
 from ktrace.errors import KtraceError
 from ktrace.files import write_text
-from ktrace.lm.source import ModelSource, content_hashes
+from ktrace.pipeline.origin import git_commit, package_versions
 from ktrace.store import RunFolders
-
-if TYPE_CHECKING:
-    import torch
-
-    from ktrace.lm.model import LanguageModel
-
-# Whose versions can change a number or a figure.
-_PACKAGES = (
-    "ktrace",
-    "accelerate",
-    "bitsandbytes",
-    "datasets",
-    "h5py",
-    "hydra-core",
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "plotly",
-    "pyarrow",
-    "safetensors",
-    "seaborn",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
-_GIT_SECONDS = 5
 
 
 class RunLog:
@@ -71,9 +34,9 @@ class RunLog:
         self._folders = folders
         self._clock = time.monotonic()
         self._adds_numbers = False
-        self._ending: dict[str, Any] = {"status": "started"}
+        self._ending: dict[str, object] = {"status": "started"}
         self._seconds: dict[str, float] = {}
-        self._about: dict[str, Any] = {
+        self._about: dict[str, object] = {
             "run": self.name,
             "started": now.isoformat(timespec="seconds"),
             "host": platform.node(),
@@ -84,11 +47,11 @@ class RunLog:
             "config": _plain(asdict(config)),
         }
 
-    def add(self, **about: Any) -> None:
+    def add(self, **about: object) -> None:
         """Note what only shows on the way, such as the model's device."""
-        self._about |= _plain(about)
+        self._about |= {name: _plain(value) for name, value in about.items()}
 
-    def on_parts(self) -> dict[str, Any]:
+    def on_parts(self) -> dict[str, object]:
         """What a part that is written now says about its origin."""
         return dict(self._about)
 
@@ -139,103 +102,7 @@ class RunLog:
             write_text(self._folders.run_yaml, text)
 
 
-def package_versions() -> dict[str, str | None]:
-    """Versions of the packages that matter; None for one that is not installed."""
-    return {package: _version(package) for package in _PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # ktrace itself, where its source tree is on the path
-        return None
-
-
-@lru_cache
-def git_commit() -> str | None:
-    """Commit of ktrace's checkout, with `-dirty` where files differ; None outside of one."""
-    package = Path(__file__).resolve().parent
-    git = shutil.which("git")
-    if git is None:
-        return None
-    # A file that is not tracked lies in somebody else's repository: an environment below it.
-    for question in (
-        ("ls-files", "--error-unmatch", Path(__file__).name),
-        ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
-    ):
-        try:
-            answer = subprocess.run(
-                [git, "-C", str(package), *question],
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=_GIT_SECONDS,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-    return answer.stdout.strip()
-
-
-def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -> dict[str, Any]:
-    """What a loaded model is and where it runs; the config's dtype is resolved."""
-    return {
-        "model": {
-            "path": config.path,
-            "revision": source.revision,
-            "identity": source.identity,
-            "architecture": type(lm.model).__name__,
-            "dtype": config.dtype,
-            "attention": getattr(lm.model.config, "_attn_implementation", None),
-            **content_hashes(source),
-        },
-        "device": _about_device(lm.device),
-    }
-
-
-def about_dataset(config: DatasetConfig) -> dict[str, Any]:
-    """Where the facts come from, as far as the config says."""
-    origin = {key: getattr(config, key) for key in ("path", "hub", "subset", "split", "revision")}
-    return {key: value for key, value in origin.items() if value is not None}
-
-
-def about_noise(sigma: float, level: float, measured_on: Mapping[str, Any]) -> dict[str, Any]:
-    """The measured level; `multiple` is what it comes to, also where noise.std gave the level.
-
-    Args:
-        sigma: standard deviation of the subjects' embeddings.
-        level: what draws are multiplied with; NaN for a noise without a level.
-        measured_on: `dataset`, `facts` and `tokens` whose subjects sigma is of.
-    """
-    known = not math.isnan(level)
-    return {
-        "sigma": sigma,
-        "level": level if known else None,
-        "multiple": level / sigma if known and sigma else None,
-        "measured_on": dict(measured_on),
-    }
-
-
-def _about_device(device: "torch.device") -> dict[str, Any]:
-    """Where the model runs; how many threads share a sum changes its rounding on a CPU."""
-    import torch
-
-    name = _device_name(device)
-    return {"device": str(device), "name": name, "threads": torch.get_num_threads()}
-
-
-def _device_name(device: "torch.device") -> str:
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with suppress(OSError):
-        cpu = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
-        if named := re.search(r"^model name\s*:\s*(.+)$", cpu, re.MULTILINE):
-            return named[1]
-    return platform.processor() or platform.machine()
-
-
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Enums by name and tuples as lists, for YAML and JSON."""
     if isinstance(value, Enum):
         return value.value

@@ -24,7 +24,7 @@ from ktrace.store import RunFolders
 log = logging.getLogger(__name__)
 
 
-def require_agreement(config: RunConfig, folders: RunFolders) -> None:
+def require_same_settings(config: RunConfig, folders: RunFolders) -> None:
     """Refuse stores of other settings; log what could not be compared.
 
     Raises:

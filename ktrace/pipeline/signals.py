@@ -2,15 +2,11 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
 
 from ktrace.errors import Terminated
-
-Unit = TypeVar("Unit")
-
 
 # What signals raised, until the context has ended; None outside of one.
 _raised: list[type[KeyboardInterrupt]] | None = None
@@ -59,13 +55,3 @@ def raise_if_signalled() -> None:
     """
     if _raised:
         raise Terminated if Terminated in _raised else KeyboardInterrupt
-
-
-def heeding_signals(work: Callable[[Unit], bool]) -> Callable[[Unit], bool]:
-    """Work on a unit that is not begun where a signal's exception was dropped before it."""
-
-    def heeding(unit: Unit) -> bool:
-        raise_if_signalled()
-        return work(unit)
-
-    return heeding

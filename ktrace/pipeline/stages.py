@@ -1,382 +1,264 @@
 """The stages that need a model: clean, corrupted and restored runs of every fact not yet stored.
 
-torch is imported only where something is left to run.
+The model is loaded, and torch with it, only where something is left to run.
 """
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from ktrace.config import Answer, Dtype, EngineName, ModelConfig, RunConfig, Stage
-from ktrace.config.identity import Fingerprint, fingerprints, resolved_dtype
+from ktrace.config import RunConfig, Stage
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, Span
-from ktrace.facts.dataset import facts_of, noise_facts_of
-from ktrace.lm.source import ModelSource, find_model, own_dtype
+from ktrace.pipeline.assignment import Assignment, assign
 from ktrace.pipeline.console import progress
-from ktrace.pipeline.records import clean_record
-from ktrace.pipeline.runlog import RunLog, about_dataset, about_model, about_noise
-from ktrace.pipeline.shards import Shard, own_facts
-from ktrace.pipeline.signals import heeding_signals
-from ktrace.store import (
-    BASELINE_SCORES,
-    CLEAN_SCORES,
-    RunFolders,
-    Store,
+from ktrace.pipeline.records import (
+    baseline_of,
     batch_of,
+    case_of,
+    clean_record,
+    corrupted_record,
+    uncorrupted_record,
+)
+from ktrace.pipeline.runlog import RunLog
+from ktrace.pipeline.shards import Shard, own_facts
+from ktrace.pipeline.signals import raise_if_signalled
+from ktrace.store import (
+    CleanRecord,
+    CorruptedRecord,
+    PartWriter,
+    RestoredRecord,
+    RunFolders,
     claim_all,
+    is_complete,
     work_through,
 )
-from ktrace.store.layout import is_complete
 from ktrace.terms import METRICS
-from ktrace.tracing.groups import fact_cost
 from ktrace.tracing.mediators import Mediator
 
 if TYPE_CHECKING:
-    from ktrace.lm.model import LanguageModel
-    from ktrace.tracing.encode import EncodedFact
-    from ktrace.tracing.engine import Baseline, Case, Engine, Shape
-    from ktrace.tracing.measure import MeasuredNoise
+    from ktrace.pipeline.session import Session
+    from ktrace.tracing.engine import Case
+
+# By store: the facts that each lacks.
+Lacking = Mapping[str, frozenset[int]]
 
 
-class Stages:
-    """The stages of one run, up to restoration.
+class Ended(NamedTuple):
+    """What the stages came to.
 
     Attributes:
-        shard: which of the facts are this run's.
-        limit: facts from the dataset's first on, over all shards.
+        counts: facts by state: `facts`, `candidates`, `traced`, as far as the run got.
+        is_whole: whether other shards have nothing left to do.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        folders: RunFolders,
-        mediators: Sequence[Mediator],
-        run_log: RunLog,
-    ) -> None:
-        dataset = config.dataset
-        self.config = config
-        self.folders = folders
-        self.mediators = mediators
-        self.log = run_log
-        self.facts = facts_of(dataset)
-        self.noise_facts = noise_facts_of(dataset)
-        self.limit = min(len(self.facts), dataset.limit or len(self.facts))
-        self.shard = Shard.parse(config.shard)
-        self.source = find_model(
-            config.model.path, config.model.revision, allow_pickle=config.model.allow_pickle
+    counts: dict[str, int]
+    is_whole: bool
+
+
+def run_stages(
+    config: RunConfig, folders: RunFolders, mediators: Sequence[Mediator], run_log: RunLog
+) -> Ended:
+    """Run the stages up to `config.stage`, doing only what is not yet stored.
+
+    Raises:
+        KtraceError: something that a person can mend.
+    """
+    from ktrace.pipeline.session import Session
+
+    assignment, shard = assign(config, mediators), Shard.parse(config.shard)
+    session = cache(lambda: Session(assignment, run_log))
+    counts = _run_stages(assignment, folders, shard, session)
+    keys = [mediator.key for mediator in mediators]
+    is_whole = not shard.is_part or is_complete(folders, keys, assignment.limit)
+    return Ended(counts, is_whole)
+
+
+def _run_stages(
+    assignment: Assignment, folders: RunFolders, shard: Shard, session: Callable[[], "Session"]
+) -> dict[str, int]:
+    config, prints = assignment.config, assignment.prints
+    # Every store is compared with the settings before the first of them is written to.
+    own = _own_facts(assignment, folders, shard, session)
+    clean_done = folders.clean.done(prints.clean, own)
+    corrupted_done = folders.corrupted.done(prints.corrupted, own)
+    restored_done = {
+        m.key: folders.restored(m.key).done(prints.restored(m.key), own)
+        for m in assignment.mediators
+    }
+    facts = [index for index in range(len(assignment.facts)) if index in own]
+    if lacking := [index for index in facts if index not in clean_done]:
+        run_clean(session(), folders, lacking)
+    cases, left_out = _candidates(folders, own)
+    counts = {"facts": len(facts), "candidates": len(cases)}
+    if not cases and not shard.is_part:
+        reasons = "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
+        raise KtraceError(
+            f"{assignment.facts.origin}: none of its first {len(facts)} facts is "
+            f"a candidate for model.name={config.model.name} ({reasons}); nothing to trace"
         )
-        own = own_dtype(self.source) if config.model.dtype is Dtype.auto else None
-        self.model = replace(config.model, dtype=resolved_dtype(config.model, own))
-        self.prints = fingerprints(
-            replace(config, model=self.model),
-            self.source.identity,
-            self.facts.content,
-            self.noise_facts.content if self.noise_facts is not None else None,
+    if config.stage in (Stage.filter, Stage.clean):
+        return counts | {f"left out: {reason}": count for reason, count in left_out.items()}
+    if not all(case.index in corrupted_done for case in cases):
+        run_corrupted(session(), folders, cases)
+    traced = _corrupted_cases(folders, cases)
+    if not traced and not shard.is_part:
+        raise KtraceError(
+            f"noise.kind={config.noise.kind.value} can corrupt none of the {len(cases)} "
+            "candidates; analysis/summary.json of another noise shows them"
         )
+    counts["traced"] = len(traced)
+    if config.stage is not Stage.corrupted and not all(
+        case.index in done for case in traced for done in restored_done.values()
+    ):
+        run_restored(session(), folders, traced)
+    return counts
 
-    def run_all(self) -> dict[str, int]:
-        """Run up to the config's stage; returns the counts of facts."""
-        # Every store is compared with the settings before the first of them is written to.
-        own = self._own
-        done = self.folders.clean.done(self.prints.clean, own)
-        corrupted_done = self.folders.corrupted.done(self.prints.corrupted, own)
-        restored_done = {m.key: self._restored(m).done(self._print(m), own) for m in self.mediators}
-        facts = [pair for pair in enumerate(self.facts.facts) if pair[0] in own]
-        self._clean([(index, fact) for index, fact in facts if index not in done])
-        cases, left_out = self._cases()
-        counts = {"facts": len(facts), "candidates": len(cases)}
-        if not cases and not self.shard.is_part:
-            reasons = "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
-            raise KtraceError(
-                f"{self.facts.origin}: none of its first {len(facts)} facts is "
-                f"a candidate for model.name={self.config.model.name} ({reasons}); nothing to trace"
-            )
-        if self.config.stage in (Stage.filter, Stage.clean):
-            for reason, count in left_out.items():
-                counts[f"left out: {reason}"] = count
-            return counts
-        usable = self._corrupted(cases, corrupted_done)
-        counts["traced"] = len(usable)
-        if self.config.stage is not Stage.corrupted:
-            self._restore(usable, restored_done)
-        return counts
 
-    def _print(self, mediator: Mediator) -> Fingerprint:
-        return self.prints.restored(mediator.key)
+def _own_facts(
+    assignment: Assignment, folders: RunFolders, shard: Shard, session: Callable[[], "Session"]
+) -> Container[int]:
+    """Indices of the facts that this run works on."""
+    keys = [mediator.key for mediator in assignment.mediators]
+    if not shard.is_part or is_complete(folders, keys, assignment.limit):
+        return range(assignment.limit)  # and no model is needed to tell
+    # Other settings are refused before a model is loaded for the split.
+    folders.clean.require(assignment.prints.clean)
+    folders.corrupted.require(assignment.prints.corrupted)
+    from ktrace.tracing.groups import fact_cost, unit_facts
 
-    def _restored(self, mediator: Mediator) -> Store:
-        return self.folders.restored(mediator.key)
+    encoded = session().encoded
+    costs = [fact_cost(len(e.prompt.input_ids), e.span.start) for e in encoded[: assignment.limit]]
+    # Not by groups: another shard may run on another device, and group otherwise.
+    return own_facts(shard, unit_facts([fact.shape for fact in encoded]), costs)
 
-    @cached_property
-    def _lm(self) -> "LanguageModel":
-        lm = _MODELS.get(self.source, self.model)
-        lm.paths.require(*(site for m in self.mediators for site in m.sites))
-        self.log.add(
-            **about_model(self.model, self.source, lm),
-            dataset={**about_dataset(self.config.dataset), **self.prints.dataset},
-            seeds={"noise": self.config.noise.seed},
-            fingerprint=self.prints.corrupted,
-        )
-        self.log.save()
-        return lm
 
-    @cached_property
-    def _encoded(self) -> list["EncodedFact"]:
-        from ktrace.tracing.encode import encode_fact
+def _candidates(folders: RunFolders, own: Container[int]) -> tuple[list["Case"], dict[str, int]]:
+    """Stored candidates, and the counts of the facts that are none by reason."""
+    stored = [record for record in CleanRecord.read(folders.clean) if record.index in own]
+    left_out = Counter(record.left_out for record in stored if not record.is_candidate)
+    return [case_of(record) for record in stored if record.is_candidate], dict(left_out)
 
-        whole = self.config.dataset.answer is Answer.full
-        return [encode_fact(self._lm, fact, whole_answer=whole) for fact in self.facts.facts]
 
-    @cached_property
-    def _shapes(self) -> list["Shape | None"]:
-        from ktrace.tracing.engine import Shape
+def _corrupted_cases(folders: RunFolders, cases: Sequence["Case"]) -> list["Case"]:
+    """Those that the noise can corrupt, with their stored scores."""
+    baselines = {
+        record.index: baseline_of(record)
+        for record in CorruptedRecord.read(folders.corrupted)
+        if not record.left_out
+    }
+    return [
+        replace(case, baseline=baselines[case.index]) for case in cases if case.index in baselines
+    ]
 
-        return [
-            Shape(len(e.prompt.input_ids), e.span.start, len(e.answer_ids))
-            if e.answer_ids
-            else None
-            for e in self._encoded
-        ]
 
-    @cached_property
-    def _groups(self) -> list[list[int]]:
-        """Facts of the whole dataset, so that each always meets the same company."""
-        from ktrace.tracing.groups import group_facts
+def work(
+    title: str,
+    units: Sequence[Sequence[int]],
+    writers: Mapping[str, PartWriter],
+    compute: Callable[[Sequence[int], Lacking], None],
+) -> None:
+    """Do every unit of facts, beside other processes that may be at the same ones.
 
-        return group_facts(self._shapes, self._engine.cases_together)
+    Args:
+        title: of the progress bar.
+        units: indices of facts that are worked on together.
+        writers: by store; a unit is claimed on all of them.
+        compute: takes a unit, and what each store lacks of it, and adds that to the writers. Asked
+            only where one lacks something.
+    """
 
-    def _grouped(self, cases: Sequence["Case"]) -> list[list["Case"]]:
-        by_index = {case.index: case for case in cases}
-        kept = ([by_index[index] for index in group if index in by_index] for group in self._groups)
-        return [group for group in kept if group]
+    def attempt(unit: Sequence[int]) -> bool:
+        raise_if_signalled()
+        lacking = claim_all(writers, unit)
+        if lacking is None:
+            return False
+        if any(lacking.values()):
+            compute(unit, lacking)
+        advance(len(unit))
+        return True
 
-    @cached_property
-    def _own(self) -> Container[int]:
-        """Indices of the facts that this run works on."""
-        everything = range(self.limit)
-        keys = [mediator.key for mediator in self.mediators]
-        if not self.shard.is_part or is_complete(self.folders, keys, self.limit):
-            return everything  # and no model is needed to tell
-        from ktrace.tracing.groups import unit_facts
+    def let_go() -> None:
+        for writer in writers.values():
+            writer.flush()
 
-        # Other settings are refused before a model is loaded for the split.
-        self.folders.clean.require(self.prints.clean)
-        self.folders.corrupted.require(self.prints.corrupted)
-        costs = [fact_cost(len(e.prompt.input_ids), e.span.start) for e in self._encoded]
-        # Not by groups: another shard may run on another device, and group otherwise.
-        return own_facts(self.shard, unit_facts(self._shapes), costs[: self.limit])
+    with progress(title, sum(map(len, units))) as advance:
+        work_through(units, attempt, let_go)
 
-    @cached_property
-    def _noise(self) -> "MeasuredNoise":
-        from ktrace.tracing.measure import measured_noise
 
-        measured = measured_noise(
-            self._lm,
-            self.config.noise,
-            self.facts,
-            self._encoded,
-            self.noise_facts,
-            whole_answer=self.config.dataset.answer is Answer.full,
-        )
-        dataset = self.config.dataset
-        measured_on = {
-            "dataset": Path(dataset.noise_facts).stem if dataset.noise_facts else dataset.name,
-            "facts": measured.n_facts,
-            "tokens": measured.n_tokens,
-        }
-        self.log.add(noise=about_noise(measured.sigma, measured.level, measured_on))
-        return measured
+def run_clean(session: "Session", folders: RunFolders, lacking: Sequence[int]) -> None:
+    """Store the clean runs of some facts."""
+    facts, log = session.assignment.facts.facts, session.log
+    store, prints = folders.clean, session.assignment.prints
+    with log.timed("clean"), store.writer(prints.clean, log.on_parts()) as writer:
 
-    @cached_property
-    def _engine(self) -> "Engine":
-        from ktrace.tracing.engines import make_engine
-        from ktrace.tracing.reference import ReferenceEngine
+        def compute(unit: Sequence[int], lacking: Lacking) -> None:
+            for index in unit:
+                encoded = session.encoded[index]
+                writer.add(clean_record(session.lm, index, facts[index], encoded).row())
 
-        asked = self.config.engine
-        engine = make_engine(
-            asked.name.value, self._lm, self._noise.noise, row_budget=asked.row_budget
-        )
-        used = EngineName.reference if isinstance(engine, ReferenceEngine) else EngineName.suffix
-        self.log.add(engine={"asked": asked.name, "used": used})
-        self.log.save()
-        return engine
+        work("clean runs", [[index] for index in lacking], {"clean": writer}, compute)
 
-    def _clean(self, todo: Sequence[tuple[int, Fact]]) -> None:
-        if not todo:
-            return
-        lm = self._lm
-        with (
-            self.log.timed("clean"),
-            self.folders.clean.writer(self.prints.clean, self.log.on_parts()) as writer,
-            progress("clean runs", len(todo)) as advance,
-        ):
 
-            def attempt(unit: tuple[int, Fact]) -> bool:
-                index, fact = unit
-                lacking = writer.claim([index])
-                if lacking:
-                    writer.add(clean_record(lm, index, fact, self._encoded[index]))
-                advance(lacking is not None)
-                return lacking is not None
+def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
+    """Store the corrupted runs of candidates, and why the noise cannot corrupt others."""
+    from ktrace.tracing.encode import require_numbers
 
-            work_through(todo, heeding_signals(attempt), writer.flush)
+    tracer, lm, log = session.tracer, session.lm, session.log
+    facts, noise = session.assignment.facts.facts, tracer.noise
+    by_index = {case.index: case for case in cases}
+    unusable = [[case.index] for case in cases if case.index in noise.unusable]
+    usable = tracer.grouped([case for case in cases if case.index not in noise.unusable])
+    units = [*unusable, *([case.index for case in group] for group in usable)]
+    store, prints = folders.corrupted, session.assignment.prints
+    with log.timed("corrupted"), store.writer(prints.corrupted, log.on_parts()) as writer:
 
-    def _cases(self) -> tuple[list["Case"], dict[str, int]]:
-        from ktrace.tracing.engine import Case
+        def compute(unit: Sequence[int], lacking: Lacking) -> None:
+            group = [by_index[index] for index in unit]
+            if reason := noise.unusable.get(unit[0]):
+                known_id = facts[unit[0]].known_id
+                writer.add(uncorrupted_record(known_id, group[0], noise, reason).row())
+                return
+            # As a whole even where some of it is stored: other company, other bits.
+            for case, baseline in tracer.engine.baseline(group):
+                if case.index in lacking["corrupted"]:
+                    fact = facts[case.index]
+                    require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
+                    writer.add(corrupted_record(lm, fact.known_id, case, noise, baseline).row())
 
-        cases, left_out = [], Counter[str]()
-        names = ("is_candidate", "left_out", "input_ids", "span", "answer_ids")
-        for record in self.folders.clean.read(*names):
-            if record["index"] not in self._own:
-                continue
-            if not record["is_candidate"]:
-                left_out[record["left_out"]] += 1
-                continue
-            span = Span(*record["span"].tolist())
-            ids, answer = (tuple(record[name].tolist()) for name in ("input_ids", "answer_ids"))
-            cases.append(Case(record["index"], ids, span, answer))
-        return cases, dict(left_out)
+        work("corrupted runs", units, {"corrupted": writer}, compute)
 
-    def _corrupted(self, cases: Sequence["Case"], done: Container[int]) -> list["Case"]:
-        """Run what is not stored; returns the cases that the noise can corrupt."""
-        if not all(case.index in done for case in cases):
-            self._run_corrupted(cases, done)
-        baselines = {
-            record["index"]: _baseline(record)
-            for record in self.folders.corrupted.read(*_BASELINE)
-            if not record["left_out"]
-        }
-        kept = [
-            replace(case, baseline=baselines[case.index])
-            for case in cases
-            if case.index in baselines
-        ]
-        if not kept and not self.shard.is_part:
-            raise KtraceError(
-                f"noise.kind={self.config.noise.kind.value} can corrupt none of the {len(cases)} "
-                "candidates; analysis/summary.json of another noise shows them"
-            )
-        return kept
 
-    def _run_corrupted(self, cases: Sequence["Case"], done: Container[int]) -> None:
-        from ktrace.tracing.encode import decoded, require_numbers
-
-        measured, lm, engine = self._noise, self._lm, self._engine
-        about = {"sigma": measured.sigma, "noise_level": measured.level}
-        unusable = [[case] for case in cases if case.index in measured.unusable]
-        usable = self._grouped([case for case in cases if case.index not in measured.unusable])
-        with (
-            self.log.timed("corrupted"),
-            self.folders.corrupted.writer(self.prints.corrupted, self.log.on_parts()) as writer,
-            progress("corrupted runs", len(cases)) as advance,
-        ):
-
-            def attempt(group: Sequence["Case"]) -> bool:
-                lacking = writer.claim([case.index for case in group])
-                if lacking is None:
-                    return False
-                if lacking and (reason := measured.unusable.get(group[0].index)):
-                    nothing = dict.fromkeys(BASELINE_SCORES, np.empty(0))
-                    why = {"left_out": reason, "foil_ids": np.empty((0, 0), np.int64), "foil": ()}
-                    writer.add({**self._key(group[0]), **about, **why, **nothing})
-                    lacking = frozenset()
-                # As a whole even where some of it is stored: other company, other bits.
-                results = engine.baseline(group) if lacking else ()
-                for case, baseline in results:
-                    if case.index in lacking:
-                        fact = self.facts.facts[case.index]
-                        require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
-                        clean = {CLEAN_SCORES[m]: value for m, value in baseline.clean.items()}
-                        foil = {
-                            "left_out": "",
-                            "foil_ids": baseline.foil_ids,
-                            "foil": [decoded(lm, ids) for ids in baseline.foil_ids],
-                        }
-                        writer.add(
-                            {**self._key(case), **about, **foil, **clean, **baseline.corrupted}
-                        )
-                advance(len(group))
-                return True
-
-            work_through([*unusable, *usable], heeding_signals(attempt), writer.flush)
-
-    def _restore(self, cases: Sequence["Case"], done: Mapping[str, Container[int]]) -> None:
-        if all(case.index in have for case in cases for have in done.values()):
-            return
-        engine, origin = self._engine, self.log.on_parts()
-        with ExitStack() as stack:
-            stack.enter_context(self.log.timed("restore"))
-            writers = {
-                m.key: stack.enter_context(
-                    self._restored(m).writer(self._print(m), origin, ["together"])
+def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
+    """Store the restorations of corrupted facts, by every mediator of the run."""
+    tracer, assignment = session.tracer, session.assignment
+    facts, mediators = assignment.facts.facts, assignment.mediators
+    by_index = {case.index: case for case in cases}
+    units = [[case.index for case in group] for group in tracer.grouped(cases)]
+    origin = session.log.on_parts()
+    with ExitStack() as stack:
+        stack.enter_context(session.log.timed("restore"))
+        writers = {
+            m.key: stack.enter_context(
+                folders.restored(m.key).writer(
+                    assignment.prints.restored(m.key), origin, ["together"]
                 )
-                for m in self.mediators
-            }
-            title = f"restoring {', '.join(writers)}"
-            advance = stack.enter_context(progress(title, len(cases)))
+            )
+            for m in mediators
+        }
 
-            def attempt(group: Sequence["Case"]) -> bool:
-                lacking = claim_all(writers, [case.index for case in group])
-                if lacking is None:
-                    return False
-                batch = batch_of(writers, lacking)
-                mediators = [m for m in self.mediators if m.key in batch]
-                together = {"together": " ".join(m.key for m in mediators)}
-                results = engine.restored(group, mediators) if mediators else ()
-                for case, restored in results:
-                    for key, scores in restored.items():
-                        if case.index in lacking[key]:
-                            writers[key].add({**self._key(case), **together, **scores})
-                advance(len(group))
-                return True
+        def compute(unit: Sequence[int], lacking: Lacking) -> None:
+            batch = batch_of(writers, lacking)
+            chosen = [mediator for mediator in mediators if mediator.key in batch]
+            together = " ".join(mediator.key for mediator in chosen)
+            group = [by_index[index] for index in unit]
+            for case, restored in tracer.engine.restored(group, chosen):
+                for key, scores in restored.items():
+                    if case.index in lacking[key]:
+                        known_id = facts[case.index].known_id
+                        record = RestoredRecord(case.index, known_id, together, scores)
+                        writers[key].add(record.row())
 
-            def let_go() -> None:
-                for writer in writers.values():
-                    writer.flush()
-
-            work_through(self._grouped(cases), heeding_signals(attempt), let_go)
-
-    def _key(self, case: "Case") -> dict[str, int]:
-        return {"index": case.index, "known_id": self.facts.facts[case.index].known_id}
-
-
-# What `_baseline` needs of the store.
-_BASELINE = ("left_out", "foil_ids", *BASELINE_SCORES)
-
-
-def _baseline(record: Mapping[str, Any]) -> "Baseline":
-    from ktrace.tracing.engine import Baseline
-
-    return Baseline(
-        clean={metric: record[name] for metric, name in CLEAN_SCORES.items()},
-        corrupted={metric: record[metric] for metric in METRICS},
-        foil_ids=tuple(map(tuple, record["foil_ids"].tolist())),
-    )
-
-
-class _ModelCache:
-    """Keeps the model used last: the jobs of a sweep run in one process."""
-
-    def __init__(self) -> None:
-        self._key: str | None = None
-        self._model: LanguageModel | None = None
-
-    def get(self, source: ModelSource, config: ModelConfig) -> "LanguageModel":
-        from ktrace.lm.load import load_language_model
-
-        key = repr((source, replace(config, name="", window=0)))  # those two do not change it
-        if self._model is None or key != self._key:
-            self._model = None  # before the next one is loaded: both may not fit
-            self._model = load_language_model(source, config)
-            self._key = key
-        return self._model
-
-
-_MODELS = _ModelCache()
+        work(f"restoring {', '.join(writers)}", units, writers, compute)

@@ -1,14 +1,16 @@
-"""Jobs of a multirun: each leaves a `job.json`, and the sweep ends with one table.
+"""Multiruns: each job leaves a `job.json`, and the sweep ends with one table.
 
 The report reads the files, not this process's memory, so it works whatever launcher ran the jobs.
 A job writes its file before it starts: one that is killed is seen to have no end.
 """
 
-import json
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +23,106 @@ from omegaconf.errors import OmegaConfBaseException
 from ktrace.config.complaints import explain
 from ktrace.config.compose import to_run_config
 from ktrace.errors import KtraceError, Terminated
-from ktrace.files import require_writable, write_text
+from ktrace.files import require_writable
+from ktrace.pipeline.jobs import DONE, Job, jobs_in
 from ktrace.pipeline.signals import ended_by_signals
 
 log = logging.getLogger(__name__)
 
-_RECORD = "job.json"
-_KILLED = "it started and left no result: killed, or still running"
-_failed: list[str] = []
-_told: set[str] = set()  # jobs whose failure this process has logged
-_open_sweeps: list[Path] = []  # begun in this process and not reported yet
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra prints its own story about errors and exits, unless set
+
+
+@dataclass
+class Command:
+    """One command in this process: how far it has come.
+
+    Attributes:
+        wants_traceback: whether errors are shown as they are.
+        is_composed: whether its config stands: from here on, an unknown error is a bug.
+        sweep: folder of the multirun that is under way.
+        failed: numbers of the sweep's jobs that ended without a result.
+        told: those whose failure was logged.
+    """
+
+    wants_traceback: bool = False
+    is_composed: bool = False
+    sweep: Path | None = None
+    failed: list[str] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+
+    def tell(self, job: Job) -> None:
+        """Log once why a job has no result."""
+        if job.job not in self.told:
+            self.told.add(job.job)
+            log.error("job %s failed: %s", job.job, job.message)
+
+    def report(self, submitted: Sequence[str] = ()) -> list[Job]:
+        """End the sweep: print its table, and note which jobs failed.
+
+        Args:
+            submitted: numbers of jobs that a launcher has taken, though some may never have begun.
+        """
+        from ktrace.pipeline.console import print_comparison
+
+        assert self.sweep is not None
+        folder, self.sweep = self.sweep, None
+        lost = {number: Job(number).failed("ended before it began") for number in submitted}
+        jobs = sorted((lost | jobs_in(folder)).values(), key=lambda job: int(job.job))
+        for job in jobs:
+            if job.status != DONE:
+                self.tell(job)  # it may have failed in another process
+                self.failed.append(job.job)
+        print_comparison(jobs)
+        print(f"wrote {folder}")
+        return jobs
+
+    def report_broken(self, error: Exception) -> bool:
+        """Report on a sweep whose launcher gave up, as it does on the first job that was lost.
+
+        The other jobs go on without it. They are waited for, so that the report tells how they
+        ended.
+
+        Returns:
+            Whether there was a sweep.
+        """
+        if self.sweep is None:
+            return False
+        jobs = self.report(_wait_for_submitted(self.sweep))
+        if all(job.status == DONE for job in jobs):  # then it is not about a job
+            raise error
+        return True
+
+
+# Hydra makes the callback and calls the jobs itself, with nothing but their config: this is where
+# both find the command. A worker process of a launcher has no command, and one that knows nothing.
+_current = Command()
+
+
+def current_command() -> Command:
+    """The command that runs in this process."""
+    return _current
+
+
+@contextmanager
+def new_command() -> Iterator[Command]:
+    """Begin a command; inside, Hydra raises its errors."""
+    global _current
+    before, full_error = _current, os.environ.get(FULL_ERROR)
+    _current = Command(wants_traceback=full_error == "1")
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield _current
+    finally:
+        _current = before
+        if full_error is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = full_error
 
 
 def is_sweep() -> bool:
     """Whether this job belongs to a multirun."""
     return HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def has_begun() -> bool:
-    """Whether a multirun is under way in this process."""
-    return bool(_open_sweeps)
-
-
-def failed_jobs() -> list[str]:
-    """Jobs of the sweep that ended in this process without a result."""
-    return list(_failed)
 
 
 def run_job(config: DictConfig) -> None:
@@ -54,62 +131,48 @@ def run_job(config: DictConfig) -> None:
     Under a launcher this is another process than the command's: SIGTERM, such as from `scancel`,
     ends this job alone, and keeps its finished facts.
     """
-    with ended_by_signals():
-        _run_job(config)
-
-
-def _run_job(config: DictConfig) -> None:
-    from ktrace.pipeline.run import run
-
     hydra = HydraConfig.get()
     # The name may hang on a key that is not set, which `to_run_config` then explains.
     name = OmegaConf.select(config, "model.name", throw_on_resolution_failure=False)
-    record: dict[str, Any] = {
-        "job": str(hydra.job.num),
-        "overrides": list(hydra.overrides.task),
-        "model": str(name or ""),
-        "status": "started",
-        "message": _KILLED,
-    }
-    path = Path(hydra.runtime.output_dir) / _RECORD
-    _write(path, record)
-    record["status"] = "failed"
+    job = Job(str(hydra.job.num), list(hydra.overrides.task), str(name or ""))
+    folder = Path(hydra.runtime.output_dir)
+    with ended_by_signals():
+        job.write(folder)
+        try:
+            job = _ended(config, job)
+        except KeyboardInterrupt as stop:
+            told = "terminated" if isinstance(stop, Terminated) else "interrupted"
+            job = job.failed(f"{told}; the same command goes on where this job stopped")
+            # Ctrl-C, and any signal in the command's own process, are meant for the whole sweep.
+            if current_command().sweep is not None or told == "interrupted":
+                job.write(folder)
+                raise
+        job.write(folder)
+    if job.status == DONE:
+        log.info("job %s done: %s", job.job, " ".join(job.overrides))
+    else:
+        current_command().tell(job)
+
+
+def _ended(config: DictConfig, job: Job) -> Job:
+    from ktrace.pipeline.run import run
+
     try:
         outcome = run(to_run_config(config))
     except (KtraceError, OmegaConfBaseException) as error:
-        record |= {"message": explain(error), "traceback": traceback.format_exc()}
+        return job.failed(explain(error), traceback.format_exc())
     except Exception as error:  # a bug in one job must not cost the others their results
-        message = f"{type(error).__name__}: {error}"
-        record |= {"message": message, "traceback": traceback.format_exc()}
-    except KeyboardInterrupt as stop:
-        ended = "terminated" if isinstance(stop, Terminated) else "interrupted"
-        record["message"] = f"{ended}; the same command goes on where this job stopped"
-        if has_begun() or ended == "interrupted":  # it is meant for the whole sweep
-            _write(path, record)
-            raise
-    else:
-        record |= {
-            "status": "done",
-            "folder": str(outcome.folder),
-            "mediators": list(outcome.mediator_keys),
-            "counts": dict(outcome.counts),
-            "summary": outcome.analysis.summary if outcome.analysis else None,
-            "message": "",
-        }
-    _write(path, record)
-    if record["status"] == "failed":
-        _tell(record)
-    else:
-        log.info("job %s done: %s", record["job"], " ".join(record["overrides"]))
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    write_text(path, json.dumps(record, indent=2) + "\n")
-
-
-def _tell(record: Mapping[str, Any]) -> None:
-    _told.add(record["job"])
-    log.error("job %s failed: %s", record["job"], record["message"])
+        log.debug("job %s", job.job, exc_info=True)
+        return job.failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+    return replace(
+        job,
+        status=DONE,
+        message="",
+        folder=str(outcome.folder),
+        mediators=list(outcome.mediator_keys),
+        counts=dict(outcome.counts),
+        summary=outcome.analysis.summary if outcome.analysis else None,
+    )
 
 
 class SweepReport(Callback):
@@ -120,51 +183,15 @@ class SweepReport(Callback):
         try:
             if not config.output_dir:
                 raise KtraceError("output_dir is empty: name a folder, or . for this one")
-            require_writable(Path(str(config.hydra.sweep.dir)))
+            folder = Path(str(config.hydra.sweep.dir))
+            require_writable(folder)
         except (KtraceError, OmegaConfBaseException) as error:
             sys.exit(f"ktrace: {explain(error)}")
-        _open_sweeps.append(Path(str(config.hydra.sweep.dir)))
+        current_command().sweep = folder
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """See Hydra's callbacks."""
-        _report(_open_sweeps.pop())
-
-
-def report_broken(error: Exception) -> bool:
-    """Report on a sweep whose launcher gave up, as it does on the first job that was lost.
-
-    The other jobs go on without it. They are waited for, so that the report tells how they ended.
-
-    Returns:
-        Whether there was a sweep.
-    """
-    if not _open_sweeps:
-        return False
-    folder = _open_sweeps.pop()
-    submitted = _wait_for_submitted(folder)
-    jobs = _report(folder, submitted)
-    if all(job["status"] == "done" for job in jobs):  # then it is not about a job
-        raise error
-    return True
-
-
-def _report(folder: Path, submitted: Sequence[str] = ()) -> list[dict[str, Any]]:
-    from ktrace.pipeline.console import print_comparison
-
-    records = [json.loads(path.read_text("utf-8")) for path in folder.glob(f"*/{_RECORD}")]
-    by_job = {job["job"]: job for job in records}
-    for job in submitted:
-        nothing = {"job": job, "overrides": [], "model": "", "status": "failed"}
-        by_job.setdefault(job, nothing | {"message": "ended before it began"})
-    jobs = sorted(by_job.values(), key=lambda job: int(job["job"]))
-    failed = [job for job in jobs if job["status"] != "done"]
-    for job in failed:
-        if job["job"] not in _told:  # it failed in another process
-            _tell(job)
-    _failed.extend(job["job"] for job in failed)
-    print_comparison(jobs)
-    print(f"wrote {folder}")
-    return jobs
+        current_command().report()
 
 
 def _wait_for_submitted(folder: Path) -> list[str]:
@@ -177,5 +204,5 @@ def _wait_for_submitted(folder: Path) -> list[str]:
     identifiers = [path.name.removesuffix("_submitted.pkl") for path in files]
     log.info("waiting for the other jobs of this sweep")
     for path, identifier in zip(files, identifiers, strict=True):
-        SlurmJob[Any](path.parent.parent / "%j", identifier).wait()
+        SlurmJob[None](path.parent.parent / "%j", identifier).wait()
     return [identifier.rpartition("_")[2] for identifier in identifiers]

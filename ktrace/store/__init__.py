@@ -1,7 +1,7 @@
 """Stores: folders of immutable HDF5 parts. Knows nothing of models, engines or statistics."""
 
 from ktrace.store.claims import one_at_a_time, work_through
-from ktrace.store.layout import RunFolders
+from ktrace.store.layout import RunFolders, is_complete
 from ktrace.store.records import CleanRecord, CorruptedRecord, RestoredRecord
 from ktrace.store.schema import (
     BASELINE_SCORES,
@@ -12,7 +12,7 @@ from ktrace.store.schema import (
     Field,
     Row,
 )
-from ktrace.store.store import PartWriter, Store, batch_of, claim_all
+from ktrace.store.store import PartWriter, Store, claim_all
 
 __all__ = [
     "BASELINE_SCORES",
@@ -28,8 +28,8 @@ __all__ = [
     "Row",
     "RunFolders",
     "Store",
-    "batch_of",
     "claim_all",
+    "is_complete",
     "one_at_a_time",
     "work_through",
 ]

@@ -67,7 +67,7 @@ def bounded_attribute(owner: h5py.HLObject, name: str, file_size: int) -> Any:
     return owner.attrs[name]
 
 
-def _own(owner: h5py.Group, name: str) -> Any:
+def _own(owner: h5py.Group, name: str) -> h5py.HLObject:
     if not isinstance(owner.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"{owner.name.rstrip('/')}/{name} leads out of the file")
     return owner[name]

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ktrace.errors import KtraceError
-from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED
+from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED, JsonObject
 from ktrace.store.store import Store
 
 
@@ -77,41 +77,55 @@ def is_complete(folders: RunFolders, mediator_keys: Sequence[str], n_facts: int)
 UNRECORDED = "unrecorded"  # parts that do not name their run
 
 
-def provenance_of(folders: RunFolders, mediator_keys: Iterable[str]) -> dict[str, Any]:
+class Share(TypedDict):
+    """What one run gave to a store; `written` is when its last part was."""
+
+    parts: int
+    facts: int
+    wall_seconds: float
+    written: str
+
+
+class Provenance(TypedDict):
+    """Which runs computed what.
+
+    `stores` is by the store's path below the dataset or noise, and then by the run's name; `runs`,
+    by the run's name, has versions, config, model, device and so on.
+    """
+
+    stores: dict[str, dict[str, Share]]
+    runs: dict[str, JsonObject]
+
+
+def provenance_of(folders: RunFolders, mediator_keys: Iterable[str]) -> Provenance:
     """Which runs computed what.
 
     Args:
         folders: of the run.
         mediator_keys: whose restorations are asked about.
 
-    Returns:
-        `runs`, by the run's name: versions, config, model, device and so on; and `stores`, by the
-        store's path below the dataset or noise and then the run's name: `parts`, `facts`,
-        `wall_seconds` and when the last part was `written`.
-
     Raises:
         KtraceError: a damaged part.
     """
     stores: dict[str, Store] = {"clean": folders.clean, "corrupted": folders.corrupted}
     stores |= {f"restored/{key}": folders.restored(key) for key in mediator_keys}
-    runs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, JsonObject] = {}
     return {
-        "stores": {name: _by_run(store, runs) for name, store in stores.items()},
+        "stores": {name: _shares(store, runs) for name, store in stores.items()},
         "runs": runs,
     }
 
 
-def _by_run(store: Store, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What each run gave to a store; what the parts say about the runs is added to `runs`."""
-    found: dict[str, Any] = {}
+def _shares(store: Store, runs: dict[str, JsonObject]) -> dict[str, Share]:
+    """By the run's name; what the parts say about the runs is added to `runs`."""
+    found: dict[str, Share] = {}
     for about, n_facts in store.provenance():
         run = about.pop("run", UNRECORDED)
-        tally = found.setdefault(run, {"parts": 0, "facts": 0, "wall_seconds": 0.0})
-        tally["parts"] += 1
-        tally["facts"] += n_facts
-        tally["wall_seconds"] = round(tally["wall_seconds"] + about.pop("wall_seconds", 0.0), 3)
-        written = about.pop("written", "")
-        tally["written"] = max(written, tally.get("written", ""))
+        share = found.setdefault(run, {"parts": 0, "facts": 0, "wall_seconds": 0.0, "written": ""})
+        share["parts"] += 1
+        share["facts"] += n_facts
+        share["wall_seconds"] = round(share["wall_seconds"] + about.pop("wall_seconds", 0.0), 3)
+        share["written"] = max(share["written"], about.pop("written", ""))
         # A run knows its engine and noise only after its clean runs.
         runs.setdefault(run, {}).update(about)
     return found

@@ -20,14 +20,20 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
 from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import new_file
 from ktrace.store.bounds import bounded_attribute, bounded_dataset, bounded_group
-from ktrace.store.schema import ACTIVATION, TEXT, VERSION, Field, Row, Schema
-
-Array = npt.NDArray[Any]
+from ktrace.store.schema import (
+    ACTIVATION,
+    TEXT,
+    VERSION,
+    Array,
+    Field,
+    JsonObject,
+    Row,
+    Schema,
+)
 
 # From this version on HDF5 keeps checksums of its own structures as well.
 _FORMAT = ("v110", "v110")
@@ -42,9 +48,9 @@ def part_name(indices: Sequence[int]) -> str:
 def write_part(
     folder: Path,
     schema: Schema,
-    fingerprint: Mapping[str, Any],
+    fingerprint: Mapping[str, object],
     records: Sequence[Row],
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
 ) -> Path:
     """Write records as one part.
 
@@ -75,7 +81,7 @@ def write_part(
     return path
 
 
-def _write_field(file: h5py.File, name: str, field: Field, values: Sequence[Any]) -> None:
+def _write_field(file: h5py.File, name: str, field: Field, values: Sequence[object]) -> None:
     if not field.axes:
         _write_dataset(file, name, _encode(field, values))
         return
@@ -97,7 +103,7 @@ def _write_field(file: h5py.File, name: str, field: Field, values: Sequence[Any]
     _write_dataset(group, "shapes", np.array([a.shape for a in arrays], dtype=np.int64))
 
 
-def _encode(field: Field, values: Sequence[Any] | Array) -> Array:
+def _encode(field: Field, values: Sequence[object] | Array) -> Array:
     if field.dtype == TEXT:
         encoded = [str(text).encode() for text in values]
         if any(b"\0" in text for text in encoded):
@@ -125,7 +131,7 @@ def _checksum(array: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data) if array.size else 0
 
 
-def read_fingerprint(path: Path) -> dict[str, Any]:
+def read_fingerprint(path: Path) -> JsonObject:
     """What the part's numbers were determined by.
 
     Raises:
@@ -139,7 +145,7 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
         return fingerprint
 
 
-def read_provenance(path: Path) -> tuple[dict[str, Any], int]:
+def read_provenance(path: Path) -> tuple[JsonObject, int]:
     """Who computed a part, where and when (empty where it does not say); and its number of facts.
 
     Raises:
@@ -155,7 +161,7 @@ def read_provenance(path: Path) -> tuple[dict[str, Any], int]:
         return provenance, part.n_facts
 
 
-def read_part(path: Path, schema: Schema, names: Iterable[str]) -> list[dict[str, Any]]:
+def read_part(path: Path, schema: Schema, names: Iterable[str]) -> list[Row]:
     """Read some fields of every fact in a part, each checked against its checksum.
 
     Raises:
@@ -218,8 +224,9 @@ class _Part:
     def attribute(self, owner: h5py.HLObject, name: str) -> Any:
         return bounded_attribute(owner, name, self._size)
 
-    def column(self, name: str, field: Field) -> Sequence[Any]:
+    def column(self, name: str, field: Field) -> Sequence[object]:
         """One field of every fact."""
+        column: Array | Sequence[object]
         if not field.axes:
             column = _decode(field, self._read(self.file, name, field))
         else:
@@ -228,7 +235,7 @@ class _Part:
             raise ValueError(f"{name} is of {len(column)} facts, the part of {self.n_facts}")
         return column if isinstance(column, list) else column.tolist()
 
-    def _cells(self, name: str, field: Field) -> list[Any]:
+    def _cells(self, name: str, field: Field) -> list[object]:
         group = bounded_group(self.file, name)
         values = _decode(field, self._read(group, "values", field))
         offsets = self._read(group, "offsets", _WHOLE).tolist()
@@ -238,7 +245,7 @@ class _Part:
         ends = [0, *accumulate(math.prod(shape) for shape in shapes.tolist())]
         if offsets != ends or ends[-1] != len(values):
             raise ValueError(f"{name} has other shapes than values")
-        cells = []
+        cells: list[object] = []
         for row, shape in enumerate(shapes.tolist()):
             value = values[offsets[row] : offsets[row + 1]]
             cells.append(value if isinstance(value, list) else value.reshape(shape))

@@ -1,23 +1,31 @@
-"""What a part holds of one fact, typed: the rows of each kind of store.
+"""What a store holds of one fact, typed: the only way that facts travel between rooms.
 
-`row` and `of` are the way to the columns of `ktrace.store.schema` and back.
+`row` gives the columns of `ktrace.store.schema`, which a part is written from; `read` gives the
+facts of a store back, one part in memory at a time. Single values come back as Python's own, lists
+of text as tuples, lists of numbers as arrays.
+
+Axes: n_positions, tokens of the prompt; n_samples, draws of the noise; n_layers, blocks of the
+model; d_model, features of a state; n_answer, tokens of the answer that are scored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.store.schema import CLEAN, CLEAN_SCORES, CORRUPTED, RESTORED, Row
+from ktrace.store.schema import CLEAN, CLEAN_SCORES, CORRUPTED, RESTORED, Array, Row
 from ktrace.store.store import Store
 from ktrace.terms import METRICS, SITES
 
 Integers = npt.NDArray[np.int64]
-Array = npt.NDArray[np.floating[Any]]
-# One array for each metric.
-Scores = Mapping[str, Array]
+# One array for each metric: float32 where it was read.
+Scores = Mapping[str, npt.NDArray[np.floating]]
+
+_CLEAN_COLUMNS = tuple(name for name in CLEAN if name not in SITES)
+_SCORE_COLUMNS = {*METRICS, *CLEAN_SCORES.values()}
+_CORRUPTED_COLUMNS = tuple(name for name in CORRUPTED if name not in _SCORE_COLUMNS)
+_RESTORED_COLUMNS = tuple(name for name in RESTORED if name not in METRICS)
 
 
 @dataclass(frozen=True)
@@ -26,16 +34,25 @@ class CleanRecord:
 
     Attributes:
         index: the fact's row in its dataset.
+        known_id: the fact's own number.
+        prompt: its text.
+        subject: the part of it that is corrupted.
+        attribute: the answer.
+        relation_id: what it is a fact about; may be empty.
         left_out: why it is no candidate; empty for candidates.
+        is_candidate: whether the model predicts the answer.
         input_ids: token ids of the prompt, `(n_positions,)`.
         tokens: the same as text.
         offsets: first character of each token and one past its last, `(n_positions, 2)`.
         roles: of each position, in the scheme `rome`; empty before the subject.
         span: first position of the subject, and one past its last.
-        answer_ids: what is scored; none where the answer has no token.
+        answer_ids: what is scored, `(n_answer,)`; none where the answer has no token.
+        predicted_ids: what the model predicts in its place, likewise.
+        predicted: the same as text.
+        predicted_probability: of that; NaN for a prompt that was not run.
         probability: of the answer; NaN where there is none.
         states: by site, `(n_layers, n_positions, d_model)`, bfloat16 as the bits in uint16; empty
-            for facts that are no candidates, and where they were not read.
+            for facts that are no candidates; no site where they were not read.
     """
 
     index: int
@@ -56,7 +73,7 @@ class CleanRecord:
     predicted: str
     predicted_probability: float
     probability: float
-    states: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    states: Mapping[str, Array] = field(default_factory=dict)
 
     def row(self) -> Row:
         """By column."""
@@ -70,11 +87,9 @@ class CleanRecord:
             KtraceError: a part is damaged.
         """
         for row in store.read(*_CLEAN_COLUMNS):
-            start, stop = row.pop("span").tolist()
-            yield cls(span=(start, stop), **row)
-
-
-_CLEAN_COLUMNS = tuple(name for name in CLEAN if name not in SITES)
+            start, stop = row["span"].tolist()
+            texts = {name: tuple(row[name]) for name in ("tokens", "roles")}
+            yield cls(**{**row, **texts, "span": (start, stop)})
 
 
 @dataclass(frozen=True)
@@ -82,11 +97,13 @@ class CorruptedRecord:
     """The corrupted run of a candidate.
 
     Attributes:
+        index: the fact's row in its dataset.
+        known_id: the fact's own number.
         left_out: why the noise cannot corrupt it; empty where it can.
         sigma: standard deviation of the subjects' embeddings.
         noise_level: what draws were multiplied with; NaN for a noise without a level.
         foil_ids: what `logit_difference` compares with, `(n_samples, n_answer)`.
-        foil: the same as text, for each sample.
+        foil: the same as text, `(n_samples,)`.
         clean: what each sample is compared with, `(n_samples,)` for each metric.
         corrupted: its score, likewise.
     """
@@ -117,11 +134,8 @@ class CorruptedRecord:
         for row in store.read(*CORRUPTED):
             own = {name: row[name] for name in _CORRUPTED_COLUMNS}
             clean = {metric: row[name] for metric, name in CLEAN_SCORES.items()}
-            yield cls(**own, clean=clean, corrupted={metric: row[metric] for metric in METRICS})
-
-
-_SCORE_COLUMNS = {*METRICS, *CLEAN_SCORES.values()}
-_CORRUPTED_COLUMNS = tuple(name for name in CORRUPTED if name not in _SCORE_COLUMNS)
+            corrupted = {metric: row[metric] for metric in METRICS}
+            yield cls(**{**own, "foil": tuple(row["foil"])}, clean=clean, corrupted=corrupted)
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,8 @@ class RestoredRecord:
     """The restorations of a fact by one mediator.
 
     Attributes:
+        index: the fact's row in its dataset.
+        known_id: the fact's own number.
         together: keys of the mediators that shared its batches: what decides the last bits.
         scores: `(n_samples, n_layers, n_positions)` for each metric.
     """
@@ -138,22 +154,23 @@ class RestoredRecord:
     together: str
     scores: Scores
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(n_samples, n_layers, n_positions)`."""
+        n_samples, n_layers, n_positions = self.scores[METRICS[0]].shape
+        return n_samples, n_layers, n_positions
+
     def row(self) -> Row:
         """By column."""
-        own = {"index": self.index, "known_id": self.known_id, "together": self.together}
-        return {**own, **self.scores}
+        return {**{name: getattr(self, name) for name in _RESTORED_COLUMNS}, **self.scores}
 
     @classmethod
     def read(cls, store: Store) -> Iterator["RestoredRecord"]:
-        """Every fact of a store.
+        """Every fact of a store, with all its scores, which are large.
 
         Raises:
             KtraceError: a part is damaged.
         """
         for row in store.read(*RESTORED):
-            yield cls(
-                row["index"],
-                row["known_id"],
-                row["together"],
-                {metric: row[metric] for metric in METRICS},
-            )
+            own = {name: row[name] for name in _RESTORED_COLUMNS}
+            yield cls(**own, scores={metric: row[metric] for metric in METRICS})

@@ -4,13 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
+
 from ktrace.terms import METRICS
 
 VERSION = 4
 
 # One fact by column, as parts hold it; records.py has it typed. `index`, the row of the fact in its
 # dataset, is always among them.
-Row = Mapping[str, Any]
+Row = dict[str, Any]
+# What a part says of itself as JSON: what determined its numbers, or who computed them.
+JsonObject = dict[str, Any]
+# Of the type that its column has.
+Array = npt.NDArray[Any]
 
 TEXT = "text"
 ACTIVATION = "activation"  # the model's own dtype; uint16 stands for the bits of bfloat16

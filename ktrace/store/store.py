@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import set_aside
 from ktrace.store.claims import Claims
 from ktrace.store.part import read_fingerprint, read_part, read_provenance, verify_part, write_part
-from ktrace.store.schema import Row, Schema
+from ktrace.store.schema import JsonObject, Row, Schema
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class Store:
         """Completed parts, in the order of their first facts."""
         return sorted(self.folder.glob("part-*.h5"))
 
-    def require(self, fingerprint: Mapping[str, Any]) -> None:
+    def require(self, fingerprint: Mapping[str, object]) -> None:
         """Refuse parts of other settings; damaged parts have none.
 
         Raises:
@@ -51,7 +50,7 @@ class Store:
             _require_same(self.folder, found, fingerprint)
 
     def done(
-        self, fingerprint: Mapping[str, Any], wanted: Container[int] | None = None
+        self, fingerprint: Mapping[str, object], wanted: Container[int] | None = None
     ) -> frozenset[int]:
         """Indices of the facts that are stored, in parts that are whole.
 
@@ -82,13 +81,13 @@ class Store:
                 stored.update(indices)
         return frozenset(stored)
 
-    def fingerprint(self) -> dict[str, Any] | None:
+    def fingerprint(self) -> JsonObject | None:
         """The fingerprint that all parts share; None for an empty store.
 
         Raises:
             KtraceError: parts differ, or one is damaged.
         """
-        shared: dict[str, Any] | None = None
+        shared: JsonObject | None = None
         for path in self.parts():
             with _naming_damage():
                 found = read_fingerprint(path)
@@ -97,7 +96,7 @@ class Store:
             shared = found
         return shared
 
-    def read(self, *names: str) -> Iterator[dict[str, Any]]:
+    def read(self, *names: str) -> Iterator[Row]:
         """Facts with the named fields, one part in memory at a time, each fact once.
 
         Raises:
@@ -112,7 +111,7 @@ class Store:
                     seen.add(record["index"])
                     yield record
 
-    def find(self, known_id: int, *names: str) -> dict[str, Any] | None:
+    def find(self, known_id: int, *names: str) -> Row | None:
         """The named fields of one fact; None where it is not stored.
 
         They are read from the fact's own part alone: activations are large.
@@ -127,7 +126,7 @@ class Store:
                     return read_part(path, self.schema, names)[numbers.index(known_id)]
         return None
 
-    def provenance(self) -> list[tuple[dict[str, Any], int]]:
+    def provenance(self) -> list[tuple[JsonObject, int]]:
         """Of each part: who computed it, where and when; and its number of facts.
 
         Raises:
@@ -138,8 +137,8 @@ class Store:
 
     def writer(
         self,
-        fingerprint: Mapping[str, Any],
-        provenance: Mapping[str, Any] | None = None,
+        fingerprint: Mapping[str, object],
+        provenance: Mapping[str, object] | None = None,
         keep: Sequence[str] = (),
     ) -> "PartWriter":
         """A context that collects records and writes them as parts; see `write_part`.
@@ -165,8 +164,8 @@ class PartWriter:
     def __init__(
         self,
         store: Store,
-        fingerprint: Mapping[str, Any],
-        provenance: Mapping[str, Any],
+        fingerprint: Mapping[str, object],
+        provenance: Mapping[str, object],
         keep: Sequence[str],
     ) -> None:
         self._store = store
@@ -175,7 +174,7 @@ class PartWriter:
         self._claims = Claims(store.folder)
         self._keep = ("index", *keep)
         self._known: set[Path] = set()
-        self.stored: dict[int, Mapping[str, Any]] = {}
+        self.stored: dict[int, Row] = {}
         self._records: list[Row] = []
         self._bytes = 0
         self._opened = self._began = time.monotonic()
@@ -265,27 +264,6 @@ def claim_all(
     return lacking
 
 
-def batch_of(writers: Mapping[str, PartWriter], lacking: Mapping[str, Collection[int]]) -> set[str]:
-    """Mediators to run on some facts: those that lack one, and those that shared batches with them.
-
-    A run that was killed between writing one mediator and the next has stored some of those that
-    ran together. The others get their bits again only in the same company.
-
-    Args:
-        writers: of restored stores, by mediator key, opened with `keep=["together"]`.
-        lacking: what `claim_all` returned.
-    """
-    wanted = {key for key, facts in lacking.items() if facts}
-    facts = {index for some in lacking.values() for index in some}
-    company = {
-        key
-        for key, writer in writers.items()
-        for index in facts & writer.stored.keys()
-        if wanted.intersection(writer.stored[index]["together"].split())
-    }
-    return wanted | company
-
-
 @contextmanager
 def _naming_damage() -> Iterator[None]:
     try:
@@ -301,7 +279,9 @@ def _indices(path: Path, schema: Schema) -> list[int]:
     return [record["index"] for record in read_part(path, schema, ["index"])]
 
 
-def _require_same(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _require_same(
+    folder: Path, found: Mapping[str, object], expected: Mapping[str, object]
+) -> None:
     differing = [
         f"{key}: stored {json.dumps(found.get(key))}, now {json.dumps(expected.get(key))}"
         for key in sorted({*found, *expected})

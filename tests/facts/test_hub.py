@@ -8,9 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from ktrace.config import DatasetConfig
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, load_facts, load_hub_facts
+from ktrace.facts import Fact, FactSet, load_facts
+from ktrace.facts.hub import load_hub_facts
 from tests.support.command import Ktrace
+from tests.support.configs import configured
 from tests.support.places import ROOT
 
 ROME = {"known_id": 3, "prompt": "Rome is in", "subject": "Rome", "attribute": "Italy"}
@@ -47,19 +50,24 @@ def repository(folder: Path, **files: str) -> str:
     return str(folder)
 
 
+def hub_facts(repository: str, **keys: Any) -> FactSet:
+    keys = {"name": "facts", "path": None} | keys
+    return load_hub_facts(configured(DatasetConfig, hub=repository, **keys))
+
+
 def as_lines(*records: dict[str, Any]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def test_a_split_is_the_dataset_that_a_file_of_it_is(cities: str, tmp_path: Path) -> None:
-    facts = load_hub_facts(cities, split="train")
+    facts = hub_facts(cities, split="train")
     assert facts.facts == (Fact(**ROME), Fact(**PARIS))
     assert facts.origin == f"dataset.hub={cities} dataset.split=train"
     (tmp_path / "same.jsonl").write_text(as_lines(ROME, PARIS))
     assert facts == load_facts(tmp_path / "same.jsonl")
-    assert load_hub_facts(cities, split="test").facts == (Fact(**PARIS),)
-    assert load_hub_facts(cities, split="train[1:]").facts == (Fact(**PARIS),)
-    assert load_hub_facts(cities, split="train", path="test-*.parquet").facts == (Fact(**PARIS),)
+    assert hub_facts(cities, split="test").facts == (Fact(**PARIS),)
+    assert hub_facts(cities, split="train[1:]").facts == (Fact(**PARIS),)
+    assert hub_facts(cities, split="train", path="test-*.parquet").facts == (Fact(**PARIS),)
 
 
 def test_columns_of_another_schema(cities: str, tmp_path: Path) -> None:
@@ -68,19 +76,19 @@ def test_columns_of_another_schema(cities: str, tmp_path: Path) -> None:
         **{"known_id": "_row", "prompt": "text"},
         **{"subject": "about.name", "attribute": "answer"},
     }
-    facts = load_hub_facts(named, split="train", columns=columns)
+    facts = hub_facts(named, split="train", columns=columns)
     assert facts.facts == (Fact(0, "Oslo is in", "Oslo", "Norway"),)
     with pytest.raises(KtraceError, match=r"row 1: there is no 'title' \(dataset\.columns\.prompt"):
-        load_hub_facts(named, split="train", columns=columns | {"prompt": "title"})
+        hub_facts(named, split="train", columns=columns | {"prompt": "title"})
     with pytest.raises(KtraceError, match=r"row 1: no known_id, prompt, subject, attribute; a fac"):
-        load_hub_facts(named, split="train")
+        hub_facts(named, split="train")
 
 
 def test_a_table_without_types_is_the_text_that_it_is(cities: str, tmp_path: Path) -> None:
     """NA, None and null are answers; `datasets` alone would take them for missing."""
     head = "known_id,prompt,subject,attribute,subject_start\n"
     table = head + "".join(f"{n},Na is in,Na,{text},\n" for n, text in enumerate(("NA", "None")))
-    facts = load_hub_facts(repository(tmp_path / "tables", train_csv=table), split="train")
+    facts = hub_facts(repository(tmp_path / "tables", train_csv=table), split="train")
     assert [fact.attribute for fact in facts.facts] == ["NA", "None"]
     (tmp_path / "same.csv").write_text(table)
     assert facts == load_facts(tmp_path / "same.csv")
@@ -88,7 +96,7 @@ def test_a_table_without_types_is_the_text_that_it_is(cities: str, tmp_path: Pat
 
 def test_what_a_repository_lacks_is_named(cities: str, tmp_path: Path) -> None:
     subsets = repository(tmp_path / "subsets", cities_jsonl=as_lines(ROME), README_md=TWO_SUBSETS)
-    assert load_hub_facts(subsets, split="train", subset="fr").facts == (Fact(**ROME),)
+    assert hub_facts(subsets, split="train", subset="fr").facts == (Fact(**ROME),)
     broken = repository(tmp_path / "broken", train_jsonl="{")
     cases: list[tuple[str, dict[str, Any], str]] = [
         (cities, {"split": "valid"}, "Unknown split \"valid\". Should be one of ['train', 'test']"),
@@ -106,7 +114,7 @@ def test_what_a_repository_lacks_is_named(cities: str, tmp_path: Path) -> None:
     ]
     for hub, keys, message in cases:
         with pytest.raises(KtraceError) as raised:
-            load_hub_facts(hub, **{"split": "train", **keys})
+            hub_facts(hub, **{"split": "train", **keys})
         line = str(raised.value)
         assert line.startswith(f"dataset.hub={hub} "), line
         assert message in line
@@ -136,4 +144,4 @@ def test_the_command_line_reads_a_repository(ktrace: Ktrace, in_folder: Path) ->
 def test_without_the_package(cities: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(KtraceError, match=r"needs the extra hub: pip install 'ktrace\[hub\]'"):
-        load_hub_facts(cities, split="train")
+        hub_facts(cities, split="train")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ktrace.pipeline.console import print_comparison, print_counts, print_summary
+from ktrace.pipeline.jobs import Job
 
 ODD = "x[/bold]:smile:[red]"
 
@@ -51,7 +52,7 @@ def test_a_sweep_of_every_kind_of_job(capsys: pytest.CaptureFixture[str]) -> Non
         {"job": "2", "overrides": [shared, ODD], "model": "toy", "status": "failed"}
         | {"message": f"{ODD} is wrong"},
     ]
-    print_comparison(jobs)
+    print_comparison([Job(**job) for job in jobs])
     table, failed = capsys.readouterr().out.split("└")
     rows = {line.split("│")[1].strip(): line for line in table.splitlines() if "│" in line}
     assert rows.keys() == {"0", "1", "2"}

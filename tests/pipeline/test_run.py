@@ -16,8 +16,8 @@ import ktrace
 from ktrace.config.compose import resource
 from ktrace.errors import KtraceError
 from ktrace.facts import load_facts
+from ktrace.pipeline import assignment, session
 from ktrace.pipeline import run as pipeline
-from ktrace.pipeline import stages
 from ktrace.store import RunFolders
 from ktrace.tracing import clean, encode, reference
 from ktrace.tracing.suffix import engine as suffix
@@ -158,9 +158,10 @@ def test_figures_show_the_mediators_of_the_config(
 
 
 def test_a_complete_run_needs_no_model(traced: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    forbid(monkeypatch, stages._ModelCache, "get")
+    forbid(monkeypatch, session, "load_language_model")
+    forbid(monkeypatch, session.Session, "__init__")
     pipeline.run(traced())
-    forbid(monkeypatch, stages, "find_model")
+    forbid(monkeypatch, assignment, "find_model")
     pipeline.run(traced("stage=analyze", "model.path=/nowhere", "model.name=random"))
 
 
@@ -298,7 +299,7 @@ def test_dtype_auto_of_a_checkpoint_that_does_not_say(
     config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for own, said in ((None, "does not say which"), ("float8_e4m3fn", "says 'float8_e4m3fn'")):
-        monkeypatch.setattr(stages, "own_dtype", lambda source, own=own: own)
+        monkeypatch.setattr(assignment, "own_dtype", lambda source, own=own: own)
         with pytest.raises(KtraceError, match=rf"model\.dtype=auto .* {said}: choose from float32"):
             pipeline.run(config())
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
+from ktrace.pipeline import origin, runlog
 from ktrace.pipeline import run as pipeline
-from ktrace.pipeline import runlog as provenance
 from ktrace.store import RESTORED, RunFolders, Store
 from ktrace.store.layout import UNRECORDED, provenance_of
 from ktrace.tracing import engines
@@ -138,7 +138,7 @@ def test_a_run_that_fails_says_why(config: Compose, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_killed_run_leaves_its_start(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance.RunLog, "__exit__", lambda *_: None)
+    monkeypatch.setattr(runlog.RunLog, "__exit__", lambda *_: None)
     folder = pipeline.run(config("stage=corrupted")).folder
     content = read(folder / "run.yaml")
     assert content["status"] == "started"
@@ -172,8 +172,8 @@ def test_a_refused_run_leaves_nothing(ktrace: Ktrace, own: tuple[str, ...]) -> N
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as ktrace itself, run from a source tree on the path."""
-    monkeypatch.setattr(provenance, "_PACKAGES", ("no-such-package-anywhere", "numpy"))
-    found = provenance.package_versions()
+    monkeypatch.setattr(origin, "_PACKAGES", ("no-such-package-anywhere", "numpy"))
+    found = origin.package_versions()
     assert found == {"no-such-package-anywhere": None, "numpy": version("numpy")}
 
 
@@ -184,20 +184,20 @@ def test_the_commit_is_that_of_the_package_not_of_a_repository_around_it(
     subprocess.run([*git, "init", "-q"], check=True)
     module = tmp_path / "provenance.py"
     module.write_text("")
-    monkeypatch.setattr(provenance, "__file__", str(module))
-    provenance.git_commit.cache_clear()
-    assert provenance.git_commit() is None, "nothing is committed"
+    monkeypatch.setattr(origin, "__file__", str(module))
+    origin.git_commit.cache_clear()
+    assert origin.git_commit() is None, "nothing is committed"
     (tmp_path / "other").write_text("")
     subprocess.run([*git, "add", "other"], check=True)
     subprocess.run([*git, "commit", "-qm", "x"], check=True)
-    provenance.git_commit.cache_clear()
-    assert provenance.git_commit() is None, "the module is not tracked: an environment lies there"
+    origin.git_commit.cache_clear()
+    assert origin.git_commit() is None, "the module is not tracked: an environment lies there"
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "y"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    provenance.git_commit.cache_clear()
-    assert provenance.git_commit() == head.stdout.strip()
+    origin.git_commit.cache_clear()
+    assert origin.git_commit() == head.stdout.strip()
     module.write_text("changed")
-    provenance.git_commit.cache_clear()
-    assert provenance.git_commit() == f"{head.stdout.strip()}-dirty"
-    provenance.git_commit.cache_clear()
+    origin.git_commit.cache_clear()
+    assert origin.git_commit() == f"{head.stdout.strip()}-dirty"
+    origin.git_commit.cache_clear()

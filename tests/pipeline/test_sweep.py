@@ -8,9 +8,9 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from omegaconf import OmegaConf
 
 import ktrace.__main__ as main_module
 from ktrace.__main__ import main
@@ -102,7 +102,6 @@ def test_a_job_that_was_killed_is_failed(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As under a launcher with a process for each job, one of which is out of memory."""
-    monkeypatch.setattr(sweep, "_failed", [])
 
     class Killed(BaseException):
         pass
@@ -113,9 +112,9 @@ def test_a_job_that_was_killed_is_failed(
     monkeypatch.setattr(pipeline, "run", die)
     with pytest.raises(Killed):
         cli(monkeypatch, "-m", "noise.seed=1,2", "hydra.sweep.dir=jobs")
-    report = OmegaConf.create({"hydra": {"sweep": {"dir": "jobs"}}})
-    sweep.SweepReport().on_multirun_end(report)
-    assert sweep.failed_jobs() == ["0"]
+    command = sweep.Command(sweep=Path("jobs"))
+    command.report()
+    assert command.failed == ["0"]
     printed = capsys.readouterr().out
     assert "job 0 (" in printed
     assert "failed: it started and left no result" in printed
@@ -132,8 +131,12 @@ def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
     n_kept: int,
 ) -> None:
     """As `scancel` ends it; there `main` has run in another process."""
-    monkeypatch.setattr(sweep, "_failed", [])
-    monkeypatch.setattr(sweep, "has_begun", lambda: False)
+
+    def elsewhere(config: Any) -> None:
+        with mock.patch.object(sweep, "current_command", sweep.Command):
+            sweep.run_job(config)
+
+    monkeypatch.setattr(main_module, "run_job", elsewhere)
     monkeypatch.setattr(main_module, "ended_by_signals", nullcontext)
     original = suffix.SuffixEngine.baseline
     calls = []

@@ -30,7 +30,14 @@ class Cell:
         if self.mediator.site == "hidden":
             return self.mediator, self.layer
         restored = self.mediator.restored_layers(self.layer, n_layers)
-        return self.mediator, restored[0], min(restored[-1], layer)
+        # Windows that are clipped alike may still sever from different layers on.
+        severed = self.mediator.severed_layers(self.layer, n_layers)
+        return (
+            self.mediator,
+            restored[0],
+            min(restored[-1], layer),
+            min(severed.start, layer + 1),
+        )
 
 
 @dataclass

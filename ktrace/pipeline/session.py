@@ -1,0 +1,129 @@
+"""One loaded model, with a dataset in its tokens, its noise and its engine.
+
+Torch is imported openly here: a run that finds everything stored never gets here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ktrace.config import Answer, EngineName, ModelConfig
+from ktrace.lm.load import load_language_model
+from ktrace.lm.model import LanguageModel
+from ktrace.lm.source import ModelSource
+from ktrace.pipeline.assignment import Assignment
+from ktrace.pipeline.origin import about_dataset, about_model, about_noise
+from ktrace.pipeline.runlog import RunLog
+from ktrace.tracing.encode import encode_fact
+from ktrace.tracing.engine import Case, Engine
+from ktrace.tracing.engines import make_engine
+from ktrace.tracing.groups import group_facts
+from ktrace.tracing.measure import MeasuredNoise, measured_noise
+from ktrace.tracing.reference import ReferenceEngine
+
+
+class Session:
+    """A model that is loaded, and the whole dataset in its tokens.
+
+    Attributes:
+        assignment: what the run works on.
+        lm: the model.
+        encoded: every fact of the dataset, so that `dataset.limit` changes no fact's company.
+        log: the run's record, which learns what the model and the engine are.
+    """
+
+    def __init__(self, assignment: Assignment, run_log: RunLog) -> None:
+        config = assignment.config
+        self.assignment = assignment
+        self.log = run_log
+        self.lm = _loaded(assignment.source, config.model)
+        self.lm.paths.require(*(site for m in assignment.mediators for site in m.sites))
+        run_log.add(
+            **about_model(config.model, assignment.source, self.lm),
+            dataset={**about_dataset(config.dataset), **assignment.prints.dataset},
+            seeds={"noise": config.noise.seed},
+            fingerprint=assignment.prints.corrupted,
+        )
+        run_log.save()
+        self.encoded = [
+            encode_fact(self.lm, fact, whole_answer=self._whole_answer)
+            for fact in assignment.facts.facts
+        ]
+
+    @cached_property
+    def tracer(self) -> "Tracer":
+        """Noise, engine and groups: made when first needed, as clean runs need none of them."""
+        config = self.assignment.config
+        noise = self._measured_noise()
+        engine = make_engine(
+            config.engine.name.value, self.lm, noise.noise, row_budget=config.engine.row_budget
+        )
+        used = EngineName.reference if isinstance(engine, ReferenceEngine) else EngineName.suffix
+        self.log.add(engine={"asked": config.engine.name, "used": used})
+        self.log.save()
+        groups = group_facts([fact.shape for fact in self.encoded], engine.cases_together)
+        return Tracer(noise, engine, groups)
+
+    def _measured_noise(self) -> MeasuredNoise:
+        assignment, dataset = self.assignment, self.assignment.config.dataset
+        measured = measured_noise(
+            self.lm,
+            assignment.config.noise,
+            assignment.facts,
+            self.encoded,
+            assignment.noise_facts,
+            whole_answer=self._whole_answer,
+        )
+        measured_on = {
+            "dataset": Path(dataset.noise_facts).stem if dataset.noise_facts else dataset.name,
+            "facts": measured.n_facts,
+            "tokens": measured.n_tokens,
+        }
+        self.log.add(noise=about_noise(measured.sigma, measured.level, measured_on))
+        return measured
+
+    @property
+    def _whole_answer(self) -> bool:
+        return self.assignment.config.dataset.answer is Answer.full
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """What corrupted and restored runs need beside a model.
+
+    Attributes:
+        noise: measured on the whole dataset.
+        engine: the one asked for, where it is proven on this model.
+        groups: indices of facts that share batches, of the whole dataset: each fact always meets
+            the same company.
+    """
+
+    noise: MeasuredNoise
+    engine: Engine
+    groups: Sequence[Sequence[int]]
+
+    def grouped(self, cases: Sequence[Case]) -> list[list[Case]]:
+        """Some of the facts, in their groups."""
+        by_index = {case.index: case for case in cases}
+        kept = ([by_index[index] for index in group if index in by_index] for group in self.groups)
+        return [group for group in kept if group]
+
+
+class _LastModel:
+    """Keeps the model used last: the jobs of a sweep run in one process."""
+
+    def __init__(self) -> None:
+        self._key: tuple[ModelSource, str] | None = None
+        self._lm: LanguageModel | None = None
+
+    def __call__(self, source: ModelSource, config: ModelConfig) -> LanguageModel:
+        key = (source, repr(replace(config, name="", window=0)))  # those two do not change it
+        if self._lm is None or key != self._key:
+            self._lm = None  # before the next one is loaded: both may not fit
+            self._lm = load_language_model(source, config)
+            self._key = key
+        return self._lm
+
+
+_loaded = _LastModel()
