@@ -1,7 +1,5 @@
 """Runs side by side: pairs of shared facts, relative depth, and what is no run."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 from ktrace.analysis.compare import compare, depth_grid
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
+from tests.support.command import Ktrace
 from tests.support.stores import (
     CANDIDATES,
     FACTS,
@@ -42,6 +41,13 @@ def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
 
 
+@pytest.fixture
+def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving figures takes most of a comparison; tests of numbers do without."""
+    monkeypatch.setattr("ktrace.analysis.compare.save", lambda *_: [])
+
+
+@pytest.mark.usefixtures("unsaved")
 def test_differences_are_paired_by_fact_at_relative_depth(outputs: Path) -> None:
     found = compare([f"{outputs}/toy/*/*", f"{outputs}/*/*/*"], outputs / "comparison")
     assert found.runs["run"].tolist() == ["toy", "deep"]
@@ -66,6 +72,7 @@ def test_differences_are_paired_by_fact_at_relative_depth(outputs: Path) -> None
         np.testing.assert_allclose(rows["ci_high"], bounds, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_only_shared_facts_are_paired(outputs: Path) -> None:
     found = compare([f"{outputs}/deep/*/*", f"{outputs}/toy/*/*"], outputs / "c", limit=2)
     assert found.runs["n_shared"].tolist() == [2, 2]
@@ -111,6 +118,7 @@ def test_tables_and_figures_are_written(outputs: Path) -> None:
     assert (aie.groupby("model")["depth"].max() == 1).all()
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_folders_that_are_no_runs_are_passed_over(outputs: Path) -> None:
     (outputs / "sweeps" / "today" / "0").mkdir(parents=True)
     assert len(compare([f"{outputs}/*/*/*"], outputs / "comparison").runs) == 2
@@ -123,15 +131,9 @@ def test_depth_is_that_of_the_shallower_model() -> None:
     assert depth_grid(1, 5).tolist() == [0]
 
 
-def test_the_command_line(outputs: Path) -> None:
-    program = """
-import sys
-from ktrace.__main__ import main
-main()
-assert not {"torch", "transformers"} & sys.modules.keys()
-"""
-    command = [sys.executable, "-c", program, "stage=compare", "runs=outputs/*/*/*"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=outputs.parent)
-    assert result.returncode == 0, result.stderr
-    assert "minus deep" in result.stdout
+@pytest.mark.usefixtures("unsaved")
+def test_the_command_line(outputs: Path, ktrace: Ktrace) -> None:
+    ended = ktrace("stage=compare", f"runs={outputs}/*/*/*", f"output_dir={outputs}")
+    assert ended.code == 0, ended.stderr
+    assert "minus deep" in ended.stdout
     assert (outputs / "comparison" / "differences.csv").is_file()

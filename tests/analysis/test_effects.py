@@ -1,7 +1,5 @@
 """From stores to the tidy frame and back to activations."""
 
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -61,8 +59,9 @@ def test_the_columns_are_those_of_the_contract(folders: RunFolders) -> None:
 
 
 def test_every_cell_has_its_own_values(folders: RunFolders) -> None:
+    by_metric = {metric: load_effects(str(folders.run), metrics=[metric]) for metric in METRICS}
     for metric, key, index in product(METRICS, ("hidden", "mlp-w3"), CANDIDATES):
-        effects = load_effects(str(folders.run), metrics=[metric])
+        effects = by_metric[metric]
         offset = METRICS.index(metric)
         chosen = effects[(effects["mediator"] == key) & (effects["known_id"] == known_id(index))]
         restored = p_restored(index, key)
@@ -106,19 +105,6 @@ def test_a_run_folder_is_found_from_inside(
     monkeypatch.chdir(folders.run.parent)
     pd.testing.assert_frame_equal(load_effects(folders.run.name), expected)
     np.testing.assert_array_equal(load_activations(folders.run.name, 1000, "hidden", 0), states)
-
-
-def test_the_public_name_reads_stores_without_torch(folders: RunFolders) -> None:
-    program = (
-        "import sys, ktrace\n"
-        "effects = ktrace.load_effects(sys.argv[1])\n"
-        "ktrace.load_activations(sys.argv[1], 1000, 'mlp', 0)\n"
-        "assert len(effects) > 10\n"
-        "assert not {'torch', 'transformers', 'tokenizers'} & sys.modules.keys()\n"
-    )
-    command = [sys.executable, "-c", program, str(folders.run)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stderr
     assert ktrace.load_effects is load_effects
 
 

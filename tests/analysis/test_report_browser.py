@@ -214,6 +214,7 @@ def test_the_policy_stops_scripts_and_requests_of_others(
     WebDriverWait(browser, 5).until(lambda b: str(console(b)).count("Content Security Policy") >= 1)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_hostile_texts_are_shown_as_they_are(browser: Chrome, tmp_path: Path) -> None:
     folders = write_hostile_run(tmp_path)
     analyze(folders.run)
@@ -255,6 +256,7 @@ def wait_for_label(browser: Chrome, start: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_unfinished_run_is_seen_to_be_one(browser: Chrome, tmp_path: Path) -> None:
     folders = write_run(tmp_path, KEYS)
     analyze(folders.run, asked=["attn-w3"], partial=True)

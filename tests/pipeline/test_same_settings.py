@@ -3,8 +3,6 @@
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -85,29 +83,3 @@ def test_what_is_not_here_is_noted(
         analyzed(traced, "dataset.path=/nowhere/a.jsonl", f"dataset.name={facts_file.stem}")
         [note] = caplog.messages
     assert note.startswith("dataset.path=/nowhere/a.jsonl: not on this machine")
-
-
-def test_no_torch_is_loaded(traced: Compose, model_folder: Path, facts_file: Path) -> None:
-    run = traced()
-    program = (
-        "import sys\n"
-        "sys.argv[0] = 'ktrace'\n"
-        "from ktrace.__main__ import main\n"
-        "main()\n"
-        "heavy = {'torch', 'transformers'} & sys.modules.keys()\n"
-        "assert not heavy, heavy\n"
-    )
-    arguments = [
-        "stage=analyze",
-        "model=auto",
-        f"model.path={model_folder}",
-        "dataset=file",
-        f"dataset.path={facts_file}",
-        "noise.samples=3",
-        f"output_dir={run.output_dir}",
-    ]
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    assert "wrote" in result.stdout
