@@ -19,7 +19,8 @@ from stores import (
     write_run,
 )
 
-from ktrace.analysis.compare import compare, depth_grid
+from ktrace.analysis.compare import compare
+from ktrace.analysis.paired import depth_grid
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 
