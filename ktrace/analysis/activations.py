@@ -1,4 +1,7 @@
-"""Clean activations back out of a store, for probing."""
+"""Clean activations back out of a store, for probing.
+
+Axes: n_positions, of a prompt; d_model, features of a state.
+"""
 
 from pathlib import Path
 

@@ -3,7 +3,8 @@
 The tables of a run are built with numpy and arrow, a batch of facts at a time: a run of 1,209 facts
 has some 100 million rows.
 
-A cell is a (sample, layer, position) of a fact: n_samples × n_layers × n_positions of them.
+Axes of a fact's scores: n_samples, draws of the noise; n_layers; n_positions, of its prompt. A cell
+is a (sample, layer, position) of a fact.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Where an effect is strongest: of an average, of each fact, and of a fact inside its subject."""
+"""Where an effect is strongest: of an average, of each fact, and of a fact inside its subject.
+
+Axes are those of per_fact.py.
+"""
 
 from typing import NamedTuple, TypedDict
 

@@ -1,4 +1,7 @@
-"""Heatmaps: roles or tokens down, layers across."""
+"""Heatmaps: roles or tokens down, layers across.
+
+Axes: n_layers, of a model; n_positions, of a prompt.
+"""
 
 from collections.abc import Mapping, Sequence
 
