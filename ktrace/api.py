@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.case_frame import case_frame
+from ktrace.analysis.effects import case_frame
 from ktrace.analysis.figures.heatmaps import fact_heatmap
 from ktrace.config import Answer, RunConfig
 from ktrace.config.compose import choice, choices, composed

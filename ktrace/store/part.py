@@ -4,6 +4,8 @@ A field with one value a fact is a dataset of `(n_facts,)`. A field with axes is
 all facts' values one after another, each raveled in the order of its axes; `offsets`, where each
 fact's values start, `(n_facts + 1,)`; and `shapes`, `(n_facts, n_axes)`. Nothing is padded.
 Every dataset carries a checksum, and the file an end marker that is written last.
+
+Axes: n_facts, those of the part; n_axes, those of a field (schema.py).
 """
 
 import hashlib

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ktrace.analysis.compare import compare, depth_grid
+from ktrace.analysis.compare import compare
+from ktrace.analysis.paired import depth_grid
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from tests.support.stores import (
