@@ -112,6 +112,18 @@ def ktrace(
     GlobalHydra.instance().clear()
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take most of an analysis; tests of numbers and stores do without."""
+    monkeypatch.setattr("ktrace.analysis.analyze.draw_figures", lambda *_, **__: [])
+
+
+@pytest.fixture
+def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suffix engine without its proof on the model at hand: other tests compare the engines."""
+    monkeypatch.setattr("ktrace.tracing.engines.disproof", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def runs(own: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Starts runs over the random model and its seven facts, up to `stage=restore`."""

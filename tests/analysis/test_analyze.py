@@ -53,12 +53,6 @@ def analysis(folders: RunFolders) -> Analysis:
     return analyze(folders.run)
 
 
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take most of the time; tests of numbers do without."""
-    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: [])
-
-
 def cells(group: h5py.Group) -> list[Any]:
     """One array for each fact of a part."""
     values, offsets = group["values"][:], group["offsets"][:]

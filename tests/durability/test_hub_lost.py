@@ -1,9 +1,6 @@
 """The hub goes away in the middle of the weights: one line, exit 1; later the command goes on."""
 
 import hashlib
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.places import ROOT
+from tests.support.runs import Runs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -73,33 +70,25 @@ def hub(model_folder: Path) -> Iterator[Hub]:
         thread.join()
 
 
-def test_a_connection_lost_during_the_weights(hub: Hub, facts_file: Path, tmp_path: Path) -> None:
+def test_a_connection_lost_during_the_weights(
+    hub: Hub, own: tuple[str, ...], tmp_path: Path
+) -> None:
     environment = {
-        **{key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"},
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_HOME": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONPATH": str(ROOT),
         "NO_PROXY": "127.0.0.1",
     }
-    command = [
-        *(sys.executable, "-m", "ktrace", "model=auto", "model.path=owner/random"),
-        *("dataset=file", f"dataset.path={facts_file}", "stage=clean"),
-    ]
-
-    def run() -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-        )
-
-    ended = run()
-    assert ended.returncode == 1
-    assert ended.stdout == ""
-    assert ended.stderr.splitlines()[-1].startswith("ktrace: model.path=owner/random: ")
-    assert "Traceback" not in ended.stderr
-    assert not list(tmp_path.glob("outputs/**/*.h5"))
-    hub.is_breaking = False
-    ended = run()
-    assert ended.returncode == 0, ended.stderr
-    assert "candidates: 6" in ended.stdout
+    asked = ("model.path=owner/random", f"output_dir={tmp_path / 'outputs'}", "stage=clean")
+    with Runs(tmp_path, *own, environment=environment) as runs:
+        ended = runs.run(*asked)
+        assert ended.code == 1
+        assert ended.output.splitlines()[-1].startswith("ktrace: model.path=owner/random: ")
+        assert "Traceback" not in ended.output
+        assert "candidates" not in ended.output
+        assert not list(tmp_path.glob("outputs/**/*.h5"))
+        hub.is_breaking = False
+        ended = runs.run(*asked)
+        assert ended.code == 0, ended.output
+        assert "candidates: 6" in ended.output

@@ -1,8 +1,6 @@
 """A dataset repository becomes facts, or one line says why not: a folder, read as the hub's are."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from ktrace.config import DatasetConfig
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, FactSet, load_facts
 from ktrace.facts.hub import load_hub_facts
+from tests.support.command import Ktrace
 from tests.support.configs import configured
 from tests.support.places import ROOT
 
@@ -125,33 +124,21 @@ def test_what_a_repository_lacks_is_named(cities: str, tmp_path: Path) -> None:
             assert f"dataset.{key}={value}" in line
 
 
-def test_the_command_line_reads_a_repository(cities: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cities", "no_figures", "no_proof")
+def test_the_command_line_reads_a_repository(ktrace: Ktrace, in_folder: Path) -> None:
     """From the config to the store, and again from the stores alone."""
     folder = repository(
-        tmp_path / "known",
+        in_folder / "known",
         train_jsonl="".join((ROOT / "data" / "facts.jsonl").open().readlines()[:3]),
     )
-    command = [
-        *(sys.executable, "-m", "ktrace", "dataset=hub", f"dataset.hub={folder}"),
-        *("noise.samples=1", f"output_dir={tmp_path / 'out'}"),
-    ]
-    own_cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-
-    def run(stage: str) -> "subprocess.CompletedProcess[str]":
-        ended = subprocess.run(
-            [*command, f"stage={stage}"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **own_cache},
-        )
-        assert ended.returncode == 0, ended.stderr
-        return ended
-
-    assert "3 of 3 facts are candidates" in run("all").stdout
-    stored = tmp_path / "out" / "tiny" / "known-train"
-    assert (stored / "clean").is_dir()
-    assert f"dataset.hub={folder}: not read by stage=analyze" in run("analyze").stderr
+    command = ("dataset=hub", f"dataset.hub={folder}", "noise.samples=1")
+    ended = ktrace(*command)
+    assert ended.code == 0, ended.stderr
+    assert "3 of 3 facts are candidates" in ended.stdout
+    assert Path("outputs/tiny/known-train/clean").is_dir()
+    ended = ktrace(*command, "stage=analyze")
+    assert ended.code == 0, ended.stderr
+    assert f"dataset.hub={folder}: not read by stage=analyze" in ended.stderr
 
 
 def test_without_the_package(cities: str, monkeypatch: pytest.MonkeyPatch) -> None:

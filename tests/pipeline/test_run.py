@@ -1,37 +1,31 @@
-"""The whole road on a small random model: stages, reuse, interruption, sweeps."""
+"""Runs on a small random model: stages, reuse, interruption, and what is left out.
+
+Without figures and without the engine's proof: `test_end_to_end.py` leaves nothing out.
+"""
 
 import json
-import os
-import re
 import shutil
-import signal
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import ktrace
-import ktrace.__main__ as main_module
-from ktrace.__main__ import main
-from ktrace.config import RunConfig
 from ktrace.config.compose import resource
 from ktrace.errors import KtraceError
 from ktrace.facts import load_facts
-from ktrace.pipeline import assignment, session, sweep
+from ktrace.pipeline import assignment, session
 from ktrace.pipeline import run as pipeline
 from ktrace.store import RunFolders
 from ktrace.tracing import clean, encode, reference
 from ktrace.tracing.suffix import engine as suffix
 from tests.support.configs import Compose
-from tests.support.known_facts import save_random_model, write_known_facts
-from tests.support.signals import signalled_where_it_is_dropped
+from tests.support.known_facts import write_known_facts
+from tests.support.runs import FIVE
 
-FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
+pytestmark = pytest.mark.usefixtures("no_figures", "no_proof")
 
 
 def numbers(folder: Path, key: str) -> dict[int, np.ndarray]:
@@ -51,30 +45,11 @@ def forbid(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     monkeypatch.setattr(owner, name, fail)
 
 
-def test_all_mediators_end_to_end(config: Compose) -> None:
-    outcome = pipeline.run(config("mediator=all"))
-    assert outcome.mediator_keys == FIVE
-    assert outcome.counts == {"facts": 7, "candidates": 6, "traced": 6}
-    effects = ktrace.load_effects(outcome.folder)
-    assert set(effects["mediator"]) == set(FIVE)
-    assert effects["known_id"].nunique() == 6
-    assert set(effects["sample"]) == {0, 1, 2}
-    hidden = effects[effects["mediator"] == "hidden"]
-    last = hidden[hidden["layer"] == hidden["layer"].max()]
-    last = last[(last["role"] == "last") & (last["metric"] == "probability")]
-    np.testing.assert_allclose(last["restored"], last["clean"], atol=1e-6)
-    before = effects[effects["role"].isna()]
-    assert len(before) > 0
-    assert (before["restored"] == before["corrupted"]).all()
-    assert outcome.analysis is not None
-    assert outcome.analysis.summary["left_out"] == {"another answer is predicted": 1}
-
-
 def test_nothing_before_the_subject_whatever_ran_when(config: Compose) -> None:
     """Corrupted runs and restorations that met other company, or another engine, still agree."""
     alone = ("noise.samples=1", "dataset.limit=2", "stage=corrupted")
     pipeline.run(config(*alone, "engine=reference"))
-    folder = pipeline.run(config("noise.samples=1", "mediator=all")).folder
+    folder = pipeline.run(config("noise.samples=1", "mediator=all", "stage=restore")).folder
     effects = ktrace.load_effects(folder)
     before = effects[effects["role"].isna()]
     assert before["known_id"].nunique() == 6
@@ -84,8 +59,8 @@ def test_nothing_before_the_subject_whatever_ran_when(config: Compose) -> None:
 def test_whole_answers(config: Compose, model_folder: Path, tmp_path: Path) -> None:
     """Greedy decoding filters, teacher forcing scores; both engines say the same."""
     two = write_known_facts(tmp_path / "two.jsonl", [model_folder], n_answer=2)
-    first = pipeline.run(config(f"dataset.path={two}"))
-    whole = (f"dataset.path={two}", "dataset.answer=full", "mediator=all")
+    first = pipeline.run(config(f"dataset.path={two}", "stage=clean"))
+    whole = (f"dataset.path={two}", "dataset.answer=full", "mediator=all", "stage=restore")
     outcome = pipeline.run(config(*whole))
     assert outcome.folder.parent.name == "two-full"
     assert outcome.counts["candidates"] == 6
@@ -152,15 +127,14 @@ def test_replaced_subjects_are_compared_with_their_own_answers(
 
 
 def test_another_mediator_reuses_the_clean_and_corrupted_runs(
-    config: Compose, monkeypatch: pytest.MonkeyPatch
+    traced: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = pipeline.run(config("mediator=hidden"))
-    before = snapshot(outcome.folder.parent)
+    before = snapshot(Path(traced().output_dir))
+    assert before
     forbid(monkeypatch, clean, "clean_run")
     forbid(monkeypatch, suffix.SuffixEngine, "baseline")
-    monkeypatch.setattr("ktrace.tracing.engines.disproof", lambda *args: None)  # it runs its own
-    outcome = pipeline.run(config("mediator=mlp"))
-    after = snapshot(outcome.folder.parent)
+    outcome = pipeline.run(traced("mediator=mlp"))
+    after = snapshot(Path(traced().output_dir))
     assert before.items() < after.items()
     assert outcome.analysis is not None
     assert set(outcome.analysis.aie["mediator"]) == {"hidden", "mlp-w10"}
@@ -183,13 +157,12 @@ def test_figures_show_the_mediators_of_the_config(
     assert shown == [["attn-w10"], ["hidden"], ["attn-w10"]]
 
 
-def test_a_complete_run_needs_no_model(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline.run(config())
+def test_a_complete_run_needs_no_model(traced: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid(monkeypatch, session, "load_language_model")
     forbid(monkeypatch, session.Session, "__init__")
-    pipeline.run(config())
+    pipeline.run(traced())
     forbid(monkeypatch, assignment, "find_model")
-    pipeline.run(config("stage=analyze", "model.path=/nowhere", "model.name=random"))
+    pipeline.run(traced("stage=analyze", "model.path=/nowhere", "model.name=random"))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +190,8 @@ def test_a_run_stops_where_its_stage_says(
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     config: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = pipeline.run(config("mediator=all")).folder
+    asked = config("mediator=all", "stage=restore")
+    folder = pipeline.run(asked).folder
     whole = {key: numbers(folder, key) for key in FIVE}
     shutil.rmtree(tmp_path / "out")
     monkeypatch.setattr("ktrace.store.store._PART_FACTS", 2)
@@ -232,13 +206,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
             yield result
 
     monkeypatch.setattr(suffix.SuffixEngine, "restored", interrupted)
-    monkeypatch.setattr("ktrace.tracing.engines.disproof", lambda *args: None)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.run(config("mediator=all"))
+        pipeline.run(asked)
     done = snapshot(tmp_path / "out")
     assert 0 < len(numbers(folder, "hidden")) < 6
     monkeypatch.setattr(suffix.SuffixEngine, "restored", original)
-    pipeline.run(config("mediator=all"))
+    pipeline.run(asked)
     assert done.items() < snapshot(tmp_path / "out").items()
     for key in FIVE:
         resumed = numbers(folder, key)
@@ -246,19 +219,18 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         assert all((resumed[index] == whole[key][index]).all() for index in resumed)
 
 
-def test_a_limit_changes_no_number_beyond_rounding(config: Compose) -> None:
+def test_a_limit_changes_no_number_beyond_rounding(config: Compose, stores: Path) -> None:
     some = pipeline.run(config("dataset.limit=3"))
     few = numbers(some.folder, "hidden")
     assert some.analysis is not None
     assert some.analysis.summary["n_facts"] == 3
-    everything = pipeline.run(config(f"output_dir={some.folder.parents[2] / 'other'}"))
-    all_numbers = numbers(everything.folder, "hidden")
+    all_numbers = numbers(stores / some.folder.relative_to(config().output_dir), "hidden")
     assert few.keys() < all_numbers.keys()
     for index, values in few.items():
         np.testing.assert_allclose(values, all_numbers[index], atol=1e-6)
     # Raising the limit adds facts and computes none again.
     before = snapshot(some.folder.parent)
-    again = pipeline.run(config())
+    again = pipeline.run(config("stage=restore"))
     assert before.items() < snapshot(again.folder.parent).items()
     assert numbers(again.folder, "hidden").keys() == all_numbers.keys()
 
@@ -297,18 +269,18 @@ def test_shards_whose_engines_group_otherwise_still_split_alike(
 
 
 def test_both_engines_fill_one_store(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = pipeline.run(config("engine=reference")).folder
+    folder = pipeline.run(config("engine=reference", "stage=restore")).folder
     plain = numbers(folder, "hidden")
     shutil.rmtree(folder / "restored")
     forbid(monkeypatch, reference.ReferenceEngine, "restored")
-    pipeline.run(config("engine=suffix"))
+    pipeline.run(config("engine=suffix", "stage=restore"))
     fast = numbers(folder, "hidden")
     assert fast.keys() == plain.keys()
     assert max(np.abs(fast[i] - plain[i]).max() for i in plain) <= 1e-6
 
 
-def test_the_table_of_effects_is_the_frame(config: Compose) -> None:
-    outcome = pipeline.run(config())
+def test_the_table_of_effects_is_the_frame(traced: Compose) -> None:
+    outcome = pipeline.run(traced("stage=analyze"))
     effects = pd.read_parquet(outcome.folder / "analysis" / "effects.parquet")
     assert effects.equals(ktrace.load_effects(outcome.folder))
 
@@ -344,7 +316,7 @@ def test_a_prompt_longer_than_the_model_reads_is_left_out(
 ) -> None:
     """A table of positions would be indexed beyond its end, in the middle of a long run."""
     lengths = {}
-    whole = pipeline.run(config())
+    whole = pipeline.run(config("stage=clean"))
     for record in RunFolders(whole.folder).clean.read("input_ids", "is_candidate"):
         lengths[record["index"]] = len(record["input_ids"])
     limit = sorted(lengths.values())[-2]
@@ -397,158 +369,3 @@ def test_a_subject_without_tokens_names_its_fact(
     monkeypatch.setattr(encode, "token_span", nothing)
     with pytest.raises(KtraceError, match=r"^known_id=100: .* keeps nothing of the subject"):
         pipeline.run(config())
-
-
-def cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["ktrace", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0) if not isinstance(stop.code, str) else 1
-    return 0
-
-
-def test_a_sweep_over_models_and_mediators_ends_with_one_table(
-    model_folder: Path,
-    in_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    other = save_random_model(in_folder / "other", seed=5)
-    facts = write_known_facts(in_folder / "both.jsonl", [model_folder, other])
-    code = cli(
-        monkeypatch,
-        "--multirun",
-        "model=auto",
-        f"model.path={model_folder},{other}",
-        "mediator=hidden,mlp,attn",
-        "dataset=file",
-        f"dataset.path={facts}",
-        "noise.samples=2",
-    )
-    assert code == 0
-    printed = capsys.readouterr().out
-    assert printed.count("Sweep") == 1
-    jobs = [json.loads(path.read_text()) for path in Path("outputs/sweeps").glob("*/*/job.json")]
-    assert len(jobs) == 6
-    assert {job["status"] for job in jobs} == {"done"}
-    assert {tuple(job["mediators"]) for job in jobs} == {("hidden",), ("mlp-w10",), ("attn-w10",)}
-    for name in ("random", "other", "hidden", "mlp-w10", "attn-w10", "gaussian-x3-n2-seed1"):
-        assert name in printed
-    # What tells the jobs apart, and not what they share.
-    assert f"model.path={other} mediator=mlp" in printed
-    assert "noise.samples=2" not in printed
-    assert sorted(path.name for path in Path("outputs").iterdir()) == ["other", "random", "sweeps"]
-
-
-def test_a_failing_job_does_not_stop_the_sweep(
-    model_folder: Path,
-    facts_file: Path,
-    in_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code = cli(
-        monkeypatch,
-        "--multirun",
-        "model=auto",
-        f"model.path={model_folder}",
-        "dataset=file",
-        f"dataset.path={facts_file}",
-        "dataset.limit=0,2",
-        "noise.samples=2",
-    )
-    assert code == 1
-    jobs = {
-        path.parent.name: json.loads(path.read_text())
-        for path in Path("outputs/sweeps").glob("*/*/job.json")
-    }
-    assert [jobs[number]["status"] for number in ("0", "1")] == ["failed", "done"]
-    assert "dataset.limit=0" in jobs["0"]["message"]
-    assert jobs["0"]["traceback"].startswith("Traceback")
-    *_, last, wrote = capsys.readouterr().out.splitlines()
-    assert last == "job 0 (dataset.limit=0) failed: dataset.limit=0 is out of range: at least 1"
-    assert wrote.startswith("wrote outputs/sweeps/")
-
-
-def test_a_job_that_was_killed_is_failed(
-    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As under a launcher with a process for each job, one of which is out of memory."""
-
-    class Killed(BaseException):
-        pass
-
-    def die(config: RunConfig) -> None:
-        raise Killed
-
-    monkeypatch.setattr(pipeline, "run", die)
-    with pytest.raises(Killed):
-        cli(monkeypatch, "-m", "noise.seed=1,2", "hydra.sweep.dir=jobs")
-    command = sweep.Command(sweep=Path("jobs"))
-    command.report()
-    assert command.failed == ["0"]
-    printed = capsys.readouterr().out
-    assert "job 0 (" in printed
-    assert "failed: it started and left no result" in printed
-
-
-@pytest.mark.parametrize(("is_dropped", "n_kept"), [(False, 1), (True, 2)])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
-    model_folder: Path,
-    facts_file: Path,
-    in_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    is_dropped: bool,
-    n_kept: int,
-) -> None:
-    """As `scancel` ends it; there `main` has run in another process."""
-
-    def elsewhere(config: Any) -> None:
-        with mock.patch.object(sweep, "current_command", sweep.Command):
-            sweep.run_job(config)
-
-    monkeypatch.setattr(main_module, "run_job", elsewhere)
-    monkeypatch.setattr(main_module, "ended_by_signals", nullcontext)
-    original = suffix.SuffixEngine.baseline
-    calls = []
-
-    def baseline(self: Any, group: Any) -> Any:
-        calls.append(group)
-        if len(calls) == 2:
-            if is_dropped:
-                signalled_where_it_is_dropped(signal.SIGTERM)
-            else:
-                os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, group)
-
-    monkeypatch.setattr(suffix.SuffixEngine, "baseline", baseline)
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does
-    try:
-        code = cli(
-            monkeypatch,
-            *("-m", "model=auto", f"model.path={model_folder}", "dataset=file"),
-            *(f"dataset.path={facts_file}", "noise.samples=2,3", "stage=corrupted"),
-            *("engine.row_budget=3", "hydra.sweep.dir=jobs"),
-        )
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert code == 1
-    told, other = (json.loads(Path(f"jobs/{number}/job.json").read_text()) for number in "01")
-    assert (told["status"], other["status"]) == ("failed", "done")
-    assert told["message"] == "terminated; the same command goes on where this job stopped"
-    folder = Path("outputs/random/known/gaussian-x3-n2-seed1")
-    assert len(list(RunFolders(folder).corrupted.read())) == n_kept
-
-
-def test_two_sweeps_in_one_second_have_two_folders(
-    config: Compose, in_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _ in range(2):
-        assert cli(monkeypatch, "-m", "noise.samples=0", "output_dir=out") == 1
-    names = [path.name for path in Path("out/sweeps").iterdir()]
-    assert len(names) == 2
-    for name in names:
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.\d{6}", name)

@@ -13,12 +13,7 @@ from ktrace.errors import KtraceError
 from ktrace.pipeline import run as pipeline
 from tests.support.configs import Compose
 
-
-@pytest.fixture
-def traced(config: Compose) -> Compose:
-    """Stores that are complete; composes further configs for them."""
-    pipeline.run(config())
-    return config
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def analyzed(make: Compose, *overrides: str) -> None:

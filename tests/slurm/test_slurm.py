@@ -55,18 +55,13 @@ def records(jobs: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_a_cancelled_shard_is_reported_and_the_rerun_completes_it(
-    slurm: dict[str, str],
-    whole: Path,
-    model_folder: Path,
-    facts_file: Path,
-    tmp_path: Path,
+    slurm: dict[str, str], own: tuple[str, ...], whole: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     command = [
         *(sys.executable, "-m", "ktrace", "--multirun", "hydra/launcher=slurm"),
         *("hydra.launcher.mem_gb=null", "hydra.launcher.cpus_per_task=1"),
-        *("shard=1/4,2/4,3/4,4/4", "model=auto", f"model.path={model_folder}", "dataset=file"),
-        *(f"dataset.path={facts_file}", "noise.samples=2", "mediator=all", "stage=restore"),
+        *("shard=1/2,2/2", *own, "noise.samples=2", "mediator=all", "stage=restore"),
         f"output_dir={output}",
     ]
 
@@ -83,19 +78,19 @@ def test_a_cancelled_shard_is_reported_and_the_rerun_completes_it(
     first = tmp_path / "first"
     with sweep("first") as process:
         deadline = time.monotonic() + SECONDS
-        while "1" not in records(first):  # the second job has begun
+        while "0" not in records(first):  # the first job has begun
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        assert records(first)["1"]["status"] == "started"
-        [submitted] = first.glob(".submitit/*_1/*_submitted.pkl")
+        assert records(first)["0"]["status"] == "started"
+        [submitted] = first.glob(".submitit/*_0/*_submitted.pkl")
         job = submitted.name.removesuffix("_submitted.pkl")
         subprocess.run(["scancel", job], env=slurm, check=True)
         printed, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     states = {number: record["status"] for number, record in records(first).items()}
-    assert states == {"0": "done", "1": "failed", "2": "done", "3": "done"}, errors
-    assert "job 1 failed: terminated; the same command goes on where this job stopped\n" in errors
+    assert states == {"0": "failed", "1": "done"}, errors
+    assert "job 0 failed: terminated; the same command goes on where this job stopped\n" in errors
     assert printed.startswith("Sweep")
     assert "Traceback" not in errors
     before = parts(output)

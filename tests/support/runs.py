@@ -7,6 +7,7 @@ for every run. The child is a run like any other: it can be killed at any instru
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from hydra.core.global_hydra import GlobalHydra
 from ktrace.store import claims, store
 
 torch.set_num_threads(1)
-# The engines are compared in other tests.
+# The engines are compared in other tests, and figures looked at.
 ktrace.tracing.engines.disproof = lambda *args: None
+ktrace.analysis.analyze.draw_figures = lambda *args, **options: []
 store._PART_FACTS = 2
 claims._POLL_SECONDS = 0.02
 for line in sys.stdin:
@@ -76,20 +78,28 @@ class Ended:
 
 
 class Runs:
-    """Starts `python -m ktrace ...` in a folder, with some arguments in common."""
+    """Starts `python -m ktrace ...` in a folder, with some arguments in common.
 
-    def __init__(self, folder: Path, *common: str) -> None:
+    Args:
+        folder: where the runs' processes work and what they print is kept.
+        common: arguments before those of each run.
+        environment: variables beside those of this process.
+    """
+
+    def __init__(
+        self, folder: Path, *common: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._folder = folder
         self._common = common
         self._logs: dict[int, Path] = {}
-        environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+        own = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
         self._server = subprocess.Popen(
             [sys.executable, "-c", _SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env=environment | {"PYTHONPATH": str(ROOT)},
+            env={**own, "PYTHONPATH": str(ROOT), **(environment or {})},
         )
         warm = [str(folder / "warm.log"), *common, "stage=filter", f"output_dir={folder / 'warm'}"]
         assert int(self._order("warm " + "\t".join(warm))) == 0, Path(warm[0]).read_text()
