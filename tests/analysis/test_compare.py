@@ -16,6 +16,7 @@ from tests.support.stores import (
     CANDIDATES,
     FACTS,
     N_LAYERS,
+    NOISE,
     p_corrupted,
     p_restored,
     write_clean,
@@ -82,7 +83,7 @@ def test_unfinished_runs_are_paired_on_the_facts_that_both_hold(
 ) -> None:
     names = ("first", "second")
     for name, indices in zip(names, ((0, 3), held), strict=True):
-        folders = RunFolders(tmp_path / "outputs" / name / "made-up" / "noise")
+        folders = RunFolders(tmp_path / "outputs" / name / "made-up" / NOISE)
         write_clean(folders)
         write_corrupted(folders, CANDIDATES)
         write_restored(folders, "hidden", indices)
