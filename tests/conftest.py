@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
 import pytest
 
@@ -32,11 +31,9 @@ import ktrace.__main__ as command
 from ktrace.config import RunConfig
 from ktrace.config.compose import composed
 from ktrace.facts import Span
-from ktrace.lm import linear
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.pipeline import sweep
-from ktrace.tracing import engines
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 
@@ -101,16 +98,6 @@ def known_case(
 def llama() -> LanguageModel:
     """A sharpened random Llama in float32."""
     return language_model(micro_llama())
-
-
-@pytest.fixture(scope="module")
-def narrow_models_as_wide() -> Iterator[None]:
-    """Run test models as wide ones are run: packed, and by oneDNN."""
-    with (
-        mock.patch.object(engines, "PACK_WIDTH", 0),
-        mock.patch.object(linear, "_LEAST_WEIGHTS", 0),
-    ):
-        yield
 
 
 class _Thing:

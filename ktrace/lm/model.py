@@ -1,12 +1,16 @@
 """A loaded language model whose sites have been proven."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ktrace.lm.families import ModulePaths
+
+# What torch and transformers give without a type, or with one that leaves out what is used of it.
+Untyped: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class LanguageModel:
     """
 
     model: PreTrainedModel
-    tokenizer: Any
+    tokenizer: Untyped
     paths: ModulePaths
     n_layers: int
     d_embedding: int
@@ -49,6 +53,17 @@ class LanguageModel:
         return int(self.embedding_weight.shape[0])
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder layers, in their order."""
+        paths = (self.paths.sites(layer)["hidden"] for layer in range(self.n_layers))
+        return [self.model.get_submodule(path) for path in paths]
+
+    @property
+    def d_inner(self) -> int:
+        """Width of an MLP's inner states; where the config names none, the usual four times."""
+        return int(getattr(self._text_config, "intermediate_size", None) or 4 * self.d_embedding)
+
+    @property
     def max_positions(self) -> int | None:
         """Most tokens that a prompt may have; None where the config names no limit."""
         config = self._text_config
@@ -60,6 +75,6 @@ class LanguageModel:
         return None if limit is None else int(limit)
 
     @property
-    def _text_config(self) -> Any:
-        config: Any = self.model.config
+    def _text_config(self) -> Untyped:
+        config: Untyped = self.model.config
         return config.get_text_config()

@@ -200,9 +200,7 @@ class Stages:
         from ktrace.tracing.reference import ReferenceEngine
 
         asked = self.config.engine
-        engine = make_engine(
-            asked.name.value, self._lm, self._noise.noise, row_budget=asked.row_budget
-        )
+        engine = make_engine(asked, self._lm, self._noise.noise)
         used = EngineName.reference if isinstance(engine, ReferenceEngine) else EngineName.suffix
         self.log.add(engine={"asked": asked.name, "used": used})
         self.log.save()
