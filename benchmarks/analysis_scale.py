@@ -14,13 +14,13 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ktrace.store import RunFolders
-from ktrace.terms import METRICS
+from ktrace.store import CleanRecord, CorruptedRecord, RestoredRecord, RunFolders
+from ktrace.terms import METRICS, SITES
 
 KEYS = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 
@@ -37,45 +37,64 @@ def write_store(run: Path, *, facts: int, layers: int, samples: int, seed: int =
     """
     folders = RunFolders(run)
     generator = np.random.default_rng(seed)
-    lengths = generator.integers(7, 14, size=facts)
-    settings: dict[str, Any] = {"model": {"identity": "made up"}, "dataset": {"n_facts": facts}}
-    nothing = np.zeros((0, 0, 0), dtype=np.float32)
+    lengths = generator.integers(7, 14, size=facts).tolist()
+    settings: dict[str, object] = {"model": {"identity": "made up"}, "dataset": {"n_facts": facts}}
     with folders.clean.writer(settings) as writer:
-        for index, length in enumerate(lengths.tolist()):
-            stop = 1 + int(generator.integers(1, 5))
-            subject = ["first subject", *["middle subject"] * 2, "last subject"]
-            roles = ["", *subject[: stop - 2], "last subject", "first subsequent"]
-            roles += ["further"] * (length - len(roles) - 1) + ["last"]
-            text = {name: f"{name} {index}" for name in ("prompt", "subject", "attribute")}
-            writer.add(
-                {
-                    **text,
-                    **{"index": index, "known_id": index, "relation_id": "", "left_out": ""},
-                    **{"is_candidate": True, "input_ids": np.arange(length)},
-                    **{"tokens": [f" t{code}" for code in generator.integers(0, 5000, length)]},
-                    **{"offsets": np.zeros((length, 2)), "roles": roles, "span": (1, stop)},
-                    **{"answer_ids": [0], "predicted_ids": [0], "predicted": ""},
-                    **{"predicted_probability": 0.9, "probability": 0.9},
-                    **dict.fromkeys(("hidden", "attn", "mlp"), nothing),
-                }
-            )
+        for index, length in enumerate(lengths):
+            writer.add(_clean(index, length, generator).row())
     settings |= {"noise": {"kind": "gaussian", "samples": samples, "seed": 1}}
     with folders.corrupted.writer(settings) as writer:
         for index in range(facts):
-            writer.add(
-                {
-                    **{"index": index, "known_id": index, "left_out": "", "sigma": 0.05},
-                    **{"noise_level": 0.15, "foil_ids": [[1]] * samples, "foil": [""] * samples},
-                    **{f"clean_{metric}": [0.9] * samples for metric in METRICS},
-                    **{metric: generator.random(samples) / 10 for metric in METRICS},
-                }
-            )
+            writer.add(_corrupted(index, samples, generator).row())
     for key in KEYS:
         with folders.restored(key).writer(settings | {"mediator": key}) as writer:
-            for index, length in enumerate(lengths.tolist()):
+            for index, length in enumerate(lengths):
                 shape = (samples, layers, length)
                 scores = {m: generator.random(shape, dtype=np.float32) for m in METRICS}
-                writer.add({"index": index, "known_id": index, "together": key, **scores})
+                writer.add(RestoredRecord(index, index, key, scores).row())
+
+
+def _clean(index: int, length: int, generator: np.random.Generator) -> CleanRecord:
+    stop = 1 + int(generator.integers(1, 5))
+    subject = ["first subject", *["middle subject"] * 2, "last subject"]
+    roles = ["", *subject[: stop - 2], "last subject", "first subsequent"]
+    roles += ["further"] * (length - len(roles) - 1) + ["last"]
+    nothing = np.zeros((0, 0, 0), dtype=np.float32)
+    return CleanRecord(
+        index=index,
+        known_id=index,
+        prompt=f"prompt {index}",
+        subject=f"subject {index}",
+        attribute=f"attribute {index}",
+        relation_id="",
+        left_out="",
+        is_candidate=True,
+        input_ids=np.arange(length),
+        tokens=[f" t{code}" for code in generator.integers(0, 5000, length)],
+        offsets=np.zeros((length, 2), dtype=np.int64),
+        roles=roles,
+        span=(1, stop),
+        answer_ids=np.array([0]),
+        predicted_ids=np.array([0]),
+        predicted="",
+        predicted_probability=0.9,
+        probability=0.9,
+        states=dict.fromkeys(SITES, nothing),
+    )
+
+
+def _corrupted(index: int, samples: int, generator: np.random.Generator) -> CorruptedRecord:
+    return CorruptedRecord(
+        index=index,
+        known_id=index,
+        left_out="",
+        sigma=0.05,
+        noise_level=0.15,
+        foil_ids=np.full((samples, 1), 1),
+        foil=[""] * samples,
+        clean={metric: np.full(samples, 0.9) for metric in METRICS},
+        corrupted={metric: generator.random(samples) / 10 for metric in METRICS},
+    )
 
 
 def _averages(run: Path) -> None:
@@ -112,7 +131,7 @@ def _measured(work: Callable[[Path], None], run: Path) -> dict[str, float]:
     return found
 
 
-def _report(work: Callable[[Path], None], run: Path, sender: Any) -> None:
+def _report(work: Callable[[Path], None], run: Path, sender: Connection) -> None:
     start = time.perf_counter()
     work(run)
     seconds = time.perf_counter() - start
@@ -120,7 +139,7 @@ def _report(work: Callable[[Path], None], run: Path, sender: Any) -> None:
     sender.send({"seconds": seconds, "processor_seconds": time.process_time(), "peak_gib": peak})
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
     """Make the store, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--facts", type=int, default=1209)
@@ -130,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "outputs" / "made-up" / "facts" / "gaussian-x3-n10-seed1"
         write_store(run, **vars(options))
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             **vars(options),
             "the averages": _measured(_averages, run),
             "the averages and effects.parquet": _measured(_averages_and_effects, run),

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from benchmarks.arithmetic import Shape, ceiling, gpt2_shape, loop_operations, operations
 from benchmarks.peers import PEERS, CellRunner, Probabilities
+from ktrace.config import EngineConfig
 from ktrace.facts import Span
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
@@ -152,7 +153,7 @@ def _measure(
             lines = str(error).splitlines() or ["without a word"]
             measured.missing[name] = f"{type(error).__name__}: {lines[0]}"
             runners.pop(name, None)
-    engine = make_engine("suffix", lm, noise)
+    engine = make_engine(EngineConfig(), lm, noise)
     list(engine.restored([cases[0]], [HIDDEN]))
     group_of = {
         case.index: group for group in group_cases(cases, engine.cases_together) for case in group
@@ -210,7 +211,7 @@ def _windows(
     lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise, options: argparse.Namespace
 ) -> list[tuple[str, float, float]]:
     """For each mediator: median seconds a fact, and share of the ceiling measured beside each."""
-    engine, rows = make_engine("suffix", lm, noise), []
+    engine, rows = make_engine(EngineConfig(), lm, noise), []
     config = lm.model.config
     shape = gpt2_shape(lm.n_layers, lm.d_embedding, config.vocab_size)
     for mediator in (HIDDEN, make_mediator("mlp", 10), make_mediator("attn", 10)):
@@ -229,7 +230,7 @@ def _windows(
 def _one_sample(lm: LanguageModel, cases: Sequence[Case]) -> tuple[float, float]:
     """With one noise sample: median seconds a fact, and how often as long the reference takes."""
     noise = RandomNoise(3 * 0.02, 1)
-    engines = [make_engine("suffix", lm, noise), ReferenceEngine(lm, noise)]
+    engines = [make_engine(EngineConfig(), lm, noise), ReferenceEngine(lm, noise)]
     seconds: list[list[float]] = []
     for case in cases:
         pair = []
@@ -259,7 +260,7 @@ def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, floa
     def prepared(n_layers: int, length: int, samples: int, n_facts: int) -> Callable[[], float]:
         torch.manual_seed(0)
         config = GPT2Config(n_layer=n_layers, n_embd=width, n_head=4, vocab_size=vocabulary)
-        engine = make_engine("suffix", _as_loaded(config), RandomNoise(0.06, samples))
+        engine = make_engine(EngineConfig(), _as_loaded(config), RandomNoise(0.06, samples))
         cases = [_made_up(number, length, vocabulary) for number in range(n_facts)]
         groups = group_cases(cases, engine.cases_together)
 

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.arithmetic import Shape, ceiling, operations, synchronize
+from ktrace.config import EngineConfig
 from ktrace.facts import Span
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     noise = RandomNoise(0.06, options.samples)
     mediators = [make_mediator(name, 10) for name in MEDIATOR_NAMES]
     cases = _cases(SHAPES[options.shape]["vocab_size"])
-    engine = make_engine("suffix", lm, noise)
+    engine = make_engine(EngineConfig(), lm, noise)
     groups = group_cases(cases, engine.cases_together)
     list(engine.restored(groups[0], mediators))  # warm up
     if device.type == "cuda":

@@ -10,24 +10,25 @@ deflate here is so in real runs: nothing happens before the subject, and probabi
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.chromium import chromium, missing_programs, open_report
 from ktrace.analysis.report import write_report
-from ktrace.store import RunFolders
-from ktrace.terms import METRICS
+from ktrace.analysis.summary import Summary
+from ktrace.store import CleanRecord, CorruptedRecord, RestoredRecord, RunFolders
+from ktrace.terms import METRICS, SITES
 
 MEDIATORS = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 SAMPLES = 10
 WORDS = ("Space", " Needle", " tower", " of", " Rome", " is", " located", " in", " the", " city")
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[np.floating]
 
 
 def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
@@ -39,21 +40,12 @@ def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
     clean_logits = [generator.normal(10, 1.5) for _ in range(n_facts)]
     with folders.clean.writer(fingerprint) as writer:
         for index, (n_positions, span) in enumerate(shapes):
-            writer.add(_clean(index, n_positions, span))
+            writer.add(_clean(index, n_positions, span).row())
     with folders.corrupted.writer(fingerprint) as writer:
         for index in range(n_facts):
             clean = _metrics(np.array(clean_logits[index]), generator)
-            record = {
-                "index": index,
-                "known_id": index,
-                "left_out": "",
-                "sigma": 0.1,
-                "noise_level": 0.3,
-                "foil_ids": [[1]] * SAMPLES,
-                "foil": [" Paris"] * SAMPLES,
-            }
-            record |= {f"clean_{name}": [float(value)] * SAMPLES for name, value in clean.items()}
-            writer.add(record | _metrics(corrupted_logits[index], np.random.default_rng(index)))
+            corrupted = _metrics(corrupted_logits[index], np.random.default_rng(index))
+            writer.add(_corrupted(index, clean, corrupted).row())
     for key in MEDIATORS:
         with folders.restored(key).writer(fingerprint) as writer:
             for index, (n_positions, span) in enumerate(shapes):
@@ -65,7 +57,7 @@ def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
                     np.random.default_rng([index, MEDIATORS.index(key)]),
                 )
                 scores = _metrics(logits, np.random.default_rng(index))
-                writer.add({"index": index, "known_id": index, "together": key, **scores})
+                writer.add(RestoredRecord(index, index, key, scores).row())
 
 
 def _shape(generator: np.random.Generator) -> tuple[int, tuple[int, int]]:
@@ -74,36 +66,50 @@ def _shape(generator: np.random.Generator) -> tuple[int, tuple[int, int]]:
     return n_positions, (start, start + int(generator.integers(1, 4)))
 
 
-def _clean(index: int, n_positions: int, span: tuple[int, int]) -> dict[str, Any]:
+def _clean(index: int, n_positions: int, span: tuple[int, int]) -> CleanRecord:
     roles = ["" if position < span[0] else "further" for position in range(n_positions)]
     roles[span[0] : span[1]] = ["middle subject"] * (span[1] - span[0])
     roles[span[0]], roles[span[1] - 1] = "first subject", "last subject"
     roles[span[1]], roles[-1] = "first subsequent", "last"
     tokens = [WORDS[(index + position) % len(WORDS)] for position in range(n_positions)]
     nothing = np.zeros((0, 0, 0), dtype=np.float32)
-    return {
-        "index": index,
-        "known_id": index,
-        "prompt": "".join(tokens),
-        "subject": "".join(tokens[span[0] : span[1]]),
-        "attribute": f"Answer {index}",
-        "relation_id": "",
-        "left_out": "",
-        "is_candidate": True,
-        "input_ids": list(range(n_positions)),
-        "tokens": tokens,
-        "offsets": [(0, 0)] * n_positions,
-        "roles": roles,
-        "span": span,
-        "answer_ids": [0],
-        "predicted_ids": [0],
-        "predicted": f"Answer {index}",
-        "predicted_probability": 0.9,
-        "probability": 0.9,
-        "hidden": nothing,
-        "attn": nothing,
-        "mlp": nothing,
-    }
+    return CleanRecord(
+        index=index,
+        known_id=index,
+        prompt="".join(tokens),
+        subject="".join(tokens[span[0] : span[1]]),
+        attribute=f"Answer {index}",
+        relation_id="",
+        left_out="",
+        is_candidate=True,
+        input_ids=np.arange(n_positions),
+        tokens=tokens,
+        offsets=np.zeros((n_positions, 2), dtype=np.int64),
+        roles=roles,
+        span=span,
+        answer_ids=np.array([0]),
+        predicted_ids=np.array([0]),
+        predicted=f"Answer {index}",
+        predicted_probability=0.9,
+        probability=0.9,
+        states=dict.fromkeys(SITES, nothing),
+    )
+
+
+def _corrupted(
+    index: int, clean: Mapping[str, Array], corrupted: Mapping[str, Array]
+) -> CorruptedRecord:
+    return CorruptedRecord(
+        index=index,
+        known_id=index,
+        left_out="",
+        sigma=0.1,
+        noise_level=0.3,
+        foil_ids=np.full((SAMPLES, 1), 1),
+        foil=[" Paris"] * SAMPLES,
+        clean={metric: np.full(SAMPLES, score) for metric, score in clean.items()},
+        corrupted=corrupted,
+    )
 
 
 def _restored_logits(
@@ -173,10 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> str:
     return report
 
 
-def _summary(n_facts: int) -> dict[str, Any]:
+def _summary(n_facts: int) -> Summary:
+    """What the report shows of one."""
     scores = {"clean": 0.8, "corrupted": 0.1, "ate": 0.7, "ate_ci": [0.6, 0.8]}
     counts = dict.fromkeys(("n_facts", "n_candidates", "n_traced"), n_facts)
-    return {
+    shown = {
         **counts,
         "left_out": {},
         "metric": METRICS[0],
@@ -188,6 +195,7 @@ def _summary(n_facts: int) -> dict[str, Any]:
         "dataset": "facts",
         "noise": "gaussian-x3-n10-seed1",
     }
+    return cast(Summary, shown)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.case_frame import case_frame
+from ktrace.analysis.effects import case_frame
 from ktrace.analysis.figures.heatmaps import fact_heatmap
 from ktrace.config import Answer, RunConfig
 from ktrace.config.compose import choice, choices, composed
@@ -266,9 +266,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         )
     ids = encoded.prompt.input_ids
     case = Case(0, ids, encoded.span, encoded.answer_ids)
-    engine = make_engine(
-        config.engine.name.value, lm, measured.noise, row_budget=config.engine.row_budget
-    )
+    engine = make_engine(config.engine, lm, measured.noise)
     [(_, baseline)] = engine.baseline([case])
     # As the stages do: what a restoration does not change keeps the very scores of the baseline.
     [(_, restored)] = engine.restored([replace(case, baseline=baseline)], [mediator])

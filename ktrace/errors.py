@@ -2,7 +2,10 @@
 
     Exception
     ├── KtraceError              what was given cannot be used: a person can mend it
-    │   └── NoSuchHubFileError   the hub has the repository, but not this file in it
+    │   ├── NoSuchHubFileError   the hub has the repository, but not this file in it
+    │   ├── NoMemoryLeftError    not even one fact fits: the smallest step has been tried
+    │   └── NotReplayedError     the blocks of this model cannot be called again: engine=reference
+    │       └── NotCachedError   a block asks its cache for more; an AttributeError, too
     └── DamagedPartError         a part is truncated, altered, or no part: stores set it aside
     KeyboardInterrupt
     └── Terminated               SIGTERM: what is finished is kept
@@ -18,6 +21,21 @@ class KtraceError(Exception):
 
 class NoSuchHubFileError(KtraceError):
     """The hub has the repository, but not this file in it."""
+
+
+class NoMemoryLeftError(KtraceError):
+    """Not even one fact with one restoration at a time fits into memory."""
+
+
+class NotReplayedError(KtraceError):
+    """The suffix engine cannot call a model's blocks again: the reference engine can serve it."""
+
+
+class NotCachedError(NotReplayedError, AttributeError):
+    """A replayed block asks its cache for something that this does not hold.
+
+    As an `AttributeError` it leaves `hasattr`, and `getattr` with a default, to work as ever.
+    """
 
 
 class DamagedPartError(Exception):

@@ -67,6 +67,26 @@ def mediator_key(name: str, window: int) -> str:
     return f"{name}{_WINDOW}{window}" if window else name
 
 
+def noise_key(settings: Mapping[str, object]) -> str:
+    """What a noise's folder is called: its fingerprint, readable, e.g. `gaussian-x3-n10-seed1`.
+
+    Args:
+        settings: the keys `noise.*` that its kind reads, with `kind`.
+    """
+    parts = [str(settings["kind"])]
+    if settings.get("replace"):
+        parts.append("replace")
+    for key, short in (("degrees", "df"), ("multiple", "x"), ("std", "std")):
+        value = settings.get(key)
+        if isinstance(value, int | float):
+            parts.append(f"{short}{value:.12g}")
+    if settings.get("foil") == "corrupted":  # not what one stands in for another for
+        parts.append("foil-corrupted")
+    if "samples" in settings:
+        parts += [f"n{settings['samples']}", f"seed{settings['seed']}"]
+    return "-".join(parts)
+
+
 def mediator_title(key: str) -> str:
     """A mediator's key in words, with its window."""
     name, _, window = key.partition(_WINDOW)

@@ -4,7 +4,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -13,10 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 import ktrace.__main__ as command
 from ktrace.config import RunConfig
 from ktrace.config.compose import composed
-from ktrace.lm import linear
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.tracing import engines
 from tests.support.command import Ended, Ktrace
 from tests.support.configs import Compose
 from tests.support.known_facts import save_random_model, write_known_facts
@@ -30,16 +27,6 @@ torch.set_num_threads(1)
 def llama() -> LanguageModel:
     """A sharpened random Llama in float32."""
     return language_model(micro_llama())
-
-
-@pytest.fixture(scope="module")
-def narrow_models_as_wide() -> Iterator[None]:
-    """Run test models as wide ones are run: packed, and by oneDNN."""
-    with (
-        mock.patch.object(engines, "PACK_WIDTH", 0),
-        mock.patch.object(linear, "_LEAST_WEIGHTS", 0),
-    ):
-        yield
 
 
 @pytest.fixture(scope="session")

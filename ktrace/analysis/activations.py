@@ -1,19 +1,19 @@
-"""Clean activations back out of a store, for probing."""
+"""Clean activations back out of a store, for probing.
+
+Axes: n_positions, of a prompt; d_model, features of a state.
+"""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
+from ktrace.store.schema import Array
 from ktrace.terms import SITES
 
 
-def load_activations(
-    run_folder: str | Path, known_id: int, site: str, layer: int
-) -> npt.NDArray[Any]:
+def load_activations(run_folder: str | Path, known_id: int, site: str, layer: int) -> Array:
     """States of one candidate's clean run.
 
     Args:
@@ -33,7 +33,7 @@ def load_activations(
     record = RunFolders(Path(run_folder).resolve()).clean.find(known_id, site)
     if record is None:
         raise KtraceError(f"known_id={known_id} is not in the clean store of {run_folder}")
-    states: npt.NDArray[Any] = record[site]
+    states: Array = record[site]
     if not states.size:
         raise KtraceError(
             f"no {site!r} states of known_id={known_id} were kept: it is no candidate, or the "
@@ -44,7 +44,7 @@ def load_activations(
     return _widened(states[layer])
 
 
-def _widened(states: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _widened(states: Array) -> Array:
     if states.dtype != np.uint16:
         return states
     # bfloat16 is the upper half of float32.

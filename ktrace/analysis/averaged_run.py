@@ -1,24 +1,35 @@
 """A run, reduced: which mediators count, their effects per fact, and the averages over facts."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 
 from ktrace.analysis.effects import effect_tables, effects_file
 from ktrace.analysis.estimate import average_indirect_effects, spread_over_samples
-from ktrace.analysis.per_fact import MediatorEffects, reduce_mediator
+from ktrace.analysis.per_fact import MediatorEffects, TotalEffects, reduce_mediator
 from ktrace.analysis.rows import Averaging
-from ktrace.analysis.stored import Record, Survey, survey
+from ktrace.analysis.stored import Survey, batches, survey
 from ktrace.errors import KtraceError
-from ktrace.store import RunFolders
-from ktrace.terms import METRICS
+from ktrace.store import RestoredRecord, RunFolders
 
 _FINISH = "finish the run (the same command without stage=analyze)"
 _PARTIAL = "analysis.partial=true for what is there"
+
+# Takes a table of `effects.parquet`.
+Write = Callable[[pa.Table], None]
+
+
+class RunNames(NamedTuple):
+    """As the folders are called."""
+
+    model: str
+    dataset: str
+    noise: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class RunAverages:
         survey: what its stores hold.
         averaging: how positions were averaged.
         effects: each mediator reduced to its facts, in the order of panels.
+        total: total effects of its traced facts.
         aie: AIE of every mediator and metric (`average_indirect_effects`).
         samples: its spread over noise samples (`spread_over_samples`).
         missing: what an unfinished run lacks.
@@ -38,21 +50,31 @@ class RunAverages:
     survey: Survey
     averaging: Averaging
     effects: Sequence[MediatorEffects]
+    total: TotalEffects
     aie: pd.DataFrame
     samples: pd.DataFrame
     missing: Sequence[str]
     notes: Sequence[str]
 
     @property
-    def names(self) -> dict[str, str]:
-        """Model, dataset and noise, as the folders are called."""
+    def names(self) -> RunNames:
+        """Of model, dataset and noise."""
         run = self.survey.folders.run
-        return {"model": run.parent.parent.name, "dataset": run.parent.name, "noise": run.name}
+        return RunNames(run.parent.parent.name, run.parent.name, run.name)
 
     @property
     def keys(self) -> list[str]:
         """Mediators, in the order of panels."""
         return [one.key for one in self.effects]
+
+    def of(self, key: str) -> MediatorEffects:
+        """The effects of one mediator."""
+        return self.effects[self.keys.index(key)]
+
+    def aie_in(self, metric: str) -> pd.DataFrame:
+        """The rows of `aie` in one metric."""
+        chosen: pd.DataFrame = self.aie[self.aie["metric"] == metric]
+        return chosen
 
 
 def average_run(
@@ -81,84 +103,79 @@ def average_run(
     if folders.clean.fingerprint() is None:
         raise KtraceError(f"{folders.clean.folder} holds no clean runs: run stage=all first")
     found = survey(folders, limit, whole_dataset=True)
-    missing = found.lacking
-    if missing and not partial:
-        raise KtraceError(f"{missing[0]}: {_FINISH}, or set dataset.limit or {_PARTIAL}")
+    if found.lacking and not partial:
+        raise KtraceError(f"{found.lacking[0]}: {_FINISH}, or set dataset.limit or {_PARTIAL}")
     if not found.candidates:
         raise KtraceError(
             f"{run_folder}: none of the {len(found.clean)} facts is a candidate; nothing was traced"
         )
-    keys, lacking, notes = _mediators(found, asked, partial)
-    effects, averages, samples = [], [], []
-    with _sink(found, parquet) as seen:
-        for key in keys:
-            one = reduce_mediator(found, key, averaging, seen(key))
-            effects.append(one)
-            averages.append(average_indirect_effects(one, averaging))
-            samples.append(spread_over_samples(one, averaging.scheme))
+    chosen = _mediators(found, asked, partial)
+    sink: AbstractContextManager[Write | None]
+    sink = nullcontext() if parquet is None else effects_file(parquet)
+    with sink as write:
+        effects = [
+            reduce_mediator(found, key, averaging, _records(found, key, write))
+            for key in chosen.keys
+        ]
+    averages = [average_indirect_effects(one, averaging) for one in effects]
+    samples = [spread_over_samples(one, averaging.scheme) for one in effects]
     return RunAverages(
-        found,
-        averaging,
-        effects,
-        pd.concat(averages, ignore_index=True),
-        pd.concat(samples, ignore_index=True),
-        [*missing, *lacking],
-        notes,
+        survey=found,
+        averaging=averaging,
+        effects=effects,
+        total=TotalEffects.of(found),
+        aie=pd.concat(averages, ignore_index=True),
+        samples=pd.concat(samples, ignore_index=True),
+        missing=[*found.lacking, *chosen.missing],
+        notes=chosen.notes,
     )
 
 
-def _mediators(
-    found: Survey, asked: Sequence[str], partial: bool
-) -> tuple[list[str], list[str], list[str]]:
+def _records(found: Survey, key: str, write: Write | None) -> Iterator[RestoredRecord]:
+    """A mediator's restorations; a writer gets their rows on the way."""
+    for batch in batches(found, key):
+        if write is not None:
+            for table in effect_tables(found, key, batch):
+                write(table)
+        yield from batch
+
+
+class _Mediators(NamedTuple):
     """Keys to average, what they lack, and notes on those left out."""
-    keys, missing, notes = [], [], []
+
+    keys: list[str]
+    missing: list[str]
+    notes: list[str]
+
+
+def _mediators(found: Survey, asked: Sequence[str], partial: bool) -> _Mediators:
+    chosen = _Mediators([], [], [])
     # Others may be stored that another command asked for.
     for key in (key for key in dict.fromkeys(asked) if key not in found.restored):
         lacks = found.lacks(key)
         if lacks and not partial:
-            stored = ", ".join(found.restored)
-            raise KtraceError(
-                f"{found.folders.run} is not complete: {key}: {lacks}: {_FINISH}"
-                + (
-                    f", name what is stored ({stored}) with mediator and mediator.window"
-                    * bool(stored)
-                )
-                + f", or set {_PARTIAL}"
-            )
-        missing += [f"{key}: {lacks}"] if lacks else []
+            raise KtraceError(_incomplete(found, key))
+        chosen.missing.extend([f"{key}: {lacks}"] if lacks else [])
     for key, have in found.restored.items():
         lacks = found.lacks(key)
         if have and (partial or not lacks):
-            keys.append(key)
-            missing += [f"{key}: {lacks}"] if lacks else []
+            chosen.keys.append(key)
+            chosen.missing.extend([f"{key}: {lacks}"] if lacks else [])
         elif key in asked and lacks:
-            raise KtraceError(
-                f"{found.folders.run} is not complete: {key}: {lacks}: {_FINISH}, or set {_PARTIAL}"
-            )
+            raise KtraceError(_incomplete(found, key))
         else:
-            notes.append(f"{key} is left out: {lacks or 'no candidate is traced'}")
-    if not keys:
-        raise KtraceError(
-            f"{found.folders.run} holds no complete mediator"
-            + (f" ({'; '.join(notes)})" if notes else "")
-            + f": {_FINISH}"
-        )
-    return keys, missing, notes
+            chosen.notes.append(f"{key} is left out: {lacks or 'no candidate is traced'}")
+    if not chosen.keys:
+        left_out = f" ({'; '.join(chosen.notes)})" if chosen.notes else ""
+        raise KtraceError(f"{found.folders.run} holds no complete mediator{left_out}: {_FINISH}")
+    return chosen
 
 
-@contextmanager
-def _sink(
-    found: Survey, parquet: Path | None
-) -> Iterator[Callable[[str], Callable[[list[Record]], None]]]:
-    """What is done with each batch of a mediator's records, beside reducing them."""
-    if parquet is None:
-        yield lambda key: lambda batch: None
-        return
-    with effects_file(parquet) as add:
-
-        def write(key: str, batch: list[Record]) -> None:
-            table: pa.Table
-            for table in effect_tables(found, key, batch, METRICS):
-                add(table)
-
-        yield lambda key: lambda batch: write(key, batch)
+def _incomplete(found: Survey, key: str) -> str:
+    """Why a mediator that was asked for cannot be analysed, and what to do."""
+    ways = [_FINISH]
+    if found.restored and key not in found.restored:
+        stored = ", ".join(found.restored)
+        ways.append(f"name what is stored ({stored}) with mediator and mediator.window")
+    ways.append(f"or set {_PARTIAL}")
+    return f"{found.folders.run} is not complete: {key}: {found.lacks(key)}: {', '.join(ways)}"

@@ -1,15 +1,19 @@
-"""Every score of a run in tidy form, a row for each: as a frame, and as `effects.parquet`.
+"""Every score in tidy form, a row for each: as a frame, and as `effects.parquet`.
 
-The tables are built with numpy and arrow, a batch of facts at a time: a run of 1,209 facts has
-some 100 million rows.
+The tables of a run are built with numpy and arrow, a batch of facts at a time: a run of 1,209 facts
+has some 100 million rows.
+
+Axes of a fact's scores: n_samples, draws of the noise; n_layers; n_positions, of its prompt. A cell
+is a (sample, layer, position) of a fact.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ktrace.analysis.rows import rows
-from ktrace.analysis.stored import Record, Survey, batches, survey
+from ktrace.analysis.stored import Survey, batches, survey
 from ktrace.errors import KtraceError
 from ktrace.files import new_file
-from ktrace.store import CLEAN_SCORES, RunFolders
+from ktrace.store import CleanRecord, RestoredRecord, RunFolders
+from ktrace.store.records import Scores
 from ktrace.terms import METRICS
 
 _CATEGORIES = ("model", "mediator", "metric", "token", "role")
@@ -45,9 +50,8 @@ _SCHEMA = pa.schema(
 )
 COLUMNS = tuple(_SCHEMA.names)
 
+_SAMPLE, _LAYER, _POSITION = range(3)  # axes of a fact's scores
 _MOST_WAITING = 5  # tables that wait for the disk
-
-Array = npt.NDArray[Any]
 
 
 def load_effects(
@@ -104,64 +108,143 @@ def load_effects(
 
 
 def effect_tables(
-    found: Survey, key: str, batch: Sequence[Record], metrics: Sequence[str] = METRICS
+    found: Survey, key: str, batch: Sequence[RestoredRecord], metrics: Sequence[str] = METRICS
 ) -> Iterator[pa.Table]:
     """The rows of some facts and one mediator, a table for each metric.
 
     Args:
         found: the run.
         key: the mediator's.
-        batch: records of `batches`.
+        batch: from `batches`.
         metrics: in the order of the tables.
     """
-    shapes = [record[METRICS[0]].shape for record in batch]
-    clean = [found.clean[record["index"]] for record in batch]
-    corrupted = [found.corrupted[record["index"]] for record in batch]
-    tokens = list(dict.fromkeys(token for record in clean for token in record["tokens"]))
-    number = {token: code for code, token in enumerate(tokens)}
-    role_number = {role: code for code, role in enumerate(rows("rome"))}
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    n_rows = sum(sizes)
-    keys = list(found.restored)
+    cells = _Cells([record.shape for record in batch])
+    clean = [found.clean[record.index] for record in batch]
+    corrupted = [found.corrupted[record.index] for record in batch]
+    model = found.folders.run.parent.parent.name
+    shared = {
+        "model": cells.constant(model, [model]),
+        "known_id": np.repeat([record.known_id for record in clean], cells.sizes),
+        "mediator": cells.constant(key, list(found.restored)),
+        "sample": cells.numbers(_SAMPLE),
+        "layer": cells.numbers(_LAYER),
+        "position": cells.numbers(_POSITION),
+        "token": _tokens(clean, cells),
+        "role": _roles(clean, cells),
+    }
+    for metric in metrics:
+        scores = {
+            "metric": cells.constant(metric, METRICS),
+            "clean": cells.along(_SAMPLE, [c.clean[metric] for c in corrupted], np.float32),
+            "corrupted": cells.along(_SAMPLE, [c.corrupted[metric] for c in corrupted], np.float32),
+            "restored": np.concatenate([record.scores[metric].ravel() for record in batch]),
+        }
+        columns = shared | scores
+        yield pa.table([columns[name] for name in COLUMNS], schema=_SCHEMA)
 
-    def along(axis: int, values: Sequence[Any], dtype: Any) -> Array:
-        """One value for each index of an axis, for every cell."""
+
+@dataclass(frozen=True)
+class _Cells:
+    """All cells of some facts, fact after fact, each raveled.
+
+    Attributes:
+        shapes: of the facts, `(n_samples, n_layers, n_positions)` each.
+    """
+
+    shapes: Sequence[tuple[int, int, int]]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Cells of each fact."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    def along(
+        self, axis: int, values: Sequence[npt.ArrayLike], dtype: npt.DTypeLike
+    ) -> npt.NDArray[np.generic]:
+        """One value for each index of an axis, for every cell; `values` are by fact."""
         cells = []
-        for shape, one in zip(shapes, values, strict=True):
+        for shape, one in zip(self.shapes, values, strict=True):
             seen = [1, 1, 1]
             seen[axis] = -1
             array = np.asarray(one, dtype=dtype).reshape(seen)
             cells.append(np.broadcast_to(array, shape).ravel())
         return np.concatenate(cells)
 
-    def constant(value: str, choices: Sequence[str]) -> pa.DictionaryArray:
-        codes = np.full(n_rows, choices.index(value), dtype=np.int8)
+    def numbers(self, axis: int) -> npt.NDArray[np.generic]:
+        """The cells' indices on an axis."""
+        return self.along(axis, [np.arange(shape[axis]) for shape in self.shapes], np.int16)
+
+    def constant(self, value: str, choices: Sequence[str]) -> pa.DictionaryArray:
+        """The same text for every cell, one of several."""
+        codes = np.full(sum(self.sizes), choices.index(value), dtype=np.int8)
         return pa.DictionaryArray.from_arrays(codes, list(choices))
 
-    model = found.folders.run.parent.parent.name
-    codes = along(2, [[role_number.get(r, -1) for r in c["roles"]] for c in clean], np.int8)
-    shared = {
-        "model": constant(model, [model]),
-        "known_id": np.repeat([record["known_id"] for record in clean], sizes),
-        "mediator": constant(key, keys),
-        **{
-            name: along(axis, [np.arange(shape[axis]) for shape in shapes], np.int16)
-            for axis, name in enumerate(("sample", "layer", "position"))
-        },
-        "token": pa.DictionaryArray.from_arrays(
-            along(2, [[number[token] for token in c["tokens"]] for c in clean], np.int32), tokens
-        ),
-        "role": pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), list(rows("rome"))),
-    }
-    for metric in metrics:
-        scores = {
-            "metric": constant(metric, METRICS),
-            "clean": along(0, [c[CLEAN_SCORES[metric]] for c in corrupted], np.float32),
-            "corrupted": along(0, [c[metric] for c in corrupted], np.float32),
-            "restored": np.concatenate([record[metric].ravel() for record in batch]),
-        }
-        columns = shared | scores
-        yield pa.table([columns[name] for name in COLUMNS], schema=_SCHEMA)
+
+def _tokens(clean: Sequence[CleanRecord], cells: _Cells) -> pa.DictionaryArray:
+    texts = list(dict.fromkeys(token for record in clean for token in record.tokens))
+    number = {token: code for code, token in enumerate(texts)}
+    by_fact = [[number[token] for token in record.tokens] for record in clean]
+    return pa.DictionaryArray.from_arrays(cells.along(_POSITION, by_fact, np.int32), texts)
+
+
+def _roles(clean: Sequence[CleanRecord], cells: _Cells) -> pa.DictionaryArray:
+    """Missing before the subject."""
+    number = {role: code for code, role in enumerate(rows("rome"))}
+    by_fact = [[number.get(role, -1) for role in record.roles] for record in clean]
+    codes = cells.along(_POSITION, by_fact, np.int8)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes == -1), list(rows("rome")))
+
+
+def case_frame(
+    *,
+    model: str,
+    mediator: str,
+    tokens: Sequence[str],
+    roles: Sequence[str | None],
+    clean: Scores,
+    corrupted: Scores,
+    restored: Scores,
+) -> pd.DataFrame:
+    """The frame of one fact that no store holds, with the columns of `load_effects`.
+
+    Args:
+        model: its name.
+        mediator: its key, such as `mlp-w10`.
+        tokens: of the prompt, `(n_positions,)`.
+        roles: in the scheme `rome`, None before the subject, `(n_positions,)`.
+        clean: `(n_samples,)` for each metric.
+        corrupted: likewise.
+        restored: `(n_samples, n_layers, n_positions)` for each metric.
+
+    Returns:
+        A row for each metric, sample, layer and position; `known_id` is 0.
+    """
+    frames = []
+    for metric in METRICS:
+        sample, layer, position = np.indices(restored[metric].shape, dtype=np.int16).reshape(3, -1)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "metric": metric,
+                    "sample": sample,
+                    "layer": layer,
+                    "position": position,
+                    "clean": clean[metric].astype(np.float32)[sample],
+                    "corrupted": corrupted[metric].astype(np.float32)[sample],
+                    "restored": restored[metric].astype(np.float32).ravel(),
+                }
+            )
+        )
+    frame: pd.DataFrame = pd.concat(frames, ignore_index=True).assign(
+        known_id=np.int64(0), model=model, mediator=mediator
+    )
+    at = frame["position"].to_numpy()
+    frame["token"] = pd.Categorical(np.asarray(tokens, dtype=object)[at])
+    frame["role"] = pd.Categorical(np.asarray(roles, dtype=object)[at], categories=rows("rome"))
+    for name, categories in (("model", [model]), ("mediator", [mediator]), ("metric", METRICS)):
+        frame[name] = pd.Categorical(frame[name], categories=categories)
+    ordered: pd.DataFrame = frame[list(COLUMNS)]
+    return ordered
 
 
 @contextmanager

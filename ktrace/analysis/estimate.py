@@ -1,19 +1,17 @@
-"""Averages over facts, with intervals; docs/analysis.md gives each definition as a formula."""
+"""Averages over facts, with intervals; docs/analysis.md gives each definition as a formula.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+Axes are those of per_fact.py.
+"""
+
+from typing import TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from ktrace.analysis.intervals import interval, ratio
+from ktrace.analysis.intervals import Array, interval, ratio
 from ktrace.analysis.per_fact import MediatorEffects, pooling
 from ktrace.analysis.rows import Averaging, rows
-from ktrace.analysis.stored import Survey
 from ktrace.terms import METRICS
-
-Array = npt.NDArray[np.float64]
 
 
 def average_indirect_effects(effects: MediatorEffects, averaging: Averaging) -> pd.DataFrame:
@@ -81,22 +79,35 @@ def _cells(effects: MediatorEffects, scheme: str) -> pd.DataFrame:
     return frame
 
 
-def total_effect(clean: Array, corrupted: Array) -> dict[str, Any]:
-    """ATE with its interval, and its spread over noise samples.
+class AverageTotalEffect(TypedDict):
+    """What the corruption does to one metric, as `summary.json` has it.
+
+    `clean` and `corrupted` are means over facts and noise samples, `ate` is their difference;
+    `ate_ci` is None, None where there are fewer than two facts, and `ate_sample_sd`, the standard
+    deviation between the ATEs of the single samples, None for one sample.
+    """
+
+    clean: float
+    corrupted: float
+    ate: float
+    ate_ci: list[float | None]
+    ate_sample_sd: float | None
+
+
+def average_total_effect(clean: Array, corrupted: Array) -> AverageTotalEffect:
+    """ATE with its interval over facts, and its spread over noise samples.
 
     Args:
         clean: the clean score that each sample is compared with, `(n_facts, n_samples)`.
         corrupted: the corrupted score, likewise.
-
-    Returns:
-        `ate`; `ate_ci`, None where there are fewer than two facts; `ate_sample_sd`, the standard
-        deviation between the ATEs of the single samples, None for one sample.
     """
     effects = clean - corrupted
     effect = effects.mean(axis=1)
     low, high = interval(effect[:, None], np.ones(len(effect)))
     by_sample = effects.mean(axis=0)
     return {
+        "clean": float(clean.mean()),
+        "corrupted": float(corrupted.mean()),
         "ate": float(effect.mean()),
         "ate_ci": [_number(low[0]), _number(high[0])],
         "ate_sample_sd": float(by_sample.std(ddof=1)) if len(by_sample) > 1 else None,
@@ -105,94 +116,3 @@ def total_effect(clean: Array, corrupted: Array) -> dict[str, Any]:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)  # JSON has no NaN
-
-
-def peak_of(values: npt.NDArray[Any], metric: str) -> int:
-    """Flat index of the strongest effect; restoring makes a divergence fall, all else rise."""
-    return int(np.argmin(values) if metric == "kl" else np.argmax(values))
-
-
-def average_peaks(aie: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """The layer of the strongest AIE for each role.
-
-    Args:
-        aie: from `average_indirect_effects`, one mediator and metric.
-        metric: which.
-    """
-    found = {}
-    for role, cells in aie.groupby("role", observed=True):
-        best = cells.iloc[peak_of(cells["aie"].to_numpy(), metric)]
-        found[str(role)] = {"layer": int(best["layer"]), "aie": float(best["aie"])}
-    return found
-
-
-def peak_layers(effects: MediatorEffects, role: str, scheme: str, metric: str) -> Array:
-    """The layer of each fact's strongest effect in one row, `(n_facts with the row,)`."""
-    row = rows(scheme).index(role)
-    have = effects.counts[:, row] > 0
-    curves = effects.totals[have][:, METRICS.index(metric), row]
-    return np.array([peak_of(curve, metric) for curve in curves], dtype=np.float64)
-
-
-def fact_table(found: Survey, effects: Sequence[MediatorEffects], metric: str) -> pd.DataFrame:
-    """One row for each traced fact.
-
-    The peak of a fact and mediator is its strongest effect at a position of the subject, averaged
-    over noise samples. (At the prompt's last position, the last layers bring back everything.)
-
-    Returns:
-        Columns `known_id, prompt, subject, attribute, p_clean, p_corrupted, te, n_positions`, then
-        `<mediator>_peak_layer`, `<mediator>_peak_position`, `<mediator>_peak` for each mediator.
-        Probabilities in [0, 1]; `te = p_clean − p_corrupted`. Peaks are of `metric`, and missing
-        for facts that the mediator lacks.
-    """
-    records = []
-    number = METRICS.index(metric)
-    for index in found.traced:
-        clean, corrupted = found.clean[index], found.corrupted[index]
-        p_clean = float(corrupted["clean_probability"].mean(dtype=np.float64))
-        p_corrupted = float(corrupted["probability"].mean(dtype=np.float64))
-        row: dict[str, Any] = {
-            **{name: clean[name] for name in ("known_id", "prompt", "subject", "attribute")},
-            "p_clean": p_clean,
-            "p_corrupted": p_corrupted,
-            "te": p_clean - p_corrupted,
-            "n_positions": len(clean["tokens"]),
-        }
-        for one in effects:
-            grid = one.grids.get(index)
-            if grid is not None:
-                row |= _fact_peak(one.key, grid.mean[number], clean["span"], metric)
-        records.append(row)
-    table: pd.DataFrame = pd.DataFrame(records)
-    for one in effects:
-        for name in (f"{one.key}_peak_layer", f"{one.key}_peak_position"):
-            table[name] = table[name].astype("Int64")
-    return table
-
-
-def _fact_peak(
-    key: str, effects: npt.NDArray[np.float32], span: Sequence[int], metric: str
-) -> Mapping[str, Any]:
-    layer, position = subject_peak(effects, span, metric)
-    return {
-        f"{key}_peak_layer": layer,
-        f"{key}_peak_position": position,
-        f"{key}_peak": float(effects[layer, position]),
-    }
-
-
-def subject_peak(
-    effects: npt.NDArray[np.float32], span: Sequence[int], metric: str
-) -> tuple[int, int]:
-    """Layer and position of a fact's strongest effect at a position of its subject.
-
-    Args:
-        effects: `(n_layers, n_positions)`; NaN throughout gives the subject's first cell.
-        span: first position of the subject, and one past its last.
-        metric: which.
-    """
-    start, stop = (int(bound) for bound in span)
-    inside = effects[:, start:stop]
-    layer, offset = np.unravel_index(peak_of(inside, metric), inside.shape)
-    return int(layer), start + int(offset)

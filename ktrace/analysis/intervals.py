@@ -1,4 +1,4 @@
-"""95 % intervals of averages over facts, by a studentized bootstrap.
+"""95 % intervals: of averages over facts, by a studentized bootstrap; and Student's t.
 
 An average is a ratio, total over weight: with every fact weighing 1 it is the mean over facts, with
 numbers of positions as weights it is the mean over positions. Facts are drawn again, never
@@ -7,9 +7,12 @@ positions or samples: those of one fact are not independent.
 Not a percentile interval: it is too narrow for few facts (it holds the mean of ten skewed values in
 87 % of cases), because it does not know that the spread is estimated, too.
 benchmarks/coverage.py measures both.
+
+Axes: n_facts, what is drawn; n_cells, averages that are taken of the same facts, each of its own
+metric, row or layer.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +20,10 @@ import numpy.typing as npt
 N_RESAMPLES = 2000
 LEVEL = 0.95
 _SEED = 0
-# Resamples of fewer facts repeat each other, and Student's t takes their place: its two-sided 95 %
-# quantiles, by the number of facts.
-_STUDENT = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764, 6: 2.5706, 7: 2.4469}
+# Resamples of so few facts repeat each other, and Student's t takes their place, to the digits of
+# the printed tables.
+_FEW_FACTS = 7
+_TABLE_DIGITS = 4
 # Relative spread that is rounding and no spread.
 _ROUNDING = 1e-6
 
@@ -64,9 +68,10 @@ def interval(totals: Array, weights: Array) -> tuple[Array, Array]:
     varies = spread > 0
     # Without spread every resample is the mean itself.
     low, high = mean.copy(), mean.copy()
-    if n_facts in _STUDENT:
-        low -= _STUDENT[n_facts] * error
-        high += _STUDENT[n_facts] * error
+    if n_facts <= _FEW_FACTS:
+        quantile = round(t_quantile(n_facts - 1), _TABLE_DIGITS)
+        low -= quantile * error
+        high += quantile * error
     elif varies.any():
         statistic = _statistic(residuals[:, varies] / spread[varies], weights / weights.mean())
         tail = (1 - LEVEL) / 2
@@ -74,6 +79,23 @@ def interval(totals: Array, weights: Array) -> tuple[Array, Array]:
         low[varies] -= _quantile(statistic, 1 - tail) * error[varies]
         high[varies] -= _quantile(statistic, tail) * error[varies]
     return low, high
+
+
+@cache
+def t_quantile(degrees: int) -> float:
+    """Two-sided quantile of Student's t at `LEVEL`.
+
+    With t = sqrt(degrees) tan(angle) the density is that of cos(angle)^(degrees - 1), which is
+    smooth on a bounded interval, so a sum over a grid integrates it.
+
+    Args:
+        degrees: of freedom.
+    """
+    angles = np.linspace(0, np.pi / 2, 100_001)
+    density = np.cos(angles) ** (degrees - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = np.interp(LEVEL, below / below[-1], angles)
+    return float(np.sqrt(degrees) * np.tan(angle))
 
 
 def _statistic(residuals: Array, weights: Array) -> npt.NDArray[np.float32]:

@@ -1,20 +1,22 @@
 """From the stores to arrays of one fact: what every average, interval and figure starts from.
 
 Samples are averaged here, so that what is kept does not grow with them.
+
+Axes: n_facts, those of one mediator (or all that are traced); n_metrics, in the order of `METRICS`;
+n_samples, draws of the noise; n_rows, those of a role scheme; n_layers; n_positions, of a prompt.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from ktrace.analysis.intervals import Array
 from ktrace.analysis.rows import Averaging, membership, rows
-from ktrace.analysis.stored import Record, Survey, batches
-from ktrace.store import CLEAN_SCORES
+from ktrace.analysis.stored import Survey
+from ktrace.store import CorruptedRecord, RestoredRecord
 from ktrace.terms import METRICS
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class FactGrid:
     """Indirect effects of one fact at every position.
 
     Attributes:
-        mean: over noise samples, `(n_metrics, n_layers, n_positions)`, in the order of `METRICS`.
+        mean: over noise samples, `(n_metrics, n_layers, n_positions)`.
     """
 
     mean: npt.NDArray[np.float32]
@@ -74,24 +76,19 @@ def pooling(counts: Array, pool: str) -> tuple[Array, Array]:
 
 
 def reduce_mediator(
-    found: Survey,
-    key: str,
-    averaging: Averaging,
-    seen: Callable[[list[Record]], None] = lambda batch: None,
+    found: Survey, key: str, averaging: Averaging, records: Iterable[RestoredRecord]
 ) -> MediatorEffects:
-    """Stream one mediator's restorations.
+    """Reduce one mediator's restorations.
 
     Args:
         found: the run.
         key: the mediator's.
         averaging: rows, and the weights of `by_sample`.
-        seen: called with each batch of records on its way through.
+        records: at least one, in any order; one is in memory at a time.
     """
     sums = _Sums(found, averaging)
-    for batch in batches(found, key):
-        seen(batch)
-        for record in batch:
-            sums.add(record)
+    for record in records:
+        sums.add(record)
     order = sorted(range(len(sums.indices)), key=sums.indices.__getitem__)
     with np.errstate(invalid="ignore"):
         by_sample = sums.samples / sums.weights[:, None]
@@ -107,6 +104,8 @@ def reduce_mediator(
 
 @dataclass
 class _Sums:
+    """What facts add up to, in the order in which they come."""
+
     found: Survey
     averaging: Averaging
     indices: list[int] = field(default_factory=list)
@@ -119,17 +118,16 @@ class _Sums:
         self.weights = np.zeros(n_rows)
         self.samples: Array = np.zeros((1, 1, n_rows, 1))
 
-    def add(self, record: Record) -> None:
+    def add(self, record: RestoredRecord) -> None:
         """Take one fact."""
-        index = record["index"]
-        effects = indirect_effects(record, self.found.corrupted[index])
-        clean = self.found.clean[index]
-        members = membership(clean["roles"], clean["span"], self.averaging)
+        effects = indirect_effects(record, self.found.corrupted[record.index])
+        clean = self.found.clean[record.index]
+        members = membership(clean.roles, clean.span, self.averaging)
         # (n_metrics, n_samples, n_layers, n_rows) to (n_metrics, n_samples, n_rows, n_layers)
         by_row = np.swapaxes(effects @ members, -1, -2)
         counts = members.sum(axis=0)
         mean = effects.mean(axis=1)
-        self.indices.append(index)
+        self.indices.append(record.index)
         self.totals.append(by_row.mean(axis=1))
         self.counts.append(counts)
         self.grids.append(FactGrid(mean.astype(np.float32)))
@@ -138,21 +136,34 @@ class _Sums:
         self.weights += weight
 
 
-def indirect_effects(restored: Record, corrupted: Record) -> Array:
+def indirect_effects(restored: RestoredRecord, corrupted: CorruptedRecord) -> Array:
     """`restored − corrupted` of one fact, `(n_metrics, n_samples, n_layers, n_positions)`."""
-    after = np.stack([restored[metric] for metric in METRICS]).astype(np.float64)
-    before = np.stack([corrupted[metric] for metric in METRICS]).astype(np.float64)
+    after = np.stack([restored.scores[metric] for metric in METRICS]).astype(np.float64)
+    before = np.stack([corrupted.corrupted[metric] for metric in METRICS]).astype(np.float64)
     return after - before[:, :, None, None]
 
 
-def total_effects(found: Survey) -> tuple[Array, Array]:
-    """Clean and corrupted scores of the traced facts.
+@dataclass(frozen=True)
+class TotalEffects:
+    """What total effects of the traced facts are made of, in the order of the dataset.
 
-    Returns:
-        Both `(n_facts, n_metrics, n_samples)`: for each sample, what it is compared with and what
-        it is.
+    Attributes:
+        clean: the score that each sample is compared with, `(n_facts, n_metrics, n_samples)`.
+        corrupted: its score in the corrupted run, likewise.
     """
-    records = [found.corrupted[index] for index in found.traced]
-    clean = np.array([[r[name] for name in CLEAN_SCORES.values()] for r in records], np.float64)
-    corrupted = np.array([[r[metric] for metric in METRICS] for r in records], np.float64)
-    return clean, corrupted
+
+    clean: Array
+    corrupted: Array
+
+    @classmethod
+    def of(cls, found: Survey) -> "TotalEffects":
+        """The total effects of a run."""
+        records = [found.corrupted[index] for index in found.traced]
+        clean = [[record.clean[metric] for metric in METRICS] for record in records]
+        corrupted = [[record.corrupted[metric] for metric in METRICS] for record in records]
+        return cls(np.array(clean, np.float64), np.array(corrupted, np.float64))
+
+    def in_metric(self, metric: str) -> tuple[Array, Array]:
+        """Clean and corrupted scores in one metric, `(n_facts, n_samples)` both."""
+        number = METRICS.index(metric)
+        return self.clean[:, number], self.corrupted[:, number]

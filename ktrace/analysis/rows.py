@@ -1,6 +1,8 @@
 """How positions become the rows of a figure: role schemes, one-token subjects, pooling.
 
 Stores hold one of the six roles of the scheme `rome` for each position; coarser schemes group them.
+
+Axes: n_positions, of a prompt; n_rows, those of a scheme.
 """
 
 from collections.abc import Sequence

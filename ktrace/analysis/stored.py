@@ -1,23 +1,30 @@
 """What the stores of a run hold, what they lack, and whether they belong together.
 
 Everything about facts that does not grow with layers is read here, once; restorations are streamed
-by `batches`.
+by `batches`. Neither reads activations.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 from ktrace.errors import KtraceError
-from ktrace.store import BASELINE_SCORES, RunFolders
-from ktrace.terms import METRICS, panel_order
+from ktrace.store import CleanRecord, CorruptedRecord, RestoredRecord, RunFolders
+from ktrace.terms import panel_order
 
 # Scores of this many cells are in memory at once: a row group of `effects.parquet`.
 _BATCH_CELLS = 2**18
 
-Record = Mapping[str, Any]
+
+class MeasuredOn(TypedDict):
+    """What sigma was measured on: a dataset, and the subjects' facts and tokens."""
+
+    dataset: str
+    facts: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -27,35 +34,37 @@ class Survey:
     Attributes:
         folders: where the stores lie.
         expected: facts that the clean store should hold; None where that is not known.
-        clean: records of the clean store by the fact's index, without activations.
-        corrupted: records of the corrupted store, of candidates.
+        clean: clean runs by the fact's index.
+        corrupted: corrupted runs of candidates, likewise.
         restored: indices of the traced facts that each stored mediator holds, by its key.
     """
 
     folders: RunFolders
     expected: int | None
-    clean: Mapping[int, Record]
-    corrupted: Mapping[int, Record]
+    clean: Mapping[int, CleanRecord]
+    corrupted: Mapping[int, CorruptedRecord]
     restored: Mapping[str, frozenset[int]]
 
     @property
     def candidates(self) -> frozenset[int]:
         """Facts whose answer the model predicts."""
-        return frozenset(i for i, record in self.clean.items() if record["is_candidate"])
+        return frozenset(i for i, record in self.clean.items() if record.is_candidate)
 
     @property
     def traced(self) -> tuple[int, ...]:
         """Candidates that the noise corrupted, in the order of the dataset."""
-        return tuple(sorted(i for i, r in self.corrupted.items() if not r["left_out"]))
+        return tuple(sorted(i for i, record in self.corrupted.items() if not record.left_out))
+
+    @property
+    def example(self) -> CorruptedRecord:
+        """A corrupted run: its sigma and level of noise are those of all."""
+        return self.corrupted[self.traced[0]]
 
     @cached_property
-    def sigma_measured_on(self) -> Mapping[str, Any] | None:
-        """The `dataset`, and how many `facts` and `tokens`, whose subjects sigma is of.
-
-        None where the parts do not say. All say the same: sigma follows from their fingerprint.
-        """
+    def sigma_measured_on(self) -> MeasuredOn | None:
+        """None where the parts do not say; all say the same, it follows from their fingerprint."""
         for about, _ in self.folders.corrupted.provenance():
-            found: Mapping[str, Any] | None = (about.get("noise") or {}).get("measured_on")
+            found: MeasuredOn | None = (about.get("noise") or {}).get("measured_on")
             if found is not None:
                 return found
         return None
@@ -99,41 +108,50 @@ def survey(folders: RunFolders, limit: int | None = None, *, whole_dataset: bool
     """
     keys = folders.mediator_keys()
     _require_same_settings(folders, keys)
-
-    def wanted(records: Iterable[Record]) -> Iterator[Record]:
-        return (record for record in records if limit is None or record["index"] < limit)
-
-    names = ("known_id", "prompt", "subject", "attribute", "tokens", "roles", "span")
     clean = {
-        record["index"]: record
-        for record in wanted(folders.clean.read(*names, "is_candidate", "left_out"))
+        record.index: record
+        for record in CleanRecord.read(folders.clean)
+        if limit is None or record.index < limit
     }
     corrupted = {
-        record["index"]: record
-        for record in wanted(
-            folders.corrupted.read("left_out", "sigma", "noise_level", *BASELINE_SCORES)
-        )
+        record.index: record
+        for record in CorruptedRecord.read(folders.corrupted)
+        if record.index in clean
     }
-    restored = {}
-    for key in sorted(keys, key=panel_order):
-        have = set()
-        for record in wanted(folders.restored(key).read("known_id")):
-            if record["index"] not in clean or record["index"] not in corrupted:
-                raise KtraceError(
-                    f"{folders.run} lacks the clean or corrupted run of the fact with "
-                    f"known_id={record['known_id']}: finish the run"
-                )
-            have.add(record["index"])
-        restored[key] = frozenset(have)
-    expected = None
+    restored = {
+        key: _restored(folders, key, limit, clean.keys() & corrupted.keys())
+        for key in sorted(keys, key=panel_order)
+    }
+    expected = _expected(folders, limit, whole_dataset)
+    return Survey(folders, expected, clean, corrupted, restored)
+
+
+def _restored(
+    folders: RunFolders, key: str, limit: int | None, known: Collection[int]
+) -> frozenset[int]:
+    """Indices of the facts that a mediator holds; its scores are large, and are not read."""
+    have = set()
+    for row in folders.restored(key).read("known_id"):
+        index = row["index"]
+        if limit is not None and index >= limit:
+            continue
+        if index not in known:
+            raise KtraceError(
+                f"{folders.run} lacks the clean or corrupted run of the fact with "
+                f"known_id={row['known_id']}: finish the run"
+            )
+        have.add(index)
+    return frozenset(have)
+
+
+def _expected(folders: RunFolders, limit: int | None, whole_dataset: bool) -> int | None:
+    """Facts that the clean store should hold; None where that is not known."""
     fingerprint = folders.clean.fingerprint()
-    if fingerprint is not None:
-        n_facts = int(fingerprint["dataset"]["n_facts"])
-        expected = n_facts if whole_dataset else _asked_for(folders, n_facts)
-        if expected is not None and limit is not None:
-            expected = min(limit, expected)
-    kept = {i: record for i, record in corrupted.items() if i in clean}
-    return Survey(folders, expected, clean, kept, restored)
+    if fingerprint is None:
+        return None
+    n_facts = int(fingerprint["dataset"]["n_facts"])
+    expected = n_facts if whole_dataset else _asked_for(folders, n_facts)
+    return expected if expected is None or limit is None else min(limit, expected)
 
 
 def _asked_for(folders: RunFolders, n_facts: int) -> int | None:
@@ -146,18 +164,15 @@ def _asked_for(folders: RunFolders, n_facts: int) -> int | None:
     return min(n_facts, max(asked)) if asked else None
 
 
-def batches(found: Survey, key: str) -> Iterator[list[Record]]:
-    """Restorations of one mediator, part by part, some facts at a time.
-
-    Each record has `index` and, for every metric, scores `(n_samples, n_layers, n_positions)`.
-    """
-    batch: list[Record] = []
+def batches(found: Survey, key: str) -> Iterator[list[RestoredRecord]]:
+    """Restorations of one mediator, part by part, some facts at a time."""
+    batch: list[RestoredRecord] = []
     n_cells = 0
-    for record in found.folders.restored(key).read(*METRICS):
-        if record["index"] not in found.restored[key]:
+    for record in RestoredRecord.read(found.folders.restored(key)):
+        if record.index not in found.restored[key]:
             continue
         batch.append(record)
-        n_cells += record[METRICS[0]].size
+        n_cells += math.prod(record.shape)
         if n_cells >= _BATCH_CELLS:
             yield batch
             batch, n_cells = [], 0

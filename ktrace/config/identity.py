@@ -4,17 +4,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+from ktrace import terms
 from ktrace.config.schema import (
     NOISE_KEYS,
     Answer,
     DatasetConfig,
     Dtype,
-    Foil,
     ModelConfig,
     NoiseConfig,
     RunConfig,
 )
 from ktrace.errors import KtraceError
+
+_HALF = (Dtype.bfloat16, Dtype.float16)
 
 # Plain names and values, as JSON has them.
 Fingerprint = Mapping[str, object]
@@ -80,12 +82,16 @@ def fingerprints(
 
 def model_fingerprint(model: ModelConfig, identity: str) -> Fingerprint:
     """See `Fingerprints.model`."""
-    return {
+    found: dict[str, object] = {
         "identity": identity,
         "dtype": model.dtype.value,
         "quantization": model.quantization.value if model.quantization else None,
         "modules": asdict(model.modules) if model.modules else None,
     }
+    if model.attention is not None and model.dtype in _HALF:
+        # By 1e-4 in a probability; in wider formats kernels differ by rounding alone.
+        found["attention"] = model.attention
+    return found
 
 
 def dataset_fingerprint(dataset: DatasetConfig, facts: Content) -> Fingerprint:
@@ -114,22 +120,8 @@ def dataset_key(dataset: DatasetConfig) -> str:
 
 
 def noise_key(noise: NoiseConfig) -> str:
-    """Folder of a noise: its fingerprint, readable, e.g. `gaussian-x3-n10-seed1`."""
-    settings = noise_fingerprint(noise)
-    parts = [noise.kind.value]
-    if settings.get("replace"):
-        parts.append("replace")
-    if "degrees" in settings:
-        parts.append(f"df{noise.degrees:.12g}")
-    if settings.get("multiple") is not None:
-        parts.append(f"x{noise.level_multiple:.12g}")
-    if settings.get("std") is not None:
-        parts.append(f"std{noise.std:.12g}")
-    if settings.get("foil") == Foil.corrupted.value:  # not what one stands in for another for
-        parts.append("foil-corrupted")
-    if "samples" in settings:
-        parts += [f"n{noise.samples}", f"seed{noise.seed}"]
-    return "-".join(parts)
+    """Folder of a noise; see `ktrace.terms.noise_key`."""
+    return terms.noise_key(noise_fingerprint(noise))
 
 
 def resolved_dtype(model: ModelConfig, own: str | None) -> Dtype:

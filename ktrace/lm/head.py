@@ -1,13 +1,13 @@
 """Logits from last-layer states: the model's own forward pass with its blocks left out."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ktrace.lm.hooks import replaced_forward
+from ktrace.lm.hooks import Args, removing, replaced_forward
 
 
 def logits_from(
@@ -37,3 +37,15 @@ def logits_from(
         )
     logits: torch.Tensor = output.logits[:, -1]
     return logits
+
+
+@contextmanager
+def noting_tuples(block: nn.Module) -> Iterator[list[bool]]:
+    """Note of each call whether a block wraps its states in a tuple: `in_tuples` above."""
+    noted: list[bool] = []
+
+    def note(block: nn.Module, args: Args, output: object) -> None:
+        noted.append(isinstance(output, tuple))
+
+    with removing(block.register_forward_hook(note)):
+        yield noted

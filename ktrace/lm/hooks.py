@@ -1,8 +1,8 @@
 """What a model is changed by, and only for a while: forward hooks, and forwards replaced."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +11,11 @@ from ktrace.errors import KtraceError
 
 # Takes a module's output, returns what replaces it; None leaves it as it is.
 Edit = Callable[[torch.Tensor], torch.Tensor | None]
+# What a module is called with.
+Args = tuple[object, ...]
+Kwargs = dict[str, object]
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
@@ -44,22 +49,40 @@ def hooked(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     out, also after an exception.
 
     Raises:
-        KtraceError: a path leads nowhere.
+        KtraceError: a path leads nowhere, or a module's output is no tensor.
     """
     modules = {path: module_at(model, path) for path in edits}
     with ExitStack() as stack:
         for path, module in modules.items():
-            shape = _Shape()
+            leading = LeadingAxes()
             parent, _, name = path.rpartition(".")
             if parent and name:
-                stack.enter_context(shape.watched(module_at(model, parent)))
-            hook = _as_hook(edits[path], shape)
-            stack.enter_context(_removing(module.register_forward_hook(hook)))
+                stack.enter_context(leading.watched(module_at(model, parent)))
+            hook = _as_hook(path, edits[path], leading)
+            stack.enter_context(removing(module.register_forward_hook(hook)))
         yield
 
 
+def keep(
+    kept: MutableMapping[Key, torch.Tensor],
+    key: Key,
+    part: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Edit:
+    """An edit that changes nothing: it keeps a module's output, or a part of it, as `kept[key]`.
+
+    What is kept is detached, so that no graph is held, and a clone, so that it stays what it was:
+    a model may add to its outputs in place later (Falcon), and of a large output only the part that
+    is kept takes memory. It stays on its device, unless `part` moves it.
+    """
+
+    def watch(output: torch.Tensor) -> None:
+        kept[key] = (output if part is None else part(output)).detach().clone()
+
+    return watch
+
+
 @contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
     """Let a module compute something else; its hooks still run."""
     previous = module.__dict__.get("forward")  # an instance has its own when accelerate placed it
     module.__dict__["forward"] = forward
@@ -72,47 +95,64 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.__dict__["forward"] = previous
 
 
-class _Shape:
-    """Batch and positions of what a module was called with last."""
-
-    def __init__(self) -> None:
-        self.leading: torch.Size | None = None
-
-    @contextmanager
-    def watched(self, module: nn.Module) -> Iterator[None]:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for value in (*args, *kwargs.values()):
-                if isinstance(value, torch.Tensor) and value.ndim == 3:
-                    self.leading = value.shape[:2]
-                    return
-
-        with _removing(module.register_forward_pre_hook(note, with_kwargs=True)):
-            yield
-
-    def unflattened(self, states: torch.Tensor) -> torch.Tensor:
-        """States that the module gave as `(batch x position, d)`, with both axes."""
-        if states.ndim != 2 or self.leading is None or self.leading.numel() != len(states):
-            return states
-        return states.view(*self.leading, -1)
-
-
 @contextmanager
-def _removing(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+def removing(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    """Remove a hook on the way out, also after an exception."""
     try:
         yield
     finally:
         handle.remove()
 
 
-def _as_hook(edit: Edit, shape: _Shape) -> Callable[[nn.Module, Any, Any], Any]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
-        is_tensor = isinstance(states, torch.Tensor)
-        edited = edit(shape.unflattened(states) if is_tensor else states)
+class LeadingAxes:
+    """Batch and positions of what a module was called with last."""
+
+    def __init__(self) -> None:
+        self.sizes: torch.Size | None = None
+
+    @contextmanager
+    def watched(self, module: nn.Module) -> Iterator[None]:
+        """Note them whenever the module is called."""
+
+        def note(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, torch.Tensor) and value.ndim == 3:
+                    self.sizes = value.shape[:2]
+                    return
+
+        with removing(module.register_forward_pre_hook(note, with_kwargs=True)):
+            yield
+
+    def unflattened(self, states: torch.Tensor) -> torch.Tensor:
+        """States within the module, `(batch x position, d)`, with both axes."""
+        if states.ndim != 2 or self.sizes is None or self.sizes.numel() != len(states):
+            return states
+        return states.view(*self.sizes, -1)
+
+
+def states_of(output: object) -> object:
+    """What a module's output says of states: all of it, or a tuple's first element."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_states(output: object, states: torch.Tensor) -> object:
+    """A module's output with other states; the rest of a tuple stays."""
+    return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def _as_hook(
+    path: str, edit: Edit, leading: LeadingAxes
+) -> Callable[[nn.Module, Args, object], object]:
+    def hook(module: nn.Module, args: Args, output: object) -> object:
+        states = states_of(output)
+        if not isinstance(states, torch.Tensor):
+            kind = type(states).__name__
+            raise KtraceError(f"module path {path!r}: its output is {kind}, not a tensor")
+        edited = edit(leading.unflattened(states))
         if edited is None:
             return None
-        if is_tensor and edited.ndim != states.ndim:
+        if edited.ndim != states.ndim:
             edited = edited.reshape(states.shape)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        return with_states(output, edited)
 
     return hook

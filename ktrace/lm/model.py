@@ -1,15 +1,19 @@
 """A loaded language model whose sites have been proven."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ktrace.lm.families import ModulePaths
 from ktrace.lm.tokens import Tokenizer
 
 Config = Any  # of transformers: its attributes differ from family to family
+
+# What torch and transformers give without a type, or with one that leaves out what is used of it.
+Untyped: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,17 @@ class LanguageModel:
     def n_embeddings(self) -> int:
         """One more than the largest token id that the model can read."""
         return int(self.embedding_weight.shape[0])
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder layers, in their order."""
+        paths = (self.paths.sites(layer)["hidden"] for layer in range(self.n_layers))
+        return [self.model.get_submodule(path) for path in paths]
+
+    @property
+    def d_inner(self) -> int:
+        """Width of an MLP's inner states; where the config names none, the usual four times."""
+        return int(getattr(self._text_config, "intermediate_size", None) or 4 * self.d_embedding)
 
     @property
     def max_positions(self) -> int | None:

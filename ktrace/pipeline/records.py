@@ -143,7 +143,7 @@ def batch_of(writers: Mapping[str, PartWriter], lacking: Mapping[str, Collection
 
     Args:
         writers: of restored stores, by mediator key, opened with `keep=["together"]`.
-        lacking: the facts that each lacks (`ktrace.store.claim_all`).
+        lacking: the facts that each lacks (`ktrace.pipeline.stages.work`).
 
     Returns:
         Keys of mediators.

@@ -56,9 +56,7 @@ class Session:
         """Noise, engine and groups: made when first needed, as clean runs need none of them."""
         config = self.assignment.config
         noise = self._measured_noise()
-        engine = make_engine(
-            config.engine.name.value, self.lm, noise.noise, row_budget=config.engine.row_budget
-        )
+        engine = make_engine(config.engine, self.lm, noise.noise)
         used = EngineName.reference if isinstance(engine, ReferenceEngine) else EngineName.suffix
         self.log.add(engine={"asked": config.engine.name, "used": used})
         self.log.save()

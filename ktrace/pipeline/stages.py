@@ -4,7 +4,7 @@ The model is loaded, and torch with it, only where something is left to run.
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -31,7 +31,6 @@ from ktrace.store import (
     PartWriter,
     RestoredRecord,
     RunFolders,
-    claim_all,
     is_complete,
     work_through,
 )
@@ -172,7 +171,7 @@ def work(
 
     def attempt(unit: Sequence[int]) -> bool:
         raise_if_signalled()
-        lacking = claim_all(writers, unit)
+        lacking = _claim(writers, unit)
         if lacking is None:
             return False
         if any(lacking.values()):
@@ -186,6 +185,19 @@ def work(
 
     with progress(title, sum(map(len, units))) as advance:
         work_through(units, attempt, let_go)
+
+
+def _claim(writers: Mapping[str, PartWriter], indices: Collection[int]) -> Lacking | None:
+    """`PartWriter.claim` on several stores: the lacking facts of each, or None and no claim."""
+    lacking: dict[str, frozenset[int]] = {}
+    for key, writer in writers.items():
+        found = writer.claim(indices)
+        if found is None:
+            for claimed, facts in lacking.items():
+                writers[claimed].unclaim(facts)
+            return None
+        lacking[key] = found
+    return lacking
 
 
 def run_clean(session: "Session", folders: RunFolders, lacking: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from ktrace.store.schema import (
     Field,
     Row,
 )
-from ktrace.store.store import PartWriter, Store, claim_all
+from ktrace.store.store import PartWriter, Store
 
 __all__ = [
     "BASELINE_SCORES",
@@ -28,7 +28,6 @@ __all__ = [
     "Row",
     "RunFolders",
     "Store",
-    "claim_all",
     "is_complete",
     "one_at_a_time",
     "work_through",

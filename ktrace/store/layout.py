@@ -23,16 +23,23 @@ class RunFolders:
     @property
     def clean(self) -> Store:
         """Clean runs, shared by every mediator and noise."""
-        return Store(self.run.parent / "clean", CLEAN)
+        return Store(self.run.parent / "clean", CLEAN, self._of_dataset)
 
     @property
     def corrupted(self) -> Store:
         """Corrupted runs."""
-        return Store(self.run / "corrupted", CORRUPTED)
+        names = {**self._of_dataset, "noise": self.run.name}
+        return Store(self.run / "corrupted", CORRUPTED, names)
 
     def restored(self, mediator_key: str) -> Store:
         """Restorations of one mediator, such as `mlp-w10`."""
-        return Store(self.run / "restored" / mediator_key, RESTORED)
+        names = {**self._of_dataset, "noise": self.run.name, "mediator": mediator_key}
+        return Store(self.run / "restored" / mediator_key, RESTORED, names)
+
+    @property
+    def _of_dataset(self) -> dict[str, str]:
+        folder = self.run.absolute()
+        return {"model": folder.parent.parent.name, "dataset": folder.parent.name}
 
     def mediator_keys(self) -> list[str]:
         """Mediators that have parts."""

@@ -4,6 +4,8 @@ A field with one value a fact is a dataset of `(n_facts,)`. A field with axes is
 all facts' values one after another, each raveled in the order of its axes; `offsets`, where each
 fact's values start, `(n_facts + 1,)`; and `shapes`, `(n_facts, n_axes)`. Nothing is padded.
 Every dataset carries a checksum, and the file an end marker that is written last.
+
+Axes: n_facts, those of the part; n_axes, those of a field (schema.py).
 """
 
 import hashlib
@@ -23,6 +25,7 @@ import numpy as np
 
 from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import new_file
+from ktrace.store.binding import Binding, names_told, require_same
 from ktrace.store.bounds import bounded_attribute, bounded_dataset, bounded_group
 from ktrace.store.schema import (
     ACTIVATION,
@@ -139,10 +142,18 @@ def read_fingerprint(path: Path) -> JsonObject:
         KtraceError: it is of another schema version, or may not be read.
     """
     with _opened(path) as part:
-        fingerprint = json.loads(part.attribute(part.file, "fingerprint"))
-        if not isinstance(fingerprint, dict):
-            raise ValueError("its fingerprint is no JSON object")
-        return fingerprint
+        return part.fingerprint()
+
+
+def binding_of(path: Path) -> Binding:
+    """What a part says of the folder that it was written to.
+
+    Raises:
+        DamagedPartError: the file is not a complete part.
+        KtraceError: it is of another schema version, or may not be read.
+    """
+    about, _ = read_provenance(path)
+    return Binding(read_fingerprint(path), names_told(about))
 
 
 def read_provenance(path: Path) -> tuple[JsonObject, int]:
@@ -161,14 +172,27 @@ def read_provenance(path: Path) -> tuple[JsonObject, int]:
         return provenance, part.n_facts
 
 
-def read_part(path: Path, schema: Schema, names: Iterable[str]) -> list[Row]:
+def read_part(
+    path: Path,
+    schema: Schema,
+    names: Iterable[str],
+    expected: Mapping[str, object] | None = None,
+) -> list[Row]:
     """Read some fields of every fact in a part, each checked against its checksum.
+
+    Args:
+        path: the part.
+        schema: of its store.
+        names: of the fields.
+        expected: the fingerprint of its store; None where nothing is known of it.
 
     Raises:
         DamagedPartError: the part is incomplete, or a checksum does not fit.
-        KtraceError: it is of another schema version, or may not be read.
+        KtraceError: it is of other settings or another schema version, or may not be read.
     """
     with _opened(path) as part:
+        if expected is not None:
+            require_same(path, part.fingerprint(), expected)
         columns = {name: part.column(name, schema[name]) for name in names}
         return [
             {name: column[row] for name, column in columns.items()} for row in range(part.n_facts)
@@ -223,6 +247,13 @@ class _Part:
 
     def attribute(self, owner: h5py.HLObject, name: str) -> Any:
         return bounded_attribute(owner, name, self._size)
+
+    def fingerprint(self) -> JsonObject:
+        """What its numbers were determined by."""
+        found = json.loads(self.attribute(self.file, "fingerprint"))
+        if not isinstance(found, dict):
+            raise ValueError("its fingerprint is no JSON object")
+        return found
 
     def column(self, name: str, field: Field) -> Sequence[object]:
         """One field of every fact."""

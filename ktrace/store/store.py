@@ -1,10 +1,9 @@
 """A store: a folder of parts with one fingerprint, that many writers may add to without a lock."""
 
-import json
 import logging
 import time
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +12,23 @@ import numpy as np
 
 from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import set_aside
+from ktrace.store.binding import (
+    FILE,
+    Binding,
+    create_binding,
+    read_binding,
+    require_own_names,
+    require_same,
+)
 from ktrace.store.claims import Claims
-from ktrace.store.part import read_fingerprint, read_part, read_provenance, verify_part, write_part
+from ktrace.store.part import (
+    binding_of,
+    read_fingerprint,
+    read_part,
+    read_provenance,
+    verify_part,
+    write_part,
+)
 from ktrace.store.schema import JsonObject, Row, Schema
 
 log = logging.getLogger(__name__)
@@ -26,28 +40,83 @@ _PART_BYTES = 256 * 2**20
 
 
 class Store:
-    """The parts of one folder."""
+    """The parts of one folder, all of one fingerprint.
 
-    def __init__(self, folder: Path, schema: Schema) -> None:
+    Args:
+        folder: where they lie.
+        schema: what each holds.
+        names: what the folders around it are called (`model`, `dataset`, `noise`, `mediator`): they
+            must be the names of its content.
+    """
+
+    def __init__(
+        self, folder: Path, schema: Schema, names: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.schema = schema
+        self.names = names or {}
 
     def parts(self) -> list[Path]:
         """Completed parts, in the order of their first facts."""
         return sorted(self.folder.glob("part-*.h5"))
 
+    def bind(self, fingerprint: Mapping[str, object]) -> None:
+        """Bind the folder to one fingerprint, before its first part.
+
+        A folder that was bound, got no part and is nobody's any more is bound anew.
+
+        Raises:
+            KtraceError: it is bound to another one, or cannot be written.
+        """
+        self.require(fingerprint)
+        wanted = Binding(dict(fingerprint), self.names)
+        with Claims(self.folder).all_of_it() as is_alone:
+            bound = read_binding(self.folder)
+            if bound is not None and is_alone and not self.parts():
+                (self.folder / FILE).unlink(missing_ok=True)
+            if not create_binding(self.folder, wanted):
+                found = read_binding(self.folder)
+                if found is not None:
+                    require_same(self.folder, found.fingerprint, wanted.fingerprint)
+
+    def unbind_unused(self) -> None:
+        """Leave nothing of a folder that got no part and is nobody's."""
+        if self.parts() or not self.folder.is_dir():
+            return
+        with Claims(self.folder).all_of_it() as is_alone:
+            if is_alone and not self.parts():
+                (self.folder / FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something else
+            self.folder.rmdir()
+
     def require(self, fingerprint: Mapping[str, object]) -> None:
         """Refuse parts of other settings; damaged parts have none.
 
         Raises:
-            KtraceError: the folder holds parts of other settings.
+            KtraceError: the folder holds parts of other settings, or lies under another name.
         """
-        for path in self.parts():
+        paths = self.parts()
+        if not paths:
+            return
+        bound = read_binding(self.folder)
+        if bound is not None:
+            require_same(self.folder, bound.fingerprint, fingerprint)
+        for path in paths:
             try:
                 found = read_fingerprint(path)
             except DamagedPartError:
                 continue
-            _require_same(self.folder, found, fingerprint)
+            require_same(self.folder, found, fingerprint)
+        require_own_names(self.folder, self.names, bound or _told_by(paths[0]))
+
+    def _bound(self) -> JsonObject | None:
+        """The fingerprint that every part must have; None for an empty store."""
+        paths = self.parts()
+        if not paths:
+            return None
+        found = read_binding(self.folder) or _told_by(paths[0])
+        require_own_names(self.folder, self.names, found)
+        return found.fingerprint
 
     def done(
         self, fingerprint: Mapping[str, object], wanted: Container[int] | None = None
@@ -87,13 +156,12 @@ class Store:
         Raises:
             KtraceError: parts differ, or one is damaged.
         """
-        shared: JsonObject | None = None
+        shared = self._bound()
         for path in self.parts():
             with _naming_damage():
                 found = read_fingerprint(path)
             if shared is not None:
-                _require_same(self.folder, found, shared)
-            shared = found
+                require_same(self.folder, found, shared)
         return shared
 
     def read(self, *names: str) -> Iterator[Row]:
@@ -103,9 +171,10 @@ class Store:
             KtraceError: a part is damaged.
         """
         seen: set[int] = set()
+        bound = self._bound()
         for path in self.parts():
             with _naming_damage():
-                records = read_part(path, self.schema, dict.fromkeys(("index", *names)))
+                records = read_part(path, self.schema, dict.fromkeys(("index", *names)), bound)
             for record in records:
                 if record["index"] not in seen:
                     seen.add(record["index"])
@@ -119,9 +188,11 @@ class Store:
         Raises:
             KtraceError: a part is damaged.
         """
+        bound = self._bound()
         for path in self.parts():
             with _naming_damage():
-                numbers = [r["known_id"] for r in read_part(path, self.schema, ["known_id"])]
+                rows = read_part(path, self.schema, ["known_id"], bound)
+                numbers = [row["known_id"] for row in rows]
                 if known_id in numbers:
                     return read_part(path, self.schema, names)[numbers.index(known_id)]
         return None
@@ -180,6 +251,7 @@ class PartWriter:
         self._opened = self._began = time.monotonic()
 
     def __enter__(self) -> "PartWriter":
+        self._store.bind(self._fingerprint)
         return self
 
     def __exit__(
@@ -192,6 +264,7 @@ class PartWriter:
             self.flush()
         finally:
             self._claims.close()
+            self._store.unbind_unused()
 
     def claim(self, indices: Collection[int]) -> frozenset[int] | None:
         """Take facts to work on, until they are written or the context is left.
@@ -219,7 +292,7 @@ class PartWriter:
             if path not in self._known:
                 self._known.add(path)
                 try:
-                    records = read_part(path, self._store.schema, self._keep)
+                    records = read_part(path, self._store.schema, self._keep, self._fingerprint)
                 except DamagedPartError:
                     continue  # its facts are not stored; `Store.done` sets it aside
                 self.stored.update({record["index"]: record for record in records})
@@ -249,19 +322,10 @@ class PartWriter:
         self._claims.release([record["index"] for record in records])
 
 
-def claim_all(
-    writers: Mapping[str, PartWriter], indices: Collection[int]
-) -> dict[str, frozenset[int]] | None:
-    """`PartWriter.claim` on several stores: the lacking facts of each, or None and no claim."""
-    lacking: dict[str, frozenset[int]] = {}
-    for key, writer in writers.items():
-        found = writer.claim(indices)
-        if found is None:
-            for claimed, facts in lacking.items():
-                writers[claimed].unclaim(facts)
-            return None
-        lacking[key] = found
-    return lacking
+def _told_by(path: Path) -> Binding:
+    """What a part says of its folder, where older versions left no `store.json`."""
+    with _naming_damage():
+        return binding_of(path)
 
 
 @contextmanager
@@ -277,18 +341,3 @@ def _naming_damage() -> Iterator[None]:
 
 def _indices(path: Path, schema: Schema) -> list[int]:
     return [record["index"] for record in read_part(path, schema, ["index"])]
-
-
-def _require_same(
-    folder: Path, found: Mapping[str, object], expected: Mapping[str, object]
-) -> None:
-    differing = [
-        f"{key}: stored {json.dumps(found.get(key))}, now {json.dumps(expected.get(key))}"
-        for key in sorted({*found, *expected})
-        if found.get(key) != expected.get(key)
-    ]
-    if differing:
-        raise KtraceError(
-            f"{folder} holds results of other settings ({'; '.join(differing)}). Choose another "
-            "output_dir, model.name or dataset.name, or remove that folder"
-        )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ktrace.lm.hooks import Edit, hooked
+from ktrace.lm.hooks import hooked, keep
 from ktrace.lm.model import LanguageModel
 
 
@@ -37,24 +37,16 @@ def clean_run(
         input_ids: the prompt.
         answer_ids: tokens that are scored after it.
     """
+    n_prompt = len(input_ids)
     kept: dict[tuple[str, int], torch.Tensor] = {}
-
-    def keep(site: str, layer: int) -> Edit:
-        def watch(output: torch.Tensor) -> None:
-            kept[site, layer] = (
-                output[0, : len(input_ids)].clone().cpu()
-            )  # a block may add to it in place
-
-        return watch
-
     edits = {
-        path: keep(site, layer)
+        path: keep(kept, (site, layer), lambda output: output[0, :n_prompt].cpu())
         for layer in range(lm.n_layers)
         for site, path in lm.paths.sites(layer).items()
     }
     ids = torch.tensor([input_ids + answer_ids[:-1]], device=lm.device)
     with hooked(lm.model, edits):
-        logits = lm.model(input_ids=ids, use_cache=False).logits[0, len(input_ids) - 1 :]
+        logits = lm.model(input_ids=ids, use_cache=False).logits[0, n_prompt - 1 :]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probabilities = wide.log_softmax(dim=-1).cpu()
     greedy = logits.argmax(dim=-1).tolist()

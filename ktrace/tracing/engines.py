@@ -2,32 +2,38 @@
 
 import logging
 
+from ktrace.config import EngineConfig, EngineName
 from ktrace.lm.model import LanguageModel
 from ktrace.tracing.engine import Engine
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
-from ktrace.tracing.suffix.proof import Cells, disproof, probe_noise
+from ktrace.tracing.suffix.limits import MEASURED, Limits
+from ktrace.tracing.suffix.proof import ReferenceCells, disproof, reference_cells
 
 log = logging.getLogger(__name__)
 
-# Narrower models gain less from larger products than the masks of packs cost.
-PACK_WIDTH = 512
-
 
 def make_engine(
-    name: str, lm: LanguageModel, noise: Noise, *, row_budget: int | None = None
+    config: EngineConfig, lm: LanguageModel, noise: Noise, limits: Limits = MEASURED
 ) -> Engine:
-    """An engine by its config name.
+    """The engine that a config asks for.
 
     A family whose blocks cannot be replayed gets the reference engine, and one logged line says so.
+
+    Args:
+        config: the keys `engine.*`.
+        lm: the model.
+        noise: what corrupts.
+        limits: sizes of batches and calls of the suffix engine.
     """
-    if name == "reference":
+    if config.name is EngineName.reference:
         return ReferenceEngine(lm, noise)
-    expected: Cells = {}
-    problem = disproof(lm, SuffixEngine(lm, probe_noise(lm)), expected)
+    expected = reference_cells(lm)
+    problem = disproof(SuffixEngine(lm, expected.noise, limits=limits), expected)
     if problem is None:
-        return SuffixEngine(lm, noise, row_budget, packed=_may_pack(lm, expected))
+        packed = _may_pack(lm, expected, limits)
+        return SuffixEngine(lm, noise, config.row_budget, packed=packed, limits=limits)
     log.warning(
         "engine=suffix cannot be proven on %s (%s): going on with engine=reference",
         type(lm.model).__name__,
@@ -36,11 +42,12 @@ def make_engine(
     return ReferenceEngine(lm, noise)
 
 
-def _may_pack(lm: LanguageModel, expected: Cells) -> bool:
+def _may_pack(lm: LanguageModel, expected: ReferenceCells, limits: Limits) -> bool:
     """Whether suffixes of several positions may share block calls: some families forbid it."""
-    if lm.d_embedding < PACK_WIDTH:
+    if lm.d_embedding < limits.pack_width:
         return False
-    problem = disproof(lm, SuffixEngine(lm, probe_noise(lm), packed=True), expected)
+    engine = SuffixEngine(lm, expected.noise, packed=True, limits=limits)
+    problem = disproof(engine, expected)
     if problem is not None:
         log.info("%s takes no packed suffixes: %s", type(lm.model).__name__, problem)
     return problem is None

@@ -1,5 +1,6 @@
 """Mediators: which states are restored, and which are severed. Pure: no model, no tensors."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ktrace.errors import KtraceError
@@ -46,6 +47,11 @@ class Mediator:
     def severed_layers(self, layer: int, n_layers: int) -> range:
         """Layers whose severed output at the position is held at its corrupted value."""
         return range(layer + 1, n_layers) if self.severs else range(0)
+
+
+def sites_of(mediators: Iterable[Mediator]) -> list[str]:
+    """Every site that any of them reads or edits, each once."""
+    return list(dict.fromkeys(site for mediator in mediators for site in mediator.sites))
 
 
 # Named and ordered as in `MEDIATOR_TITLES`.

@@ -1,17 +1,20 @@
 """The reference engine: plain hooks, one full forward pass for each cell.
 
 It is slow and short on purpose. It is the definition of truth for every other engine.
+
+Shapes: S noise samples, so that a batch has 1 + S rows; n_layers, n_positions of the prompt.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import torch
 
-from ktrace.lm.hooks import Edit, hooked
+from ktrace.lm.hooks import Edit, hooked, keep
 from ktrace.lm.model import LanguageModel
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
-from ktrace.tracing.mediators import Mediator
+from ktrace.tracing.mediators import Mediator, sites_of
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import Targets, make_targets, score
 
@@ -53,12 +56,11 @@ class ReferenceEngine:
         self, group: Sequence[Case], mediators: Sequence[Mediator]
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
         """See `Engine.restored`."""
-        self.lm.paths.require(*(site for m in mediators for site in m.sites))
+        self.lm.paths.require(*sites_of(mediators))
         for case in group:
             yield case, {mediator.key: self._restored(case, mediator) for mediator in mediators}
 
     def _restored(self, case: Case, mediator: Mediator) -> Scores:
-        targets = self._targets(case, self._logits(case, {}))
         n_layers, n_positions = self.lm.n_layers, len(case.input_ids)
         shape = (self.noise.samples, n_layers, n_positions)
         # Before the subject nothing changes.
@@ -66,20 +68,30 @@ class ReferenceEngine:
             metric: np.broadcast_to(values[:, None, None], shape).astype(np.float64)
             for metric, values in self._baseline(case).corrupted.items()
         }
-        held = self._held(case, mediator)
-        for position in range(case.span.start, n_positions):
-            for layer in range(n_layers):
-                edits = self._edits(mediator, layer, position, held)
-                cell = self._score(self._logits(case, edits)[_NOISED:], targets)
-                for metric, values in cell.items():
-                    scores[metric][:, layer, position] = values
+        places = product(range(n_layers), range(case.span.start, n_positions))
+        for (layer, position), cell in self.cells(case, mediator, places):
+            for metric, values in cell.items():
+                scores[metric][:, layer, position] = values
         return scores
 
-    def cell(self, case: Case, mediator: Mediator, layer: int, position: int) -> Scores:
-        """Scores of one restoration, `(n_samples,)` for each metric."""
+    def cells(
+        self, case: Case, mediator: Mediator, places: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], Scores]]:
+        """Restore at some places, (layer, position), one at a time.
+
+        Yields:
+            The place, and its scores, `(S,)` for each metric.
+        """
         targets = self._targets(case, self._logits(case, {}))
-        edits = self._edits(mediator, layer, position, self._held(case, mediator))
-        return self._score(self._logits(case, edits)[_NOISED:], targets)
+        held = self._corrupted_outputs(case, mediator.severs) if mediator.severs else {}
+        for layer, position in places:
+            edits = self._edits(mediator, layer, position, held)
+            yield (layer, position), self._score(self._logits(case, edits)[_NOISED:], targets)
+
+    def cell(self, case: Case, mediator: Mediator, layer: int, position: int) -> Scores:
+        """Scores of one restoration, `(S,)` for each metric."""
+        [(_, scores)] = self.cells(case, mediator, [(layer, position)])
+        return scores
 
     def _edits(
         self, mediator: Mediator, layer: int, position: int, held: Mapping[str, torch.Tensor]
@@ -94,14 +106,11 @@ class ReferenceEngine:
             edits[path] = _hold(position, held[path])
         return edits
 
-    def _held(self, case: Case, mediator: Mediator) -> dict[str, torch.Tensor]:
-        return self._corrupted_outputs(case, mediator.severs) if mediator.severs else {}
-
     def _corrupted_outputs(self, case: Case, site: str) -> dict[str, torch.Tensor]:
         """The site's output in the corrupted run, by path: `(1 + S, n_positions, d_model)`."""
         kept: dict[str, torch.Tensor] = {}
         paths = [self.lm.paths.sites(layer)[site] for layer in range(self.lm.n_layers)]
-        self._logits(case, {path: _keep(kept, path) for path in paths})
+        self._logits(case, {path: keep(kept, path) for path in paths})
         return kept
 
     @torch.inference_mode()
@@ -147,10 +156,3 @@ def _hold(position: int, corrupted: torch.Tensor) -> Edit:
         return held
 
     return edit
-
-
-def _keep(kept: dict[str, torch.Tensor], path: str) -> Edit:
-    def watch(output: torch.Tensor) -> None:
-        kept[path] = output.clone()
-
-    return watch

@@ -25,6 +25,7 @@ from tests.support.stores import (
     CANDIDATES,
     CLEAN_PRINT,
     FACTS,
+    NOISE,
     NOISE_PRINT,
     ROLES,
     known_id,
@@ -277,7 +278,7 @@ def test_a_mediator_that_was_asked_for_and_never_stored_is_missing(
 
 @pytest.mark.usefixtures("no_figures")
 def test_partial_takes_what_is_there_and_says_what_is_missing(tmp_path: Path) -> None:
-    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    folders = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
     write_clean(folders, [0, 2, 3])
     write_corrupted(folders, [0])
     write_restored(folders, "hidden", [0])
@@ -322,7 +323,7 @@ def refused(folders: RunFolders, message: str, **options: Any) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_incomplete_stores_are_refused(tmp_path: Path) -> None:
-    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    folders = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
     refused(folders, "holds no clean runs: run stage=all first")
     write_clean(folders, [0, 2, 3])
     refused(folders, r"clean holds 3 of 6 facts: finish the run .*dataset\.limit")
@@ -339,7 +340,7 @@ def test_incomplete_stores_are_refused(tmp_path: Path) -> None:
 
 
 def test_no_candidate_at_all_is_refused(tmp_path: Path) -> None:
-    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    folders = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
     for index in range(3):
         write_clean(folders, [2], {**CLEAN_PRINT, "dataset": {"n_facts": 3}}, as_index=index)
     refused(folders, "none of the 3 facts is a candidate; nothing was traced")

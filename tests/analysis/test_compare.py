@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ktrace.analysis.compare import compare, depth_grid
+from ktrace.analysis.compare import compare
+from ktrace.analysis.paired import depth_grid
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from tests.support.command import Ktrace
@@ -14,6 +15,7 @@ from tests.support.stores import (
     CANDIDATES,
     FACTS,
     N_LAYERS,
+    NOISE,
     p_corrupted,
     p_restored,
     write_clean,
@@ -88,7 +90,7 @@ def test_unfinished_runs_are_paired_on_the_facts_that_both_hold(
 ) -> None:
     names = ("first", "second")
     for name, indices in zip(names, ((0, 3), held), strict=True):
-        folders = RunFolders(tmp_path / "outputs" / name / "made-up" / "noise")
+        folders = RunFolders(tmp_path / "outputs" / name / "made-up" / NOISE)
         write_clean(folders)
         write_corrupted(folders, CANDIDATES)
         write_restored(folders, "hidden", indices)

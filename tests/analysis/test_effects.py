@@ -22,6 +22,7 @@ from tests.support.stores import (
     FACTS,
     N_LAYERS,
     N_SAMPLES,
+    NOISE,
     NOISE_PRINT,
     WIDTH,
     activations,
@@ -133,7 +134,7 @@ def test_stores_of_different_settings_are_never_mixed(tmp_path: Path) -> None:
         "corrupted": (CLEAN_PRINT, changed, NOISE_PRINT),
         "restored": (CLEAN_PRINT, NOISE_PRINT, changed),
     }.items():
-        folders = RunFolders(tmp_path / name / "toy" / "made-up" / "noise")
+        folders = RunFolders(tmp_path / name / "toy" / "made-up" / NOISE)
         write_clean(folders, fingerprint=prints[0])
         write_corrupted(folders, CANDIDATES, prints[1])
         write_restored(folders, "hidden", CANDIDATES, prints[2])
@@ -163,7 +164,7 @@ def says_limit(number: int | None) -> dict[str, Any]:
 
 def test_one_shard_of_two_is_refused_unless_partial_is_asked(tmp_path: Path) -> None:
     """Or a run that was killed between two facts: all that is there is whole, but it is not all."""
-    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    folders = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
     write_clean(folders, (0, 2), provenance=says_limit(None))
     write_corrupted(folders, (0,))
     write_restored(folders, "hidden", (0,))
@@ -178,7 +179,7 @@ def test_one_shard_of_two_is_refused_unless_partial_is_asked(tmp_path: Path) -> 
 
 
 def test_a_run_of_some_facts_is_whole_when_it_has_them(tmp_path: Path) -> None:
-    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    folders = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
     write_clean(folders, (0, 1), provenance=says_limit(2))
     write_corrupted(folders, (0, 1))
     write_restored(folders, "hidden", (0, 1))
@@ -189,7 +190,7 @@ def test_a_run_of_some_facts_is_whole_when_it_has_them(tmp_path: Path) -> None:
 
 
 def test_a_candidate_that_is_not_yet_corrupted_is_missing(tmp_path: Path) -> None:
-    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    folders = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
     write_clean(folders)
     write_corrupted(folders, CANDIDATES[:1])
     write_restored(folders, "hidden", CANDIDATES[:1])
@@ -230,10 +231,10 @@ def test_activations_are_read_from_one_part_alone(
     read = []
     original = store_module.read_part
 
-    def counted(path: Path, schema: Any, names: Any) -> Any:
+    def counted(path: Path, schema: Any, names: Any, expected: Any = None) -> Any:
         names = list(names)
         read.append(names)
-        return original(path, schema, names)
+        return original(path, schema, names, expected)
 
     monkeypatch.setattr(store_module, "read_part", counted)
     load_activations(folders.run, known_id(CANDIDATES[-1]), "attn", 0)
@@ -245,7 +246,7 @@ def test_activations_are_read_from_one_part_alone(
     ("stored", "expected"), [(np.uint16, np.float32), (np.float16, np.float16)]
 )
 def test_activations_of_half_precision(tmp_path: Path, stored: type, expected: type) -> None:
-    folders = RunFolders(tmp_path / "toy" / "made-up" / "noise")
+    folders = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
     write_clean(folders, dtype=stored)
     states = load_activations(folders.run, known_id(0), "mlp", 1)
     assert states.dtype == expected

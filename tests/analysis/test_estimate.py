@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from ktrace.analysis.averaged_run import RunAverages, average_run
-from ktrace.analysis.estimate import average_peaks, fact_table, peak_layers, total_effect
+from ktrace.analysis.estimate import average_total_effect
+from ktrace.analysis.peaks import average_peaks, peak_layers
 from ktrace.analysis.rows import Averaging
+from ktrace.analysis.tables import fact_table
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS
 from tests.support.stores import FACTS, known_id, p_clean, p_corrupted, write_restored, write_run
@@ -122,7 +124,7 @@ def test_peaks(folders: RunFolders) -> None:
 
 def test_the_table_of_facts(folders: RunFolders) -> None:
     run = averages(folders)
-    table = fact_table(run.survey, run.effects, "probability").set_index("known_id")
+    table = fact_table(run, "probability").set_index("known_id")
     assert list(table.index) == [known_id(index) for index in CANDIDATES]
     peaks = table[["hidden_peak_layer", "hidden_peak_position", "hidden_peak"]]
     # Inside the subject only: at the last position of fact 0 stands 1.0.
@@ -146,15 +148,15 @@ def test_total_effect() -> None:
     # The second sample of the second fact has a foil of its own.
     clean = np.array([[0.9, 0.9], [0.6, 0.8], [0.8, 0.8]])
     corrupted = np.array([[0.1, 0.1], [0.1, 0.3], [0.3, 0.3]])
-    found = total_effect(clean, corrupted)
+    found = average_total_effect(clean, corrupted)
     assert found["ate"] == pytest.approx(0.6)  # 0.8, 0.5, 0.5
     # Standard error 0.1; t of 2 degrees is 4.3027.
     assert found["ate_ci"] == pytest.approx([0.6 - 0.43027, 0.6 + 0.43027], abs=1e-5)
     assert found["ate_sample_sd"] == pytest.approx(0)  # (0.8 + 0.5 + 0.5) / 3 for both
-    assert total_effect(clean[[0, 0, 2]], corrupted)["ate_sample_sd"] == pytest.approx(
+    assert average_total_effect(clean[[0, 0, 2]], corrupted)["ate_sample_sd"] == pytest.approx(
         0.2 / 3 / np.sqrt(2)  # 2.6/3 − 0.5/3 and 2.6/3 − 0.7/3
     )
-    alone = total_effect(clean[:1, :1], corrupted[:1, :1])
+    alone = average_total_effect(clean[:1, :1], corrupted[:1, :1])
     assert alone["ate_ci"] == [None, None]
     assert alone["ate_sample_sd"] is None
 

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from ktrace.analysis import figures as figures_module
 from ktrace.analysis.analyze import analyze
 from ktrace.analysis.figures.heatmaps import difference_heatmap, fact_heatmap, visible
 from ktrace.analysis.figures.style import COLUMN_WIDTH, PAGE_WIDTH
@@ -24,7 +23,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
         found[stem.name] = figure
         return []
 
-    monkeypatch.setattr(figures_module, "save", keep)
+    monkeypatch.setattr("ktrace.analysis.figures.draw.save", keep)
     folders = write_run(tmp_path, keys=["hidden", "hidden_mlp_severed", "mlp-w3"])
     analyze(folders.run, facts=[1000])
     return found

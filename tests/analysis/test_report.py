@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from ktrace.analysis.averaged_run import average_run
-from ktrace.analysis.estimate import fact_table
+from ktrace.analysis.intervals import t_quantile
 from ktrace.analysis.report import cells as cells_module
 from ktrace.analysis.report import page as page_module
 from ktrace.analysis.report import write_report
@@ -26,10 +26,10 @@ from ktrace.analysis.report.cells import (
     PackedCells,
     half_width,
     pack_cells,
-    t_quantile,
     units,
 )
 from ktrace.analysis.rows import Averaging
+from ktrace.analysis.tables import fact_table
 from ktrace.store import CLEAN, RunFolders
 from ktrace.terms import METRICS
 from tests.support.hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
@@ -249,7 +249,7 @@ def test_the_table_of_facts_holds_every_examined_fact(page: Page) -> None:
 def test_peaks_are_those_of_the_table_beside_it(tmp_path: Path, metric: str) -> None:
     folders = write_run(tmp_path, KEYS)
     run = average_run(folders.run, Averaging())
-    table = fact_table(run.survey, run.effects, metric)
+    table = fact_table(run, metric)
     summary = SUMMARY | {"metric": metric, "metrics": {metric: SUMMARY["metrics"]["probability"]}}
     data = Page(written(folders, **summary)).data
     decimals = next(one["decimals"] for one in data["metrics"] if one["name"] == metric)

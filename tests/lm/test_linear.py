@@ -1,5 +1,6 @@
 """oneDNN's linear are the model's own to rounding, and its layers are put back."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,9 +17,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def any_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "_LEAST_WEIGHTS", 0)
+# Small layers too.
+any_width = partial(onednn_products, least_weights=0)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_model_says_the_same(architecture: str, called: list[tuple[int, ...]])
     ids = torch.arange(1, 22).view(3, 7)
     expected = model(input_ids=ids).logits
     assert not called
-    with onednn_products(model):
+    with any_width(model):
         found = model(input_ids=ids).logits
         assert "lm_head" in replaced(model)
     assert len(called) == sum(type(m).__name__ in ("Linear", "Conv1D") for m in model.modules())
@@ -65,7 +65,7 @@ def test_any_number_of_states(
     linear = nn.Linear(12, 20, bias=bias)
     # Every second: strided, as last positions are.
     states = torch.randn(*shape, 24)[..., ::2]
-    with onednn_products(linear):
+    with any_width(linear):
         found = linear(states)
     assert len(called) == 1
     torch.testing.assert_close(found, linear(states))
@@ -88,7 +88,7 @@ def test_other_layers_keep_their_own(called: list[tuple[int, ...]]) -> None:
     own = nn.Linear(4, 4)
     own.__dict__["forward"] = lambda states: states + 1
     others = nn.ModuleList([own, Special(4, 4), nn.Linear(4, 4, dtype=torch.float64)])
-    with onednn_products(others):
+    with any_width(others):
         assert torch.equal(own(torch.zeros(2, 4)), torch.ones(2, 4))
         assert replaced(others) == ["0"]
     assert "forward" in own.__dict__
@@ -99,19 +99,18 @@ def test_other_layers_keep_their_own(called: list[tuple[int, ...]]) -> None:
 def test_a_bias_that_onednn_would_misread(bias: torch.Tensor) -> None:
     linear = nn.Linear(4, 8)
     linear.bias = nn.Parameter(bias)
-    with onednn_products(linear):
+    with any_width(linear):
         assert not replaced(linear)
 
 
 def test_layers_are_put_back_after_an_error() -> None:
     model = micro_llama(1)
-    with pytest.raises(ZeroDivisionError), onednn_products(model):
+    with pytest.raises(ZeroDivisionError), any_width(model):
         raise ZeroDivisionError
     assert not replaced(model)
 
 
-def test_small_layers_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_small_layers_are_not_worth_it() -> None:
     layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(512, 512)])
     with onednn_products(layers):
         assert replaced(layers) == ["1"]
@@ -120,12 +119,12 @@ def test_small_layers_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_torch_without_it_multiplies_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     linear = nn.Linear(4, 4)
-    with onednn_products(linear):
+    with any_width(linear):
         assert not replaced(linear)
 
 
 @torch.inference_mode()
 def test_switching_onednn_off_is_heeded() -> None:
     linear = nn.Linear(4, 4)
-    with torch.backends.mkldnn.flags(enabled=False), onednn_products(linear):
+    with torch.backends.mkldnn.flags(enabled=False), any_width(linear):
         assert not replaced(linear)

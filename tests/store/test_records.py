@@ -97,9 +97,9 @@ def test_states_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     read: list[str] = []
     original = store_module.read_part
 
-    def noting(path: Path, schema: Any, names: Any) -> Any:
+    def noting(path: Path, schema: Any, names: Any, expected: Any) -> Any:
         read.extend(names)
-        return original(path, schema, names)
+        return original(path, schema, names, expected)
 
     monkeypatch.setattr(store_module, "read_part", noting)
     [found] = CleanRecord.read(folders.clean)

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,12 @@ import h5py
 import numpy as np
 import pytest
 
+from ktrace.analysis.effects import load_effects
 from ktrace.errors import KtraceError
 from ktrace.store import CLEAN, CORRUPTED, RESTORED, Row, RunFolders, Store
 from ktrace.store import store as store_module
 from ktrace.terms import METRICS
+from tests.support.stores import write_run
 
 FIELDS = {name: CORRUPTED[name] for name in ("index", "known_id", "sigma", "probability")}
 
@@ -91,13 +96,81 @@ def test_settings_more_or_fewer_are_refused(store: Store, changed: dict[str, Any
 
 
 def test_parts_of_different_settings_are_never_mixed(store: Store) -> None:
-    for seed in (1, 2):
-        with store.writer({"noise": {"seed": seed}}) as writer:
-            writer.add(record(seed))
+    with store.writer({"noise": {"seed": 1}}) as writer:
+        writer.add(record(1))
     with pytest.raises(KtraceError, match="holds results of other settings"):
-        store.fingerprint()
+        store.writer({"noise": {"seed": 2}}).__enter__()
+    # A part that somebody copied there.
+    other = Store(store.folder.parent / "other", store.schema)
+    with other.writer({"noise": {"seed": 2}}) as writer:
+        writer.add(record(2))
+    shutil.copy(other.parts()[0], store.folder)
+    for use in (
+        store.fingerprint,
+        lambda: list(store.read()),
+        lambda: store.find(record(2)["known_id"]),
+        lambda: store.done({"noise": {"seed": 1}}),
+    ):
+        with pytest.raises(KtraceError, match=r"holds results of other settings \(noise: "):
+            use()
+
+
+def test_a_folder_is_bound_before_its_first_part(store: Store) -> None:
+    """Two runs that begin in one empty folder: only one of them may write."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from ktrace.store import CORRUPTED, Store\n"
+        "Store(Path(sys.argv[1]), CORRUPTED).bind({'noise': {'seed': int(sys.argv[2])}})\n"
+    )
+
+    def bound_elsewhere(seed: int) -> str:
+        command = [sys.executable, "-c", program, str(store.folder), str(seed)]
+        return subprocess.run(command, capture_output=True, text=True).stderr
+
+    with store.writer({"noise": {"seed": 1}}) as first:
+        first.claim([0])
+        assert "holds results of other settings (noise: " in bound_elsewhere(2)
+        assert not bound_elsewhere(1)
+        first.add(record(0))
+    assert store.fingerprint() == {"noise": {"seed": 1}}
+
+
+def test_a_folder_that_got_no_part_is_bound_anew(store: Store) -> None:
+    store.bind({"noise": {"seed": 1}})  # as a killed run leaves it
+    with store.writer({"noise": {"seed": 2}}) as writer:
+        writer.add(record(0))
+    assert store.fingerprint() == {"noise": {"seed": 2}}
+
+
+def test_a_store_of_an_older_version_is_bound_by_its_parts(store: Store) -> None:
+    with store.writer({"noise": {"seed": 1}}) as writer:
+        writer.add(record(0))
+    (store.folder / "store.json").unlink()
+    assert store.fingerprint() == {"noise": {"seed": 1}}
     with pytest.raises(KtraceError, match="holds results of other settings"):
-        store.done({"noise": {"seed": 1}})
+        store.writer({"noise": {"seed": 2}}).__enter__()
+    with store.writer({"noise": {"seed": 1}}) as writer:
+        writer.add(record(1))
+    assert store.done({"noise": {"seed": 1}}) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[1]",
+        "{}",
+        '{"fingerprint": 3, "names": {}}',
+        '{"fingerprint": {}, "names": {"model": 3}}',
+    ],
+)
+def test_a_binding_that_is_none_is_said(store: Store, content: str) -> None:
+    with store.writer({"noise": {"seed": 1}}) as writer:
+        writer.add(record(0))
+    (store.folder / "store.json").write_text(content)
+    with pytest.raises(KtraceError, match=r"damaged: .*store\.json.* remove that file"):
+        list(store.read())
 
 
 def test_a_fingerprint_compares_as_it_was_written(store: Store) -> None:
@@ -285,3 +358,28 @@ def test_only_mediators_with_parts_are_listed(tmp_path: Path) -> None:
         with folders.restored(key).writer(FINGERPRINT) as writer:
             writer.add(restored)
     assert folders.mediator_keys() == ["hidden", "mlp-w3"]
+
+
+RENAMES = {
+    "model": lambda run: (run.parent.parent, "other"),
+    "dataset": lambda run: (run.parent, "other"),
+    "noise": lambda run: (run, "uniform-x3-n2-seed1"),
+    "mediator": lambda run: (run / "restored" / "hidden", "attn-w3"),
+}
+
+
+@pytest.mark.parametrize("kind", RENAMES)
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_folder_is_not_taken_at_its_name(tmp_path: Path, kind: str, is_old: bool) -> None:
+    """Renamed, its content would be averaged under a name that is not its own."""
+    folders = write_run(tmp_path, ["hidden"])
+    if is_old and kind in ("model", "dataset"):
+        pytest.skip("made-up parts of older versions do not say")
+    for path in tmp_path.rglob("store.json"):
+        if is_old:
+            path.unlink()
+    folder, name = RENAMES[kind](folders.run)
+    moved = folder.rename(folder.with_name(name))
+    run = Path(str(folders.run).replace(str(folder), str(moved)))
+    with pytest.raises(KtraceError, match=rf"holds results of {kind} .*, and lies in {name}: "):
+        load_effects(run)

@@ -18,6 +18,7 @@ CLEAN_PRINT: dict[str, Any] = {
     "model": {"identity": "made up", "dtype": "float32", "quantization": None, "modules": None},
     "dataset": {"sha256": "made up", "n_facts": 6, "answer": "first_token"},
 }
+NOISE = f"gaussian-x3-n{N_SAMPLES}-seed1"  # the folder of this noise
 NOISE_PRINT: dict[str, Any] = CLEAN_PRINT | {
     "noise": {
         "kind": "gaussian",

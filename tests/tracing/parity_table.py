@@ -10,33 +10,30 @@ import numpy as np
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
-from ktrace.tracing import engines
-from ktrace.tracing.engine import Case
-from ktrace.tracing.engines import make_engine
-from ktrace.tracing.noise import Noise, RandomNoise
+from ktrace.tracing.engine import Case, Engine
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
 from tests.support.families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
 from tests.support.models import known_case
 from tests.support.places import ROOT
+from tests.tracing.agreement import NOISE, made
 
 BEGIN = "<!-- parity table: tests/tracing/parity_table.py -->"
 END = "<!-- end of the parity table -->"
 
 
 def agreement(
-    lm: LanguageModel, cases: Sequence[Case], noise: Noise, *, replayed: bool = True
+    lm: LanguageModel, engine: Engine, cases: Sequence[Case]
 ) -> dict[str, tuple[float, float]]:
-    """By mediator name: the largest difference between the engines, and the spread of p."""
+    """By mediator name: the largest difference to the reference engine, and the spread of p."""
     mediators = mediators_of(lm)
-    reference = ReferenceEngine(lm, noise)
-    suffix = make_engine("suffix", lm, noise) if replayed else reference
+    reference = ReferenceEngine(lm, NOISE)
     found = {mediator.name: (0.0, 0.0) for mediator in mediators}
     for case in cases:
         [(_, expected)] = reference.restored([case], mediators)
         ours = expected
-        if replayed:
-            [(_, ours)] = suffix.restored([case], mediators)
+        if isinstance(engine, SuffixEngine):
+            [(_, ours)] = engine.restored([case], mediators)
         for mediator in mediators:
             there = expected[mediator.key]["probability"]
             here = ours[mediator.key]["probability"]
@@ -51,8 +48,8 @@ def agreement(
 def _row(architecture: str) -> str:
     lm = language_model(tiny_model(architecture))
     replayed = architecture not in NOT_REPLAYED
-    cases = [known_case(lm, seed, 7, 2, 4) for seed in (1, 2)]
-    found = agreement(lm, cases, RandomNoise(1.0, samples=3), replayed=replayed)
+    engine = made(lm)
+    found = agreement(lm, engine, [known_case(lm, seed, 7, 2, 4) for seed in (1, 2)])
     cells = []
     for name in MEDIATOR_NAMES:
         if name not in found:
@@ -60,7 +57,6 @@ def _row(architecture: str) -> str:
             continue
         difference, spread = found[name]
         cells.append(f"{difference:.0e} of {spread:.2f}" if replayed else f"of {spread:.2f}")
-    engine = make_engine("suffix", lm, RandomNoise(1.0, samples=3))
     kind = f"reference: {NOT_REPLAYED[architecture]}" if not replayed else "reference"
     if isinstance(engine, SuffixEngine):
         kind = "suffix, packed" if engine.packed else "suffix"
@@ -79,7 +75,6 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    engines.PACK_WIDTH = 0  # tiny models are narrow
     document = ROOT / "docs" / "models.md"
     before, rest = document.read_text("utf-8").split(BEGIN)
     after = rest.split(END)[1]

@@ -4,14 +4,12 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 
 from ktrace.errors import KtraceError
 from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
-from ktrace.tracing import engines
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
@@ -19,28 +17,12 @@ from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.engine import SuffixEngine
-from tests.support.families import NOT_REPLAYED, TINY_FAMILIES, VARIANTS, mediators_of, tiny_model
+from tests.support.families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
 from tests.support.models import known_case
 from tests.support.places import ROOT
-from tests.tracing.parity_table import BEGIN, END, agreement
-
-pytestmark = pytest.mark.usefixtures("narrow_models_as_wide")
-
-NOISE = RandomNoise(1.0, samples=3)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float64, 1e-12), (torch.float32, 5e-6)],  # the latter by oneDNN
-)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_parity_on_every_variant(variant: str, dtype: torch.dtype, tolerance: float) -> None:
-    architecture, changes = VARIANTS[variant]
-    lm = language_model(tiny_model(architecture, **changes).to(dtype))
-    assert isinstance(engines.make_engine("suffix", lm, NOISE), SuffixEngine)
-    found = agreement(lm, [known_case(lm, 3)], NOISE)
-    assert max(difference for difference, _ in found.values()) <= tolerance
-    assert all(spread > 0.01 for _, spread in found.values())
+from tests.tracing.agreement import AS_WIDE, NOISE, largest_difference, made, scores
+from tests.tracing.engine_contract import Make, every_engine
+from tests.tracing.parity_table import BEGIN, END
 
 
 @pytest.mark.parametrize(
@@ -59,18 +41,21 @@ def test_sizes_that_agree_by_chance(
 ) -> None:
     """As many rows, heads, positions: an axis must be known by more than its size."""
     lm = language_model(tiny_model(architecture, **changes).double())
-    case = known_case(lm, 3, n_positions, 0, 1)
-    found = agreement(lm, [case], RandomNoise(1.0, samples))
-    assert max(difference for difference, _ in found.values()) <= 1e-12
+    case, noise = known_case(lm, 3, n_positions, 0, 1), RandomNoise(1.0, samples)
+    mediators = [make_mediator("hidden", 1), make_mediator("attn", 1)]
+    expected = scores(ReferenceEngine(lm, noise), [case], mediators)
+    for packed in {False, made(lm, noise).packed}:
+        engine = SuffixEngine(lm, noise, packed=packed, limits=AS_WIDE)
+        assert largest_difference(scores(engine, [case], mediators), expected) <= 1e-12
 
 
 def test_the_probe_is_noisy_even_where_its_tokens_share_an_embedding() -> None:
     """Rows that no text reaches may be equal; without noise, a wrong engine would pass."""
     lm = language_model(tiny_model("GemmaForCausalLM"))
     rows = lm.embedding_weight[1:7].double().numpy() * np.sqrt(32)
-    assert proof.probe_noise(lm).scale == pytest.approx(3 * rows.std(ddof=1), rel=1e-5)  # type: ignore[attr-defined]  # a RandomNoise
+    assert proof.probe_noise(lm).scale == pytest.approx(3 * rows.std(ddof=1), rel=1e-5)
     lm.embedding_weight[1:7] = 0
-    assert proof.probe_noise(lm).scale == 1  # type: ignore[attr-defined]
+    assert proof.probe_noise(lm).scale == 1
 
 
 def test_a_module_that_changes_its_output_later_is_recorded_as_it_was() -> None:
@@ -93,7 +78,7 @@ def test_what_cannot_be_replayed_falls_back(
 ) -> None:
     lm = language_model(tiny_model(architecture))
     with caplog.at_level(logging.WARNING, logger="ktrace"):
-        assert isinstance(engines.make_engine("suffix", lm, NOISE), ReferenceEngine)
+        assert isinstance(made(lm), ReferenceEngine)
     assert "(its layers do not all keep keys and values of each position)" in caplog.text
 
 
@@ -110,10 +95,8 @@ def test_hidden_alone_is_traced_where_there_is_nothing_else(mamba: LanguageModel
 
 
 @pytest.mark.parametrize("name", ["mlp", "attn", "hidden_mlp_severed", "hidden_attn_severed"])
-@pytest.mark.parametrize("make", [ReferenceEngine, SuffixEngine])
-def test_other_mediators_are_refused_there(
-    mamba: LanguageModel, make: type[ReferenceEngine | SuffixEngine], name: str
-) -> None:
+@every_engine
+def test_other_mediators_are_refused_there(mamba: LanguageModel, make: Make, name: str) -> None:
     engine = make(mamba, NOISE)
     with pytest.raises(KtraceError, match=r"no site '(mlp|attn)'.*its sites are hidden$"):
         list(

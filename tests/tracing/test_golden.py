@@ -1,4 +1,4 @@
-"""Both engines give the published implementation's numbers."""
+"""Every engine gives the published implementation's numbers."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,7 @@ from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
-from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix.engine import SuffixEngine
+from tests.tracing.engine_contract import Make, every_engine
 
 GOLDEN = Path(__file__).resolve().parent.parent / "data" / "golden"
 TOLERANCE = 1e-5
@@ -30,9 +29,9 @@ def golden(request: pytest.FixtureRequest) -> tuple[LanguageModel, list[dict[str
     return lm, json.loads((folder / "cases.json").read_text())["cases"]
 
 
-@pytest.mark.parametrize("make", [ReferenceEngine, SuffixEngine])
+@every_engine
 def test_all_mediators_agree(
-    golden: tuple[LanguageModel, list[dict[str, Any]]], make: type[ReferenceEngine | SuffixEngine]
+    golden: tuple[LanguageModel, list[dict[str, Any]]], make: Make
 ) -> None:
     lm, published = golden
     assert len(published) == 5

@@ -82,8 +82,7 @@ from ktrace.lm.model import LanguageModel
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
-from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix.engine import SuffixEngine
+from tests.tracing.engine_contract import Make, every_engine
 
 X, Y, ONE = 0, 1, 2
 BEFORE, SUBJECT, QUESTION, ANSWER, VOCABULARY = 4, 5, 6, 7, 8
@@ -173,10 +172,8 @@ def test_the_clean_run_is_the_one_on_paper(micro: LanguageModel) -> None:
         np.testing.assert_allclose(run.activations[site][..., Y], expected, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("make", [ReferenceEngine, SuffixEngine])
-def test_every_effect_is_the_one_on_paper(
-    micro: LanguageModel, make: type[ReferenceEngine | SuffixEngine]
-) -> None:
+@every_engine
+def test_every_effect_is_the_one_on_paper(micro: LanguageModel, make: Make) -> None:
     engine = make(micro, Forgotten())
     [(_, baseline)] = engine.baseline([CASE])
     assert baseline.clean["logit"] == pytest.approx(CLEAN / 16, abs=1e-14)

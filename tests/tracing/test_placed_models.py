@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ktrace.config import ModelConfig
+from ktrace.config import EngineConfig, ModelConfig
 from ktrace.errors import KtraceError
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
@@ -67,7 +67,7 @@ def test_layers_on_disk_give_the_numbers_of_the_whole_model(case: Case) -> None:
     assert max(np.ptp(scores["probability"]) for scores in expected.values()) >= 0.1
     lm = loaded(TINY, dtype="float64", device_map=HALF_ON_DISK)
     assert {p.device.type for p in lm.model.model.layers[2].parameters()} == {"meta"}
-    engine = make_engine("suffix", lm, NOISE)
+    engine = make_engine(EngineConfig(), lm, NOISE)
     assert isinstance(engine, SuffixEngine)
     assert difference(restored(engine, case), expected) <= 1e-12
     assert difference(restored(ReferenceEngine(lm, NOISE), case), expected) <= 1e-12
@@ -76,7 +76,7 @@ def test_layers_on_disk_give_the_numbers_of_the_whole_model(case: Case) -> None:
 @pytest.mark.parametrize("bits", ["int4", "int8"])
 def test_both_engines_take_rounded_weights(whole: LanguageModel, case: Case, bits: str) -> None:
     lm = loaded(TINY, quantization=bits)
-    engine = make_engine("suffix", lm, NOISE)
+    engine = make_engine(EngineConfig(), lm, NOISE)
     assert isinstance(engine, SuffixEngine)
     expected = restored(ReferenceEngine(lm, NOISE), case)
     assert difference(restored(engine, case), expected) <= 1e-5

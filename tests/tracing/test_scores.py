@@ -5,13 +5,8 @@ import pytest
 import torch
 
 from ktrace.facts import Span
-from ktrace.lm.model import LanguageModel
 from ktrace.tracing.engine import Baseline, Case
-from ktrace.tracing.noise import RandomNoise
-from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.scores import make_targets, score
-from ktrace.tracing.suffix.engine import SuffixEngine
-from tests.support.models import known_case
 
 GENERATOR = np.random.default_rng(0)
 # (facts, answer tokens, vocabulary), (facts, samples, ...) and (runs, facts, samples, ...)
@@ -116,15 +111,3 @@ def test_softmax_is_taken_in_float32() -> None:
     targets = make_targets([Case(0, (2, 3), Span(0, 1), (0,))], logits[0, 0], logits[0], unnamed)
     expected = softmax(logits.double().numpy())[0, 0, 0, 0, 0]
     assert score(logits, targets)["probability"].item() == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("make", [ReferenceEngine, SuffixEngine])
-def test_the_clean_run_is_its_own_baseline(
-    llama: LanguageModel, make: type[ReferenceEngine | SuffixEngine]
-) -> None:
-    case = known_case(llama, 3)
-    [(_, baseline)] = make(llama, RandomNoise(1.0, samples=2)).baseline([case])
-    assert baseline.clean["kl"] == pytest.approx(0, abs=1e-5)
-    assert baseline.clean["probability"] == pytest.approx(np.exp(baseline.clean["log_probability"]))
-    assert case.answer_ids not in baseline.foil_ids
-    assert (baseline.corrupted["kl"] > 0.01).any()

@@ -12,6 +12,7 @@ from ktrace.analysis.figures.style import (
     LINE_STYLES,
     PALETTE,
     SMALL,
+    is_leftmost,
     label_layers,
     legend_below,
     panels,
@@ -53,7 +54,7 @@ def role_lines(
                 label=role,
             )
         label_layers(axis, int(cells["layer"].max()) + 1)
-        if axis.get_subplotspec().is_first_col():
+        if is_leftmost(axis):
             axis.set_ylabel(f"AIE ({metric_title(metric)})", fontsize=SMALL)
     legend_below(figure, axes[0], 3 if len(keys) == 1 else len(roles))
     return figure
@@ -114,7 +115,7 @@ def peak_histogram(
             )
         label_layers(axis, n_layers)
         whole_numbers(axis)
-        if axis.get_subplotspec().is_first_col():
+        if is_leftmost(axis):
             axis.set_ylabel("facts", fontsize=SMALL)
     legend_below(figure, axes[0], 2)
     return figure

@@ -1,4 +1,7 @@
-"""Heatmaps: roles or tokens down, layers across."""
+"""Heatmaps: roles or tokens down, layers across.
+
+Axes: n_layers, of a model; n_positions, of a prompt.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,8 +16,10 @@ from ktrace.analysis.figures.style import (
     COLUMN_WIDTH,
     SMALL,
     TEXT,
+    Scale,
     colour_bar,
     difference_scale,
+    is_leftmost,
     label_layers,
     panels,
     value_scale,
@@ -160,11 +165,9 @@ def _grid(cells: pd.DataFrame, roles: Sequence[str]) -> pd.DataFrame:
     return grid
 
 
-def _panel(axis: Axes, values: npt.NDArray[np.floating], scale: tuple[object, object]) -> None:
-    colours, norm = scale
-    sns.heatmap(
-        values, ax=axis, cmap=colours, norm=norm, cbar=False, xticklabels=False, yticklabels=False
-    )
+def _panel(axis: Axes, values: npt.NDArray[np.floating], scale: Scale) -> None:
+    bare = {"cbar": False, "xticklabels": False, "yticklabels": False}
+    sns.heatmap(values, ax=axis, cmap=scale.colours, norm=scale.norm, **bare)
     # Cells without facts are told from cells of no effect.
     axis.set_facecolor("0.85")
 
@@ -174,5 +177,5 @@ def _finish(axis: Axes, name: str, grid: pd.DataFrame) -> None:
     label_layers(axis, grid.shape[1], centred=True)
     axis.set_ylabel("")
     axis.set_yticks(np.arange(len(grid)) + 0.5, [str(role) for role in grid.index], rotation=0)
-    if not axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]  # it has a place
+    if not is_leftmost(axis):
         axis.tick_params(labelleft=False)

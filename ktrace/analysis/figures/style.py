@@ -1,16 +1,17 @@
 """What all figures share: sizes, colours, names, and how they are saved."""
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import ceil
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import NamedTuple
 
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -23,14 +24,25 @@ _LETTERS_PER_INCH = 16.5  # of SMALL
 _PANELS_ABREAST = 3
 
 # Wong's palette for colour-blind readers; lines also differ in style.
-PALETTE: list[Any] = sns.color_palette("colorblind")
-LINE_STYLES: list[Any] = ["-", (0, (4, 1)), (0, (1, 1)), "-.", (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1))]
+PALETTE: list[tuple[float, float, float]] = sns.color_palette("colorblind")
+Dashes = tuple[int, tuple[int, ...]]  # an offset; then lengths that are drawn and left out
+LINE_STYLES: list[str | Dashes] = [
+    *("-", (0, (4, 1)), (0, (1, 1))),
+    *("-.", (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1))),
+]
 # Lightness alone tells the value, so that the scale survives grey print. Light is no effect.
 _RISING, _FALLING, _DIVERGING = "mako_r", "mako", "PuOr_r"
 _BOTH_SIGNS = 0.1  # the weaker sign counts from this share of the stronger on
 
 
-def panels(count: int, height: float, *, title: str) -> tuple[Figure, Any]:
+class Scale(NamedTuple):
+    """The colour of each value."""
+
+    colours: Colormap
+    norm: Normalize
+
+
+def panels(count: int, height: float, *, title: str) -> tuple[Figure, list[Axes]]:
     """A figure with some panels on the same y axis, three abreast at most.
 
     Args:
@@ -39,7 +51,7 @@ def panels(count: int, height: float, *, title: str) -> tuple[Figure, Any]:
         title: above them all.
 
     Returns:
-        The figure and the panels' axes, an array of `(count,)`.
+        The figure and the panels' axes.
     """
     abreast = min(count, _PANELS_ABREAST)
     n_rows = ceil(count / abreast)
@@ -56,10 +68,16 @@ def panels(count: int, height: float, *, title: str) -> tuple[Figure, Any]:
     for empty in grid[count:]:
         empty.remove()
     figure.suptitle("\n".join(lines), fontsize=SMALL, parse_math=False)
-    return figure, grid[:count]
+    return figure, list(grid[:count])
 
 
-def value_scale(low: float, high: float) -> tuple[Any, Normalize]:
+def is_leftmost(axis: Axes) -> bool:
+    """Whether a panel stands first in its row, where what all share is written."""
+    place = axis.get_subplotspec()
+    return place is not None and place.is_first_col()
+
+
+def value_scale(low: float, high: float) -> Scale:
     """Colours from zero to the strongest effect; nothing is clipped.
 
     Where effects of both signs count, colours go to both sides of zero.
@@ -70,20 +88,19 @@ def value_scale(low: float, high: float) -> tuple[Any, Normalize]:
     if min(-low, high) > _BOTH_SIGNS * max(-low, high):
         return difference_scale(max(-low, high))
     colours = sns.color_palette(_FALLING if -low > high else _RISING, as_cmap=True)
-    return colours, Normalize(low, high)
+    return Scale(colours, Normalize(low, high))
 
 
-def difference_scale(largest: float) -> tuple[Any, Normalize]:
+def difference_scale(largest: float) -> Scale:
     """Colours to both sides of zero."""
-    return sns.color_palette(_DIVERGING, as_cmap=True), Normalize(-(largest or 1.0), largest or 1.0)
+    norm = Normalize(-(largest or 1.0), largest or 1.0)
+    return Scale(sns.color_palette(_DIVERGING, as_cmap=True), norm)
 
 
-def colour_bar(
-    figure: Figure, axes: Sequence[Axes], scale: tuple[Any, Normalize], label: str
-) -> None:
+def colour_bar(figure: Figure, axes: Sequence[Axes], scale: Scale, label: str) -> None:
     """One bar for all panels: they are on one scale."""
     bar = figure.colorbar(
-        ScalarMappable(norm=scale[1], cmap=scale[0]), ax=list(axes), fraction=0.05, pad=0.02
+        ScalarMappable(norm=scale.norm, cmap=scale.colours), ax=list(axes), fraction=0.05, pad=0.02
     )
     bar.set_label(label, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL)
@@ -138,3 +155,17 @@ def save(figure: Figure, stem: Path) -> list[Path]:
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(temporary, format=kind, dpi=300, metadata=metadata)
     return paths
+
+
+def remove_older(folder: Path, names: re.Pattern[str], drawn: Collection[Path]) -> None:
+    """Remove figures of what is no longer drawn: they would contradict the tables.
+
+    Args:
+        folder: where the figures lie. Other files in it are the user's.
+        names: of figures, without their suffix.
+        drawn: figures that stay.
+    """
+    for kind in ("png", "pdf"):
+        for path in folder.glob(f"*.{kind}"):
+            if path not in drawn and names.fullmatch(path.stem):
+                path.unlink(missing_ok=True)  # another process may do the same

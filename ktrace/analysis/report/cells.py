@@ -3,6 +3,9 @@
 A cell is a (mediator, layer, position) of a fact. Of its noise samples the page keeps the mean and
 the interval, as whole numbers of a decimal unit: what the page shows is what `effects.parquet`
 gives, rounded once. `cells.js` is the other half of `_encode`.
+
+Axes: n_metrics, in the order of `METRICS`; n_mediators, in the order of the page;
+n_samples, n_layers and n_positions, of a fact.
 """
 
 import base64
@@ -10,12 +13,13 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.store import RunFolders
+from ktrace.analysis.intervals import Array, t_quantile
+from ktrace.store import CorruptedRecord, RestoredRecord, RunFolders
 from ktrace.terms import METRICS
 
 # Facts in one chunk: the page inflates a chunk when one of its facts is first looked at.
@@ -33,10 +37,21 @@ _CHUNK_FRAME = 100
 # Stands where there is no number: a mediator that was not restored, or a score beyond all bounds.
 MISSING = -(2**31)
 
-_LEVEL = 0.95
 _N_PLANES = 4  # effect, carry, half-width of the effect, half-width of the restored score
 
-Array = npt.NDArray[Any]
+# Of one fact, `(n_metrics, n_mediators, 4, n_layers, n_positions)`: mean indirect effect, mean
+# restored score, and the half-widths of their intervals. NaN where a mediator was not restored.
+Cells = npt.NDArray[np.float32]
+# Of one fact, a score's mean over noise samples, by metric.
+Means = Mapping[str, float]
+
+
+class ShownMetric(TypedDict):
+    """A metric on the page: digits after the point, and facts from the first on with cells."""
+
+    name: str
+    decimals: int
+    n_facts: int
 
 
 @dataclass(frozen=True)
@@ -61,45 +76,62 @@ class PackedCells:
         """How many facts can have cells of a metric, counted from the first."""
         return len(self.chunks.get(metric, ())) * CHUNK_FACTS
 
+    def shown(self, n_traced: int) -> list[ShownMetric]:
+        """The metrics on the page, of so many facts."""
+        return [
+            {
+                "name": name,
+                "decimals": self.decimals[name],
+                "n_facts": min(self.n_facts(name), n_traced),
+            }
+            for name in METRICS
+            if name in self.decimals
+        ]
+
+
+def shown_in_full(n_traced: int) -> list[ShownMetric]:
+    """Every metric with every digit: no page is longer than with these."""
+    return [{"name": m, "decimals": DECIMALS[m][0], "n_facts": n_traced} for m in METRICS]
+
 
 def read_cells(
-    folders: RunFolders, keys: Sequence[str], corrupted: Mapping[int, Mapping[str, Any]]
-) -> dict[int, Array]:
+    folders: RunFolders, keys: Sequence[str], corrupted: Mapping[int, CorruptedRecord]
+) -> dict[int, Cells]:
     """Reduce the noise samples of every cell, one part in memory at a time.
 
     Args:
         folders: of the run.
         keys: mediators, such as `mlp-w10`.
-        corrupted: by index, the corrupted scores `(sample,)` of the facts to read.
+        corrupted: by index, the facts to read.
 
     Returns:
-        By index `(metric, mediator, 4, layer, position)`, float32: mean indirect effect, mean
-        restored score, and the half-widths of their intervals (see `half_width`). NaN where a
-        mediator was not restored.
+        By index; facts that no mediator holds are not in it.
     """
-    cells: dict[int, Array] = {}
+    found: dict[int, Cells] = {}
     for column, key in enumerate(keys):
-        for record in folders.restored(key).read(*METRICS):
-            index = record["index"]
-            if index not in corrupted:
+        for record in RestoredRecord.read(folders.restored(key)):
+            if record.index not in corrupted:
                 continue
-            for row, metric in enumerate(METRICS):
-                restored = record[metric].astype(np.float64)
-                effect = restored - corrupted[index][metric].astype(np.float64)[:, None, None]
-                if index not in cells:
-                    shape = (len(METRICS), len(keys), 4, *restored.shape[1:])
-                    cells[index] = np.full(shape, np.nan, dtype=np.float32)
-                cells[index][row, column] = (
-                    effect.mean(axis=0),
-                    restored.mean(axis=0),
-                    half_width(effect),
-                    half_width(restored),
-                )
-    return cells
+            if record.index not in found:
+                shape = (len(METRICS), len(keys), _N_PLANES, *record.shape[1:])
+                found[record.index] = np.full(shape, np.nan, dtype=np.float32)
+            found[record.index][:, column] = _reduced(record, corrupted[record.index])
+    return found
+
+
+def _reduced(record: RestoredRecord, corrupted: CorruptedRecord) -> Array:
+    """Of one mediator, `(n_metrics, 4, n_layers, n_positions)`."""
+    by_metric = []
+    for metric in METRICS:
+        restored = record.scores[metric].astype(np.float64)
+        effect = restored - corrupted.corrupted[metric].astype(np.float64)[:, None, None]
+        means = (effect.mean(axis=0), restored.mean(axis=0))
+        by_metric.append(np.stack([*means, half_width(effect), half_width(restored)]))
+    return np.stack(by_metric)
 
 
 def half_width(samples: Array) -> Array:
-    """Half of the 95% interval of a mean over noise samples (Student's t).
+    """Half of the interval of a mean over noise samples (Student's t).
 
     Args:
         samples: `(n_samples, ...)`.
@@ -115,20 +147,6 @@ def half_width(samples: Array) -> Array:
     return width
 
 
-@cache
-def t_quantile(degrees: int) -> float:
-    """Two-sided 95% quantile of Student's t.
-
-    With t = sqrt(degrees) tan(angle) the density is that of cos(angle)^(degrees - 1), which is
-    smooth on a bounded interval, so a sum over a grid integrates it.
-    """
-    angles = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angles) ** (degrees - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    angle = np.interp(_LEVEL, below / below[-1], angles)
-    return float(np.sqrt(degrees) * np.tan(angle))
-
-
 def units(values: Array | Iterable[float], decimals: int) -> npt.NDArray[np.int64]:
     """Whole numbers of 10^-decimals, `MISSING` where a value is no number or beyond all bounds."""
     scaled = np.rint(np.asarray(values, dtype=np.float64) * 10.0**decimals)
@@ -138,7 +156,7 @@ def units(values: Array | Iterable[float], decimals: int) -> npt.NDArray[np.int6
 
 
 def pack_cells(
-    cells: Sequence[Array], corrupted: Sequence[Mapping[str, float]], metric: str, budget: int
+    cells: Sequence[Cells], corrupted: Sequence[Means], metric: str, budget: int
 ) -> PackedCells:
     """Encode as finely as the page's size allows.
 
@@ -166,7 +184,7 @@ def pack_cells(
 
 
 def _affordable(
-    cells: Sequence[Array], corrupted: Sequence[Mapping[str, float]], metric: str, budget: int
+    cells: Sequence[Cells], corrupted: Sequence[Means], metric: str, budget: int
 ) -> dict[str, int]:
     """Decimals of each metric that the page can have, by what some of the facts take."""
     step = max(1, len(cells) // (_SAMPLED_CHUNKS * CHUNK_FACTS))
@@ -201,8 +219,8 @@ def _affordable(
 
 
 def _chunk(
-    cells: Sequence[Array],
-    corrupted: Sequence[Mapping[str, float]],
+    cells: Sequence[Cells],
+    corrupted: Sequence[Means],
     facts: Sequence[int],
     metric: str,
     decimals: int,
@@ -212,7 +230,7 @@ def _chunk(
     return _encode([cells[fact][row] for fact in facts], scores, decimals)
 
 
-def _encode(cells: Sequence[Array], corrupted: Sequence[float], decimals: int) -> str:
+def _encode(cells: Sequence[Cells], corrupted: Sequence[float], decimals: int) -> str:
     """One metric of some facts, as base64.
 
     Deflated: for each of the four planes, the lowest bytes of all numbers, then the next bytes, up
@@ -221,7 +239,7 @@ def _encode(cells: Sequence[Array], corrupted: Sequence[float], decimals: int) -
     """
     planes: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(_N_PLANES)]
     for fact, p_corrupted in zip(cells, corrupted, strict=True):
-        effect, restored, *widths = (units(fact[:, plane], decimals) for plane in range(4))
+        effect, restored, *widths = (units(fact[:, plane], decimals) for plane in range(_N_PLANES))
         effect = np.where(restored == MISSING, MISSING, effect)
         # Both means are rounded on their own; together with the carry, each is found exactly.
         carry = restored - effect - units([p_corrupted], decimals)

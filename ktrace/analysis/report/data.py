@@ -1,196 +1,253 @@
-"""What the report says about each fact: its row in the table, and how its cells are labelled."""
+"""What the report says about each fact: its row in the table, and how its cells are labelled.
 
-from collections.abc import Callable, Mapping, Sequence
+`read_facts` reads the stores once, `page_data` turns what it read into JSON. How many digits and
+facts of a metric the page has room for is decided between the two (cells.py).
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.estimate import subject_peak
+from ktrace.analysis.peaks import subject_peak
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
-    DECIMALS,
     MISSING,
-    PackedCells,
-    pack_cells,
+    Cells,
+    Means,
+    ShownMetric,
     read_cells,
     units,
 )
 from ktrace.errors import KtraceError
-from ktrace.store import BASELINE_SCORES, CLEAN_SCORES, RunFolders
+from ktrace.store import CleanRecord, CorruptedRecord, RunFolders
 from ktrace.terms import METRICS, mediator_title
-
-_CLEAN_FIELDS = (
-    "known_id",
-    "prompt",
-    "subject",
-    "attribute",
-    "predicted",
-    "left_out",
-    "is_candidate",
-    "tokens",
-    "offsets",
-    "roles",
-    "span",
-)
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class ReportData:
-    """What the page's scripts show.
+class ReportedFact:
+    """A traced fact.
 
     Attributes:
-        page: labels, precision, and the facts; plain lists and numbers, ready for JSON.
-        cells: the chunks of cells.
+        record: its clean run.
+        clean: means of its clean scores.
+        corrupted: likewise.
+        cells: of every mediator.
     """
 
-    page: dict[str, Any]
-    cells: PackedCells
+    record: CleanRecord
+    clean: Means
+    corrupted: Means
+    cells: Cells
 
 
-def report_data(
-    folders: RunFolders,
-    keys: Sequence[str],
-    limit: int | None,
-    metric: str,
-    budget: Callable[[dict[str, Any]], int],
-) -> ReportData:
-    """Read the stores of a run, reduced to what the page holds.
+@dataclass(frozen=True)
+class ReportedRun:
+    """A run, reduced to what a page can hold.
 
-    Args:
-        folders: of the run.
+    Attributes:
         keys: mediators, in the order in which they are offered.
-        limit: only facts among the first `limit` of the dataset.
-        metric: the one that is shown first.
-        budget: characters that the cells may take beside a page.
-
-    Raises:
-        KtraceError: the stores hold no traced fact, or a damaged part.
+        n_samples: of the noise.
+        facts: what was traced, in the order of the dataset.
+        left_out: the other facts, with the reason.
     """
-    examined = sorted(
-        (
-            record
-            for record in folders.clean.read(*_CLEAN_FIELDS)
-            if limit is None or record["index"] < limit
-        ),
-        key=lambda record: record["index"],
-    )
-    corrupted = {
-        record["index"]: record for record in folders.corrupted.read("left_out", *BASELINE_SCORES)
-    }
-    cells = read_cells(
-        folders,
-        keys,
-        {
-            record["index"]: corrupted[record["index"]]
-            for record in examined
-            if _traced(record, corrupted)
-        },
-    )
-    traced = [record for record in examined if record["index"] in cells]
-    if not traced:
-        raise KtraceError(f"{folders.run} holds no restorations of these facts")
-    others = [record for record in examined if record["index"] not in cells]
-    scores = [corrupted[record["index"]] for record in traced]
-    means = [
-        {name: float(score[name].mean(dtype=np.float64)) for name in BASELINE_SCORES}
-        for score in scores
-    ]
-    by_fact = [cells[record["index"]] for record in traced]
-    roles = sorted({role for record in traced for role in record["roles"]})
-    facts = [_fact(record, roles) for record in traced]
-    facts += [_left_out(record, corrupted.get(record["index"], {})) for record in others]
 
-    def page(decimals: Mapping[str, int], n_facts: Callable[[str], int]) -> dict[str, Any]:
-        return {
-            "metrics": [
-                {"name": name, "decimals": digits, "n_facts": min(n_facts(name), len(traced))}
-                for name, digits in decimals.items()
-            ],
-            "left_off": [name for name in METRICS if name not in decimals],
-            "metric": metric,
-            "mediators": [{"key": key, "title": mediator_title(key)} for key in keys],
-            "roles": roles,
-            "n_layers": by_fact[0].shape[-2],
-            "n_samples": len(scores[0][METRICS[0]]),
-            "n_traced": len(traced),
-            "chunk_facts": CHUNK_FACTS,
-            "missing": MISSING,
-            "facts": facts,
-            "scores": {
-                name: _scores(name, digits, traced, means, by_fact)
-                for name, digits in decimals.items()
-            },
-        }
+    keys: Sequence[str]
+    n_samples: int
+    facts: Sequence[ReportedFact]
+    left_out: Sequence[tuple[CleanRecord, str]]
 
-    # With every metric and every digit: the page that is written is no longer than this one.
-    longest = page({name: DECIMALS[name][0] for name in METRICS}, lambda name: len(traced))
-    packed = pack_cells(by_fact, means, metric, budget(longest))
-    chosen = {name: packed.decimals[name] for name in METRICS if name in packed.decimals}
-    return ReportData(page(chosen, packed.n_facts), packed)
+    @property
+    def cells(self) -> list[Cells]:
+        """Of each traced fact."""
+        return [fact.cells for fact in self.facts]
+
+    @property
+    def corrupted(self) -> list[Means]:
+        """Means of the corrupted scores of each traced fact."""
+        return [fact.corrupted for fact in self.facts]
 
 
-def _traced(record: Mapping[str, Any], corrupted: Mapping[int, Mapping[str, Any]]) -> bool:
-    score = corrupted.get(record["index"])
-    return record["is_candidate"] and score is not None and not score["left_out"]
+class MediatorChoice(TypedDict):
+    """A mediator that is offered."""
+
+    key: str
+    title: str
 
 
-def _fact(record: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Any]:
-    return _row(record) | {
-        "tokens": record["tokens"],
-        "roles": [roles.index(role) for role in record["roles"]],
-        "span": [int(bound) for bound in record["span"]],
-    }
+class FactRow(TypedDict):
+    """What is known of any fact; `marked` are the subject's first character and one past it."""
+
+    id: int
+    prompt: str
+    subject: str
+    attribute: str
+    predicted: str
+    marked: list[int]
 
 
-def _left_out(record: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
-    reason = record["left_out"] or score.get("left_out") or "it has not been restored yet"
-    return _row(record) | {"left_out": reason}
+class TracedRow(FactRow):
+    """Of a fact with cells; `roles` are numbers in the page's list."""
+
+    tokens: Sequence[str]
+    roles: list[int]
+    span: tuple[int, int]
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": record["known_id"],
-        **{name: record[name] for name in ("prompt", "subject", "attribute", "predicted")},
-        "marked": _marked(record),
-    }
+class LeftOutRow(FactRow):
+    """Of a fact without."""
+
+    left_out: str
 
 
-def _marked(record: Mapping[str, Any]) -> list[int]:
-    """First character of the subject in the prompt, and one past its last.
-
-    The subject's tokens say which occurrence is meant; they may hold letters around it, too.
-    """
-    start, stop = (int(bound) for bound in record["span"])
-    first, last = int(record["offsets"][start][0]), int(record["offsets"][stop - 1][1])
-    exact = record["prompt"].find(record["subject"], first, last)
-    return [first, last] if exact < 0 else [exact, exact + len(record["subject"])]
-
-
-def _scores(
-    metric: str,
-    decimals: int,
-    traced: Sequence[Mapping[str, Any]],
-    means: Sequence[Mapping[str, float]],
-    cells: Sequence[Array],
-) -> dict[str, Any]:
+class ScoreColumns(TypedDict):
     """Columns of the table of facts, in whole numbers of the metric's decimal unit.
 
     `peaks` has three numbers for each fact and mediator, as `facts.csv` has: the strongest mean
     effect at a position of the subject, its layer and its position.
     """
-    clean = np.array([mean[CLEAN_SCORES[metric]] for mean in means])
-    corrupted = np.array([mean[metric] for mean in means])
+
+    clean: list[int]
+    corrupted: list[int]
+    total: list[int]
+    peaks: list[list[int]]
+
+
+class PageData(TypedDict):
+    """What the page's scripts read beside the cells (`main.js`)."""
+
+    metrics: Sequence[ShownMetric]
+    left_off: list[str]
+    metric: str
+    mediators: list[MediatorChoice]
+    roles: list[str]
+    n_layers: int
+    n_samples: int
+    n_traced: int
+    chunk_facts: int
+    missing: int
+    facts: list[TracedRow | LeftOutRow]
+    scores: Mapping[str, ScoreColumns]
+
+
+def read_facts(folders: RunFolders, keys: Sequence[str], limit: int | None) -> ReportedRun:
+    """Read the stores of a run.
+
+    Args:
+        folders: of the run.
+        keys: mediators, in the order in which they are offered.
+        limit: only facts among the first `limit` of the dataset.
+
+    Raises:
+        KtraceError: the stores hold no traced fact, or a damaged part.
+    """
+    examined = [r for r in CleanRecord.read(folders.clean) if limit is None or r.index < limit]
+    examined.sort(key=lambda record: record.index)
+    corrupted = {record.index: record for record in CorruptedRecord.read(folders.corrupted)}
+    candidates = [r.index for r in examined if r.is_candidate and r.index in corrupted]
+    usable = {index: corrupted[index] for index in candidates if not corrupted[index].left_out}
+    cells = read_cells(folders, keys, usable)
+    if not cells:
+        raise KtraceError(f"{folders.run} holds no restorations of these facts")
+    facts, left_out = [], []
+    for record in examined:
+        scores = corrupted.get(record.index)
+        if scores is not None and record.index in cells:
+            means = _means(scores.clean), _means(scores.corrupted)
+            facts.append(ReportedFact(record, *means, cells[record.index]))
+        else:
+            left_out.append((record, _why_left_out(record, scores)))
+    n_samples = len(usable[facts[0].record.index].corrupted[METRICS[0]])
+    return ReportedRun(keys, n_samples, facts, left_out)
+
+
+def _why_left_out(record: CleanRecord, scores: CorruptedRecord | None) -> str:
+    reason = record.left_out or (scores.left_out if scores else "")
+    return reason or "it has not been restored yet"
+
+
+def _means(scores: Mapping[str, npt.NDArray[np.floating]]) -> Means:
+    return {metric: float(scores[metric].mean(dtype=np.float64)) for metric in METRICS}
+
+
+def page_data(run: ReportedRun, metric: str, metrics: Sequence[ShownMetric]) -> PageData:
+    """What the page's scripts read, ready for JSON.
+
+    Args:
+        run: what was read.
+        metric: the one that is shown first.
+        metrics: those on the page, and how finely.
+    """
+    roles = sorted({role for fact in run.facts for role in fact.record.roles})
+    shown = [one["name"] for one in metrics]
+    return {
+        "metrics": metrics,
+        "left_off": [name for name in METRICS if name not in shown],
+        "metric": metric,
+        "mediators": [{"key": key, "title": mediator_title(key)} for key in run.keys],
+        "roles": roles,
+        "n_layers": run.facts[0].cells.shape[-2],
+        "n_samples": run.n_samples,
+        "n_traced": len(run.facts),
+        "chunk_facts": CHUNK_FACTS,
+        "missing": MISSING,
+        "facts": [
+            *(_traced_row(fact.record, roles) for fact in run.facts),
+            *(_left_out_row(record, reason) for record, reason in run.left_out),
+        ],
+        "scores": {
+            one["name"]: _scores(run.facts, one["name"], one["decimals"]) for one in metrics
+        },
+    }
+
+
+def _traced_row(record: CleanRecord, roles: Sequence[str]) -> TracedRow:
+    return {
+        **_row(record),
+        "tokens": record.tokens,
+        "roles": [roles.index(role) for role in record.roles],
+        "span": record.span,
+    }
+
+
+def _left_out_row(record: CleanRecord, reason: str) -> LeftOutRow:
+    return {**_row(record), "left_out": reason}
+
+
+def _row(record: CleanRecord) -> FactRow:
+    return {
+        "id": record.known_id,
+        "prompt": record.prompt,
+        "subject": record.subject,
+        "attribute": record.attribute,
+        "predicted": record.predicted,
+        "marked": _marked(record),
+    }
+
+
+def _marked(record: CleanRecord) -> list[int]:
+    """First character of the subject in the prompt, and one past its last.
+
+    The subject's tokens say which occurrence is meant; they may hold letters around it, too.
+    """
+    start, stop = record.span
+    first, last = int(record.offsets[start][0]), int(record.offsets[stop - 1][1])
+    exact = record.prompt.find(record.subject, first, last)
+    return [first, last] if exact < 0 else [exact, exact + len(record.subject)]
+
+
+def _scores(facts: Sequence[ReportedFact], metric: str, decimals: int) -> ScoreColumns:
+    clean = np.array([fact.clean[metric] for fact in facts])
+    corrupted = np.array([fact.corrupted[metric] for fact in facts])
     row = METRICS.index(metric)
     peaks: list[list[int]] = []
-    for record, fact in zip(traced, cells, strict=True):
+    for fact in facts:
         of_fact: list[int] = []
-        for effects in fact[row, :, 0]:  # of each mediator, (layer, position)
-            layer, position = subject_peak(effects, record["span"], metric)
-            of_fact += [int(units([effects[layer, position]], decimals)[0]), layer, position]
+        for effects in fact.cells[row, :, 0]:  # of each mediator, (n_layers, n_positions)
+            peak = subject_peak(effects, fact.record.span, metric)
+            of_fact += [int(units([peak.effect], decimals)[0]), peak.layer, peak.position]
         peaks.append(of_fact)
     return {
         "clean": units(clean, decimals).tolist(),

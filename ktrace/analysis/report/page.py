@@ -14,13 +14,14 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import yaml
 from plotly.offline import get_plotlyjs
 
-from ktrace.analysis.report.cells import PackedCells
-from ktrace.analysis.report.data import report_data
+from ktrace.analysis.peaks import AveragePeak
+from ktrace.analysis.report.cells import PackedCells, pack_cells, shown_in_full
+from ktrace.analysis.report.data import page_data, read_facts
+from ktrace.analysis.summary import Summary
 from ktrace.files import write_text
 from ktrace.store import RunFolders
 from ktrace.terms import mediator_title
@@ -38,7 +39,7 @@ def write_report(
     *,
     keys: Sequence[str],
     limit: int | None,
-    summary: Mapping[str, Any],
+    summary: Summary,
     figures: Sequence[Path],
 ) -> Path:
     """Write `analysis/report.html`.
@@ -58,36 +59,41 @@ def write_report(
         KtraceError: the stores hold no traced fact or a damaged part, or the file cannot be
             written.
     """
+    parts = _parts(summary, figures, folders.run_yaml)
+    template = _asset("template.html")
+    room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
+    run, metric = read_facts(folders, keys, limit), summary["metric"]
+    n_traced = len(run.facts)
+    longest = _json(page_data(run, metric, shown_in_full(n_traced)))
+    budget = max(room - len(longest), _LEAST_CELL_BYTES)
+    cells = pack_cells(run.cells, run.corrupted, metric, budget)
+    data = _json(page_data(run, metric, cells.shown(n_traced)))
+    text = Template(template).substitute(parts, data=data, cells="\n".join(_cells(cells)))
+    path = folders.analysis / "report.html"
+    write_text(path, text)
+    return path
+
+
+def _parts(summary: Summary, figures: Sequence[Path], run_yaml: Path) -> dict[str, str]:
+    """What fills the template, beside the facts."""
     library = get_plotlyjs()
     script = '"use strict";\n' + "\n".join(_asset(name) for name in _SCRIPTS)
     model, dataset = html.escape(summary["model"]), html.escape(summary["dataset"])
-    template = _asset("template.html")
-    parts = {
+    return {
         "policy": _policy(script, library),
         "title": f"{model} on {dataset}: causal tracing",
         "style": _asset("report.css"),
         "heading": f"{model} <span>on {dataset}</span>",
-        "lead": html.escape(_lead(summary, summary["n_samples"])),
+        "lead": html.escape(_lead(summary)),
         "unfinished": _unfinished(summary["missing"]),
         "cards": "\n".join(_cards(summary)),
         "left_out": _left_out(summary["left_out"]),
         "peaks": _peaks(summary["peaks"]),
         "figures": "\n".join(_figures([path for path in figures if path.suffix == ".png"])),
-        "settings": "\n".join(_settings(folders.run_yaml, summary)),
+        "settings": "\n".join(_settings(run_yaml, summary)),
         "plotly": _deflated(library),
         "script": script,
     }
-    room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
-    metric = summary["metric"]
-    data = report_data(
-        folders, keys, limit, metric, lambda page: max(room - len(_json(page)), _LEAST_CELL_BYTES)
-    )
-    text = Template(template).substitute(
-        parts, data=_json(data.page), cells="\n".join(_cells(data.cells))
-    )
-    path = folders.analysis / "report.html"
-    write_text(path, text)
-    return path
 
 
 def _asset(name: str) -> str:
@@ -104,7 +110,7 @@ def _policy(*scripts: str) -> str:
     )
 
 
-def _json(content: Any) -> str:
+def _json(content: object) -> str:
     # In a script element only `<` can end or change what is read; NaN is no JSON.
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
@@ -134,8 +140,8 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _lead(summary: Mapping[str, Any], n_samples: int) -> str:
-    scores = summary["metrics"][summary["metric"]]
+def _lead(summary: Summary) -> str:
+    scores, n_samples = summary["metrics"][summary["metric"]], summary["n_samples"]
     samples = "1 noise sample" if n_samples == 1 else f"{n_samples} noise samples"
     return (
         f"Of {summary['n_facts']:,} facts, the model answers {summary['n_candidates']:,}; "
@@ -145,7 +151,7 @@ def _lead(summary: Mapping[str, Any], n_samples: int) -> str:
     )
 
 
-def _cards(summary: Mapping[str, Any]) -> Iterator[str]:
+def _cards(summary: Summary) -> Iterator[str]:
     metric = summary["metric"]
     scores = summary["metrics"][metric]
     low, high = scores["ate_ci"]
@@ -184,7 +190,7 @@ def _left_out(reasons: Mapping[str, int]) -> str:
     return f"<p>Left out: {html.escape(listed)}.</p>"
 
 
-def _peaks(peaks: Mapping[str, Mapping[str, Any]]) -> str:
+def _peaks(peaks: Mapping[str, Mapping[str, AveragePeak]]) -> str:
     roles = list(dict.fromkeys(role for by_role in peaks.values() for role in by_role))
     head = "".join(f'<th scope="col">{html.escape(role)}</th>' for role in roles)
     lines = [f'<thead><tr><th scope="col" class="text">mediator</th>{head}</tr></thead>', "<tbody>"]
@@ -194,7 +200,7 @@ def _peaks(peaks: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "</tbody>"])
 
 
-def _peak(peak: Mapping[str, Any] | None) -> str:
+def _peak(peak: AveragePeak | None) -> str:
     if peak is None:
         return "<td>–</td>"
     return f"<td>{_number(peak['aie'])} <small>layer {int(peak['layer'])}</small></td>"
@@ -231,7 +237,7 @@ def _caption(stem: str) -> str:
     return _CAPTIONS.get(stem, _words(stem))
 
 
-def _settings(run_yaml: Path, summary: Mapping[str, Any]) -> Iterator[str]:
+def _settings(run_yaml: Path, summary: Summary) -> Iterator[str]:
     """One block for each section of `run.yaml`, then `summary.json` as it is."""
     content = _mapping(run_yaml)
     if content:
@@ -250,7 +256,7 @@ def _settings(run_yaml: Path, summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"<details><summary>summary.json</summary><pre>{html.escape(text)}</pre></details>"
 
 
-def _mapping(path: Path) -> dict[Any, Any]:
+def _mapping(path: Path) -> dict[object, object]:
     """What a YAML file holds; nothing where it holds no mapping, such as after a full disk."""
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
@@ -259,7 +265,7 @@ def _mapping(path: Path) -> dict[Any, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(values: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted names and values of a nested mapping."""
     if isinstance(values, dict) and values:
         for name, value in values.items():

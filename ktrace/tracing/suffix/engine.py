@@ -5,6 +5,9 @@ layers are walked once: each t's rows hold the positions from t on, against the 
 and values before t, and at each layer every restoration that has begun (plan.py says which,
 walk.py runs them; memory may ask for several walks). Block calls fall from S·T²·L² to about
 S·L²/2·Σ(T - t).
+
+Shapes: S = n_samples of the noise, L = n_layers, T = n_positions of the prompt; n_base = n_samples
+rows for each case of a group, (case, sample), with the sample fastest.
 """
 
 import logging
@@ -14,29 +17,23 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ktrace.errors import KtraceError
+from ktrace.errors import NoMemoryLeftError
 from ktrace.lm.linear import onednn_products
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import METRICS
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
-from ktrace.tracing.mediators import Mediator
+from ktrace.tracing.mediators import Mediator, sites_of
 from ktrace.tracing.noise import Noise
-from ktrace.tracing.suffix.memory import ENOUGH_TOKENS, is_out_of_memory, release, rows_that_fit
-from ktrace.tracing.suffix.plan import Cell, make_plan, split, stretches
+from ktrace.tracing.suffix.limits import MEASURED, Limits
+from ktrace.tracing.suffix.memory import is_out_of_memory, release, rows_that_fit
+from ktrace.tracing.suffix.plan import Cell, Plan, make_plan, split, stretches
+from ktrace.tracing.suffix.recording import Recorder
 from ktrace.tracing.suffix.runs import Runs
 from ktrace.tracing.suffix.walk import Walk
 
 log = logging.getLogger(__name__)
 
-# Facts share a batch until it fills some block calls, and a call has so many multiplications, on a
-# CPU and on an accelerator. Larger batches gain nothing, and their runs take memory.
-_SHARED_CALLS = 3
-_ENOUGH_WORK = {"cpu": 6e8, "cuda": 2e12}
 _MOST_CASES = UNIT_FACTS
-# A walk keeps the states of all its suffixes, a block call some twenty numbers for each of theirs:
-# so many times a call's tokens fit beside it.
-_HELD = 4
 
 T = TypeVar("T")
 
@@ -51,6 +48,7 @@ class SuffixEngine:
             and corrupted runs are never parted, nor are the samples of one restoration.
         packed: whether suffixes of several positions may share a block call; not every family's
             blocks can (ktrace/tracing/suffix/proof.py proves it).
+        limits: sizes of batches and calls.
     """
 
     def __init__(
@@ -60,20 +58,27 @@ class SuffixEngine:
         row_budget: int | None = None,
         *,
         packed: bool = False,
+        limits: Limits = MEASURED,
     ) -> None:
         self.lm = lm
         self.noise = noise
         self.packed = packed
+        self.limits = limits
         self._row_budget = row_budget
+        self._recorder = Recorder(lm)
 
     def cases_together(self, shape: Shape) -> int:
-        """See `Engine.cases_together`."""
-        d_model, n_samples = self.lm.d_embedding, self.noise.samples
-        tokens = n_samples * self.lm.n_layers * shape.n_positions / 2  # in a middle block call
-        enough = self._of_device(_ENOUGH_WORK) / (12 * d_model**2)
-        worthwhile = int(max(enough, _SHARED_CALLS * self._of_device(ENOUGH_TOKENS)) / tokens)
+        """See `Engine.cases_together`: until they fill some block calls."""
+        enough = self.limits.enough(self.lm.device)
+        weights = 12 * self.lm.d_embedding**2  # of a block
+        filling = max(
+            enough.multiplications / weights, float(self.limits.shared_calls * enough.tokens)
+        )
+        # In a middle block call.
+        tokens = self.noise.samples * self.lm.n_layers * shape.n_positions / 2
+        worthwhile = int(filling / tokens)
         if self._row_budget is not None:
-            worthwhile = min(worthwhile, self._row_budget // (1 + n_samples))
+            worthwhile = min(worthwhile, self._row_budget // (1 + self.noise.samples))
         return min(_MOST_CASES, max(1, worthwhile))
 
     @torch.inference_mode()
@@ -86,7 +91,7 @@ class SuffixEngine:
         self, group: Sequence[Case], mediators: Sequence[Mediator]
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
         """See `Engine.restored`."""
-        self.lm.paths.require(*(site for m in mediators for site in m.sites))
+        self.lm.paths.require(*sites_of(mediators))
 
         def restore(part: Sequence[Case], budget: int) -> list[tuple[Case, Mapping[str, Scores]]]:
             return self._restored(part, mediators, budget)
@@ -103,27 +108,18 @@ class SuffixEngine:
             n_cells: restorations at one position, at the most.
             work: takes some of the cases, and most rows in a block call.
         """
-        n_samples = self.noise.samples
         todo = list(group)
         while todo:
-            budget = self._row_budget or rows_that_fit(self.lm, len(todo[0].forced_ids))
-            part = todo[: max(1, budget // (1 + n_samples))]
+            n_positions = len(todo[0].forced_ids)
+            budget = self._row_budget or rows_that_fit(self.lm, n_positions, self.limits)
+            part = todo[: max(1, budget // (1 + self.noise.samples))]
             try:
-                with onednn_products(self.lm.model):
+                with onednn_products(self.lm.model, self.limits.onednn_weights):
                     results = work(part, budget)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                recorded = len(part) * (1 + n_samples)
-                n_base = len(part) * n_samples
-                walked = n_base * min(n_cells, max(1, budget // n_base))
-                if len(part) == 1 and walked <= n_samples:
-                    raise KtraceError(
-                        "out of memory with one fact and one restoration at a time: lower "
-                        f"noise.samples={n_samples}, or give the model more room or fewer bits "
-                        "(model.device, model.device_map, model.dtype, model.quantization)"
-                    ) from error
-                self._row_budget = min(budget, max(recorded, walked)) // 2
+                self._row_budget = self._smaller_budget(len(part), n_cells, budget, error)
             else:
                 todo = todo[len(part) :]
                 yield from results
@@ -132,8 +128,29 @@ class SuffixEngine:
             release()
             log.warning("out of memory: going on with engine.row_budget=%d", self._row_budget)
 
+    def _smaller_budget(self, n_cases: int, n_cells: int, budget: int, error: Exception) -> int:
+        """Half of the rows that did not fit.
+
+        Raises:
+            NoMemoryLeftError: they cannot be fewer.
+        """
+        n_samples = self.noise.samples
+        recorded = n_cases * (1 + n_samples)
+        n_base = n_cases * n_samples
+        walked = n_base * min(n_cells, max(1, budget // n_base))
+        if n_cases == 1 and walked <= n_samples:
+            raise NoMemoryLeftError(
+                "out of memory with one fact and one restoration at a time: lower "
+                f"noise.samples={n_samples}, or give the model more room or fewer bits "
+                "(model.device, model.device_map, model.dtype, model.quantization)"
+            ) from error
+        return min(budget, max(recorded, walked)) // 2
+
+    def _runs(self, group: Sequence[Case], sites: Sequence[str]) -> Runs:
+        return Runs(self._recorder, self.noise, group, sites, self.limits)
+
     def _baseline(self, group: Sequence[Case], budget: int) -> list[tuple[Case, Baseline]]:
-        runs = Runs(self.lm, self.noise, group, sites=())
+        runs = self._runs(group, sites=())
         clean = _by_case(runs.clean_scores(), len(group))
         corrupted = _by_case(runs.corrupted_scores(), len(group))
         foils = [tuple(map(tuple, of_case)) for of_case in runs.targets.foils.tolist()]
@@ -147,67 +164,79 @@ class SuffixEngine:
     def _restored(
         self, group: Sequence[Case], mediators: Sequence[Mediator], budget: int
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
-        lm = self.lm
+        n_layers = self.lm.n_layers
         # A block's output is the next one's input, which is recorded anyway.
-        sites = {site for m in mediators for site in m.sites} - {"hidden"}
-        runs = Runs(lm, self.noise, group, sites=sorted(sites))
-        n_prompt = len(group[0].input_ids)
-        unchanged, last_restored = _known(runs, group)
-        shape = (runs.n_base, lm.n_layers, n_prompt)
-        results = {
-            m.key: {
-                metric: np.broadcast_to(unchanged[metric][:, None, None], shape).copy()
-                for metric in METRICS
-            }
-            for m in mediators
-        }
-        # Restoring the last block changes the logits of its own position alone.
-        for mediator in mediators:
-            if mediator.site == "hidden":
-                for metric in METRICS:
-                    results[mediator.key][metric][:, -1, -1] = last_restored[metric]
-        cells = [Cell(m, layer) for m in mediators for layer in range(lm.n_layers)]
-        positions = range(group[0].span.start, n_prompt)
-        pack_tokens = self._pack_tokens(runs, budget)
-        for chunk in split(cells, max(1, budget // runs.n_base)):
-            plan = make_plan(chunk, lm.n_layers)
-            if not plan.row_of:
-                continue
-            rows = runs.n_base * max(step.n_rows for step in plan.steps)
-            held = _HELD * budget * runs.n_positions // rows
-            for stretch in stretches(positions, runs.n_positions, held):
-                final = Walk(runs, plan, stretch, pack_tokens).run()
-                # (positions, rows of the plan, base rows)
-                scores = {
-                    metric: values.reshape(final.shape[:3])
-                    for metric, values in runs.scores(final.flatten(0, 1)).items()
-                }
-                for cell, row in plan.row_of.items():
-                    for metric in METRICS:
-                        restored = results[cell.mediator.key][metric]
-                        restored[:, cell.layer, stretch.start : stretch.stop] = scores[metric][
-                            :, row
-                        ].T
+        sites = {site for site in sites_of(mediators) if site != "hidden"}
+        runs = self._runs(group, sites=sorted(sites))
+        results = _without_walk(runs, group, mediators)
+        cells = [Cell(mediator, layer) for mediator in mediators for layer in range(n_layers)]
+        positions = range(group[0].span.start, len(group[0].input_ids))
+        for plan, stretch, scores in self._walked(runs, cells, positions, budget):
+            for cell, row in plan.row_of.items():
+                for metric, restored in results[cell.mediator.key].items():
+                    of_cell = restored[:, cell.layer, stretch.start : stretch.stop]
+                    of_cell[:] = scores[metric][:, row].T
         by_case = {key: _by_case(scores, len(group)) for key, scores in results.items()}
         return [
             (case, {key: scores[number] for key, scores in by_case.items()})
             for number, case in enumerate(group)
         ]
 
-    def _of_device(self, limits: Mapping[str, float]) -> float:
-        return limits.get(self.lm.device.type, limits["cuda"])
+    def _walked(
+        self, runs: Runs, cells: Sequence[Cell], positions: range, budget: int
+    ) -> Iterator[tuple[Plan, range, Scores]]:
+        """Walk until every cell that needs it has been restored at every position.
+
+        Yields:
+            A plan, the positions that it was walked at, and the scores of its rows there,
+            `(positions, n_rows, n_base)` for each metric.
+        """
+        pack_tokens = self._pack_tokens(runs, budget)
+        for chunk in split(cells, max(1, budget // runs.n_base)):
+            plan = make_plan(chunk, self.lm.n_layers)
+            if not plan.row_of:
+                continue
+            tokens = self.limits.walk_tokens * budget * runs.n_positions
+            of_a_row = tokens // (runs.n_base * plan.most_rows)
+            for stretch in stretches(positions, runs.n_positions, of_a_row):
+                final = Walk(runs, plan, stretch, pack_tokens).run()
+                scores = runs.scores(final.flatten(0, 1))
+                shape = final.shape[:3]
+                yield plan, stretch, {m: values.reshape(shape) for m, values in scores.items()}
 
     def _pack_tokens(self, runs: Runs, budget: int) -> int:
         if not self.packed:
             return 1
         # More would cost more in attention, where a packed token meets all others; and of each base
         # row no more than keep attention small beside the products with weights.
-        most = int(self._of_device(ENOUGH_TOKENS))
+        most = self.limits.enough(self.lm.device).tokens
         return min(most, budget * runs.n_positions, runs.n_base * self.lm.d_embedding // 2)
 
 
+def _without_walk(
+    runs: Runs, group: Sequence[Case], mediators: Sequence[Mediator]
+) -> dict[str, Scores]:
+    """Scores that need no walk, `(n_base, n_layers, n_positions)` by metric, by mediator's key.
+
+    The others hold what the corrupted run says: nothing changes before the subject.
+    """
+    unchanged, last_restored = _known(runs, group)
+    shape = (runs.n_base, runs.lm.n_layers, len(group[0].input_ids))
+    results = {}
+    for mediator in mediators:
+        results[mediator.key] = {
+            metric: np.broadcast_to(values[:, None, None], shape).copy()
+            for metric, values in unchanged.items()
+        }
+        # Restoring the last block changes the logits of its own position alone.
+        if mediator.site == "hidden":
+            for metric, values in results[mediator.key].items():
+                values[:, -1, -1] = last_restored[metric]
+    return results
+
+
 def _known(runs: Runs, group: Sequence[Case]) -> tuple[Scores, Scores]:
-    """Scores that need no walk, `(n_base,)`: where nothing changes, and of the last state restored.
+    """Where nothing changes, and where the last state is restored, `(n_base,)` by metric.
 
     Those of a case with a baseline are the baseline's to the bit: it may have been run in other
     company, and an effect of rounding is still an effect.
@@ -217,7 +246,7 @@ def _known(runs: Runs, group: Sequence[Case]) -> tuple[Scores, Scores]:
         if case.baseline is None:
             continue
         rows = slice(number * runs.n_samples, (number + 1) * runs.n_samples)
-        for metric in METRICS:
+        for metric in unchanged:
             unchanged[metric][rows] = case.baseline.corrupted[metric]
             if runs.n_answer == 1:  # then the last restored state is all that counts
                 last_restored[metric][rows] = case.baseline.clean[metric]
@@ -225,6 +254,6 @@ def _known(runs: Runs, group: Sequence[Case]) -> tuple[Scores, Scores]:
 
 
 def _by_case(scores: Scores, n_cases: int) -> list[Scores]:
-    """Cut arrays with base rows first, (case, sample), into one for each case."""
+    """Cut arrays with base rows first into one for each case."""
     cut = {metric: np.split(values, n_cases) for metric, values in scores.items()}
     return [{metric: values[number] for metric, values in cut.items()} for number in range(n_cases)]

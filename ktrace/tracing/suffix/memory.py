@@ -3,36 +3,31 @@
 import torch
 
 from ktrace.lm.model import LanguageModel
+from ktrace.tracing.suffix.limits import Limits
 
 _SHARE = 0.5  # of what is free: the estimate is rough, and others use the device too
 _MOST_ROWS = 4096
 # glibc gives larger blocks back to the system whenever they are freed; to fault their pages in
 # again costs more than larger batches gain.
 LARGEST_CPU_BLOCK = 32 * 2**20
-# A block call with so many tokens, on a CPU and on an accelerator, is worth its overhead: products
-# of small matrices are slow.
-ENOUGH_TOKENS = {"cpu": 1024, "cuda": 4096}
-# On a CPU more are taken only as long as their states stay in a cache.
+# On a CPU more than enough tokens are taken only as long as their states stay in a cache.
 _CACHED_BLOCK = 8 * 2**20
 
 
-def rows_that_fit(lm: LanguageModel, n_positions: int) -> int:
+def rows_that_fit(lm: LanguageModel, n_positions: int, limits: Limits) -> int:
     """Rows of `n_positions` that one block call can hold.
 
     On a CPU it follows from the shapes alone, so that the same facts give the same bits however
     much memory is free; it asks for little. On an accelerator it is a rough count of what a block
     call allocates, against what is free.
     """
-    config = lm.model.config.get_text_config()
-    d_model = lm.d_embedding
-    d_inner = int(getattr(config, "intermediate_size", None) or 4 * d_model)
     size = torch.finfo(lm.model.dtype).bits // 8
     if lm.device.type == "cpu":
-        cached, largest = (b // (d_inner * size) for b in (_CACHED_BLOCK, LARGEST_CPU_BLOCK))
-        rows = min(max(cached, ENOUGH_TOKENS["cpu"]), largest) // n_positions
+        cached, largest = (b // (lm.d_inner * size) for b in (_CACHED_BLOCK, LARGEST_CPU_BLOCK))
+        rows = min(max(cached, limits.cpu.tokens), largest) // n_positions
     else:
         # Inputs, outputs, residuals, queries, keys and values, and the MLP's inner states, gates.
-        numbers = n_positions * (10 * d_model + 4 * d_inner)
+        numbers = n_positions * (10 * lm.d_embedding + 4 * lm.d_inner)
         rows = int(_SHARE * _free_bytes(lm.device) / (numbers * size))
     return min(_MOST_ROWS, max(1, rows))
 
@@ -45,13 +40,15 @@ def _free_bytes(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, on any device."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on any device."""
     message = str(error)
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "can't allocate memory" in message  # CPU
-        or "out of memory" in message  # MPS, and CUDA libraries
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (
+            "can't allocate memory" in message  # CPU
+            or "out of memory" in message  # MPS, and CUDA libraries
+        )
     )
 
 

@@ -47,7 +47,6 @@ class Step:
     Attributes:
         sources: for each row that ran at the layer before, which one it continues; a row that
             splits is named twice.
-
         joining_restored: whether position t of a joining row's input is the clean state.
         restored: by site, rows whose output at position t is put back to its clean value.
         severed: by site, rows whose output at position t is held at its corrupted value.
@@ -76,6 +75,11 @@ class Plan:
 
     steps: tuple[Step, ...]
     row_of: dict[Cell, int]
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that run at the fullest layer."""
+        return max(step.n_rows for step in self.steps)
 
 
 def make_plan(cells: Sequence[Cell], n_layers: int) -> Plan:

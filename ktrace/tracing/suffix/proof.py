@@ -1,13 +1,15 @@
 """Whether the suffix engine gives the reference engine's numbers on the model at hand."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ktrace.errors import KtraceError
+from ktrace.errors import NoMemoryLeftError, NotReplayedError
 from ktrace.facts import Span
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
@@ -18,6 +20,9 @@ from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
+from ktrace.tracing.suffix.memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 # Of log p. Rounding stays well below; a wrong mask or prefix is far above.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -26,64 +31,91 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _HALF_TOLERANCE = (0.02, 0.25)  # at least, at most
 _FLOORS = 4.0  # so many times what was measured
 
-
-# log p of the reference engine by mediator key, layer and position.
-Cells = dict[tuple[str, int, int], npt.NDArray[np.float64]]
-
-
-# Of the made-up prompt.
+# The made-up prompt, its subject, and where it is restored: first, middle and last positions, as
+# layers, meet every kind of step.
 _PROBE_IDS = tuple(range(1, 7))
+_PROBE_SPAN = Span(1, 3)
+_PROBE_POSITIONS = (1, 4, 5)
 
 
-def probe_noise(lm: LanguageModel) -> Noise:
+@dataclass(frozen=True)
+class ReferenceCells:
+    """What the reference engine says of a made-up prompt.
+
+    Attributes:
+        case: the prompt, with the model's own prediction as the answer.
+        noise: what corrupts it.
+        mediators: those that have a meaning for the model.
+        log_p: `(n_samples,)` by mediator key, layer and position.
+        tolerance: of log p.
+    """
+
+    case: Case
+    noise: Noise
+    mediators: Sequence[Mediator]
+    log_p: dict[tuple[str, int, int], npt.NDArray[np.float64]]
+    tolerance: float
+
+
+def reference_cells(lm: LanguageModel) -> ReferenceCells:
+    """Run the reference engine on first, middle and last layers and positions."""
+    case = Case(0, _PROBE_IDS, _PROBE_SPAN, clean_run(lm, _PROBE_IDS).predicted_ids)
+    noise = probe_noise(lm)
+    have = lm.paths.sites(0).keys()
+    mediators = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
+    mediators = [mediator for mediator in mediators if have >= set(mediator.sites)]
+    engine = ReferenceEngine(lm, noise)
+    log_p = {
+        (mediator.key, *place): cell["log_probability"]
+        for mediator in mediators
+        for place, cell in engine.cells(case, mediator, product(_layers(lm), _PROBE_POSITIONS))
+    }
+    tolerance = _TOLERANCE.get(lm.model.dtype) or _half_tolerance(lm, case, noise)
+    return ReferenceCells(case, noise, mediators, log_p, tolerance)
+
+
+def _layers(lm: LanguageModel) -> list[int]:
+    return sorted({0, lm.n_layers // 2, lm.n_layers - 1})
+
+
+def probe_noise(lm: LanguageModel) -> RandomNoise:
+    """What corrupts the made-up prompt."""
     # Of the prompt alone: in float32, the whole matrix of a large model is gigabytes.
     level = 3 * float(embed(lm, _PROBE_IDS).float().std())
     # Tokens that no text holds may share one embedding; without noise nothing would be compared.
     return RandomNoise(level or 1.0, samples=2)
 
 
-def disproof(lm: LanguageModel, engine: SuffixEngine, expected: Cells) -> str | None:
-    """How an engine differs from the reference engine on a made-up prompt.
+def disproof(engine: SuffixEngine, expected: ReferenceCells) -> str | None:
+    """How an engine differs from the reference engine; None where they agree in every cell.
 
-    None where they agree in every cell tried. `expected` is filled with what the reference engine
-    says, or used if it is filled already.
+    Args:
+        engine: of the same model and noise.
+        expected: what the reference engine says.
+
+    Raises:
+        NoMemoryLeftError: nothing is proven either way.
     """
-    case = Case(0, _PROBE_IDS, Span(1, 3), clean_run(lm, _PROBE_IDS).predicted_ids)
-    have = lm.paths.sites(0)
-    mediators = [
-        mediator
-        for mediator in (make_mediator(name, 2) for name in MEDIATOR_NAMES)
-        if have.keys() >= set(mediator.sites)
-    ]
     try:
-        [(_, ours)] = engine.restored([case], mediators)
-    except KtraceError as error:
+        [(_, ours)] = engine.restored([expected.case], expected.mediators)
+    except NotReplayedError as error:
         return str(error)
     except Exception as error:  # whatever a family does with its arguments may raise anything
+        if isinstance(error, NoMemoryLeftError) or is_out_of_memory(error):
+            raise NoMemoryLeftError(
+                "out of memory with a made-up prompt of six tokens: give the model more room or "
+                "fewer bits (model.device, model.device_map, model.dtype, model.quantization)"
+            ) from error
+        log.debug("the suffix engine fails on %s", type(engine.lm.model).__name__, exc_info=True)
         return f"{type(error).__name__}: {error}"
-    if not expected:
-        _fill(expected, ReferenceEngine(lm, engine.noise), case, mediators)
-    tolerance = _TOLERANCE.get(lm.model.dtype) or _half_tolerance(lm, case, engine.noise)
-    for (key, layer, position), log_p in expected.items():
+    for (key, layer, position), log_p in expected.log_p.items():
         found = ours[key]["log_probability"][:, layer, position]
         difference = float(np.abs(found - log_p).max())
-        if not difference <= tolerance:
+        if not difference <= expected.tolerance:
             return (
                 f"log p of {key} at layer {layer}, position {position} is off by {difference:.2g}"
             )
     return None
-
-
-def _fill(
-    expected: Cells, engine: ReferenceEngine, case: Case, mediators: Sequence[Mediator]
-) -> None:
-    n_layers = engine.lm.n_layers
-    # First, middle and last layers and positions meet every kind of step.
-    for mediator in mediators:
-        for layer in sorted({0, n_layers // 2, n_layers - 1}):
-            for position in (1, 4, 5):
-                cell = engine.cell(case, mediator, layer, position)
-                expected[mediator.key, layer, position] = cell["log_probability"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +145,7 @@ def rounding_floor(lm: LanguageModel, case: Case, noise: Noise, mediator: Mediat
     """
     position = case.span.stop - 1
     largest = 0.0
-    for layer in {0, lm.n_layers // 2, lm.n_layers - 1}:
+    for layer in _layers(lm):
         alone, *larger = (
             ReferenceEngine(lm, _Repeated(noise, times)).cell(case, mediator, layer, position)
             for times in (1, 2, 5)

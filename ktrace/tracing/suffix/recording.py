@@ -1,41 +1,24 @@
 """A recorded forward pass: what each block was called with, and its keys and values.
 
-With it a block can be called again (replay.py). Nothing here knows an architecture: what the axes
-of a block's arguments are is found by how they change with the shape of the input.
+With it a block can be called again (replay.py). Nothing here knows an architecture.
+
+Shapes: n_rows of a batch, n_positions of the tokens that the model reads.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from transformers import DynamicCache
 
-from ktrace.errors import KtraceError
-from ktrace.lm.hooks import Edit, hooked
-from ktrace.lm.model import LanguageModel
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a block was called with.
-
-    Attributes:
-        block: the block.
-        states: its input, `(rows, n_positions, d_model)`: the very tensor, as a copy would cost
-            much. A block that changes it in place fails the proof of the suffix engine.
-        arguments: everything else, by name.
-        axes: what the axes of the tensors among them are, by name.
-    """
-
-    block: nn.Module
-    states: torch.Tensor
-    arguments: dict[str, Any]
-    axes: dict[str, Any]
+from ktrace.errors import NotReplayedError
+from ktrace.lm.head import noting_tuples
+from ktrace.lm.hooks import Args, Edit, Kwargs, hooked, removing
+from ktrace.lm.model import LanguageModel, Untyped
+from ktrace.tracing.suffix.calls import Call, Shapes, axes_of, named, shapes_of
 
 
 @dataclass(frozen=True)
@@ -44,189 +27,129 @@ class Recording:
 
     Attributes:
         calls: one for each layer.
-        keys: for each layer, `(rows, heads, n_positions, d_head)`.
+        keys: for each layer, `(n_rows, heads, n_positions, d_head)`.
         values: likewise.
-        logits: at the last positions, `(rows, n_logits, vocabulary)`.
+        logits: at the last positions, `(n_rows, n_logits, vocabulary)`.
         blocks_return_tuples: some families' blocks wrap their states in a tuple.
     """
 
-    calls: list[Call]
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
+    calls: Sequence[Call]
+    keys: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
     logits: torch.Tensor
     blocks_return_tuples: bool
 
 
-def record(
-    lm: LanguageModel, input_ids: torch.Tensor, edits: Mapping[str, Edit], n_logits: int = 1
-) -> Recording:
-    """Run the model on `(rows, n_positions)` ids under edits, and keep what a replay needs.
+class Recorder:
+    """Records forward passes of a model.
 
-    Args:
-        lm: the model.
-        input_ids: the rows, all alike in length.
-        edits: as for `hooked`.
-        n_logits: so many last positions' logits are kept.
-
-    Raises:
-        KtraceError: the model has no keys and values to keep.
+    What it finds out about the axes of the blocks' arguments serves all passes of one length.
     """
-    blocks = blocks_of(lm)
-    other = _arguments_of_another_shape(lm, len(input_ids), input_ids.shape[1])
-    calls: list[Call] = []
-    outputs: list[Any] = []
-    cache: Any = DynamicCache()
-    with ExitStack() as stack:
-        for layer, block in enumerate(blocks):
-            stack.enter_context(_kept_calls(block, calls, other[layer]))
-        handle = blocks[-1].register_forward_hook(lambda block, args, out: outputs.append(out))
-        stack.callback(handle.remove)
-        head = cast(Any, lm.model).get_output_embeddings()
-        if head is not None:
-            stack.callback(head.register_forward_pre_hook(_contiguous).remove)
-        stack.enter_context(hooked(lm.model, edits))
-        output = lm.model(
-            input_ids=input_ids, past_key_values=cache, use_cache=True, **_last_logits(lm, n_logits)
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+        # By number of positions, for each layer by name.
+        self._shapes: dict[int, list[dict[str, Shapes]]] = {}
+
+    def record(
+        self, input_ids: torch.Tensor, edits: Mapping[str, Edit], n_logits: int = 1
+    ) -> Recording:
+        """Run the model under edits, and keep what a replay needs.
+
+        Args:
+            input_ids: `(n_rows, n_positions)`, of two rows at least.
+            edits: as for `hooked`.
+            n_logits: so many last positions' logits are kept.
+
+        Raises:
+            NotReplayedError: the model has no keys and values to keep.
+        """
+        lm = self.lm
+        n_rows, n_positions = input_ids.shape
+        assert n_rows > 1  # else an axis of one entry could be the rows'
+        shapes = self._shapes_of_another_pass(n_positions)
+        calls: list[Call] = []
+
+        def keep_call(block: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            states, arguments = named(block, args, kwargs)
+            others = shapes[len(calls)]
+            axes = {
+                name: axes_of(value, others.get(name), n_rows, n_positions)
+                for name, value in arguments.items()
+            }
+            calls.append(Call(block, states, arguments, axes))
+
+        cache: Untyped = DynamicCache()
+        with (
+            _watched_calls(lm.blocks, keep_call),
+            noting_tuples(lm.blocks[-1]) as in_tuples,
+            _contiguous_to_head(lm),
+            hooked(lm.model, edits),
+        ):
+            logits = self._run(input_ids, cache, n_logits)
+        kept = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+        if len(kept) != lm.n_layers:
+            raise NotReplayedError("its layers do not all keep keys and values of each position")
+        return Recording(
+            calls=calls,
+            keys=[layer.keys for layer in cache.layers],
+            values=[layer.values for layer in cache.layers],
+            logits=logits[:, -n_logits:],
+            blocks_return_tuples=in_tuples[0],
         )
-    kept = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    if len(kept) != lm.n_layers:
-        raise KtraceError("its layers do not all keep keys and values of each position")
-    return Recording(
-        calls=calls,
-        keys=[layer.keys for layer in cache.layers],
-        values=[layer.values for layer in cache.layers],
-        logits=output.logits[:, -n_logits:],
-        blocks_return_tuples=isinstance(outputs[0], tuple),
-    )
 
+    def _shapes_of_another_pass(self, n_positions: int) -> list[dict[str, Shapes]]:
+        """Each block's arguments in a pass over one row that is one position longer, by shape.
 
-def _contiguous(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The last position is a strided view, which a CPU would multiply row by row."""
-    return tuple(arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args)
+        The longer one has at least the masks of the shorter; only where a model takes no longer one
+        is it one position shorter.
+        """
+        known = self._shapes.get(n_positions)
+        if known is None:
+            known = []
+            change = -1 if n_positions == self.lm.max_positions else 1
 
+            def keep_shapes(block: nn.Module, args: Args, kwargs: Kwargs) -> None:
+                _, arguments = named(block, args, kwargs)
+                known.append({name: shapes_of(value) for name, value in arguments.items()})
 
-def _last_logits(lm: LanguageModel, n_logits: int) -> dict[str, int]:
-    accepted = inspect.signature(type(lm.model).forward).parameters
-    return {"logits_to_keep": n_logits} if "logits_to_keep" in accepted else {}
+            ids = torch.zeros(1, n_positions + change, dtype=torch.long, device=self.lm.device)
+            with _watched_calls(self.lm.blocks, keep_shapes):
+                self._run(ids, DynamicCache(), 1)
+            self._shapes[n_positions] = known
+        return known
 
-
-def blocks_of(lm: LanguageModel) -> list[nn.Module]:
-    """The blocks of a model, in their order."""
-    return [lm.model.get_submodule(lm.paths.sites(layer)["hidden"]) for layer in range(lm.n_layers)]
+    def _run(self, input_ids: torch.Tensor, cache: Untyped, n_logits: int) -> torch.Tensor:
+        """Logits; of the last positions alone, where the model can leave out the others."""
+        model = self.lm.model
+        accepted = inspect.signature(type(model).forward).parameters
+        last = {"logits_to_keep": n_logits} if "logits_to_keep" in accepted else {}
+        output = model(input_ids=input_ids, past_key_values=cache, use_cache=True, **last)
+        logits: torch.Tensor = output.logits
+        return logits
 
 
 @contextmanager
-def _kept_calls(block: nn.Module, calls: list[Call], other: dict[str, Any]) -> Iterator[None]:
-    """Append what a block is called with, beside its arguments in a pass of another shape."""
-
-    def pre_hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states, arguments = _named(block, args, kwargs)
-        rows, n_positions = states.shape[:2]
-        axes = {
-            name: _axes_of(value, other.get(name), rows, n_positions)
-            for name, value in arguments.items()
-        }
-        calls.append(Call(block, states, arguments, axes))
-
-    handle = block.register_forward_pre_hook(pre_hook, with_kwargs=True)
-    try:
+def _watched_calls(
+    blocks: Sequence[nn.Module], watch: Callable[[nn.Module, Args, Kwargs], None]
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        for block in blocks:
+            handle = block.register_forward_pre_hook(watch, with_kwargs=True)
+            stack.enter_context(removing(handle))
         yield
-    finally:
-        handle.remove()
 
 
-def _named(
-    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The states that a block is called with, and its other arguments by name."""
-    signature = inspect.signature(block.forward)
-    arguments = signature.bind(*args, **kwargs).arguments
-    states = arguments.pop(next(iter(signature.parameters)))
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments |= arguments.pop(name, {})
-    return states, arguments
+@contextmanager
+def _contiguous_to_head(lm: LanguageModel) -> Iterator[None]:
+    """The last position is a strided view, which a CPU would multiply row by row."""
 
+    def make_contiguous(head: nn.Module, args: Args) -> Args:
+        return tuple(arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args)
 
-# By model and number of positions.
-_OTHERS: WeakKeyDictionary[nn.Module, dict[int, list[dict[str, Any]]]] = WeakKeyDictionary()
-
-
-def _arguments_of_another_shape(
-    lm: LanguageModel, rows: int, n_positions: int
-) -> list[dict[str, Any]]:
-    """Each block's arguments in a pass over one row that is one position longer, by their shapes.
-
-    An axis is known by how its size changes between two passes: sizes of one pass alone may agree
-    by chance. The longer one has at least the masks of the shorter; only where a model takes no
-    longer one is it one position shorter.
-    """
-    assert rows > 1
-    known = _OTHERS.setdefault(lm.model, {})
-    if n_positions not in known:
-        found: list[dict[str, Any]] = []
-        change = -1 if n_positions == lm.max_positions else 1
-
-        def pre_hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(_shapes(_named(block, args, kwargs)[1]))
-
-        with ExitStack() as stack:
-            for block in blocks_of(lm):
-                handle = block.register_forward_pre_hook(pre_hook, with_kwargs=True)
-                stack.callback(handle.remove)
-            lm.model(
-                input_ids=torch.zeros(1, n_positions + change, dtype=torch.long, device=lm.device),
-                past_key_values=DynamicCache(),
-                use_cache=True,
-                **_last_logits(lm, 1),
-            )
-        known[n_positions] = found
-    return known[n_positions]
-
-
-def _shapes(value: Any) -> Any:
-    """Tensors by their shapes; whatever holds them stays."""
-    if isinstance(value, torch.Tensor):
-        return value.shape
-    if isinstance(value, dict):
-        return {name: _shapes(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_shapes(item) for item in value)
-    return None
-
-
-@dataclass(frozen=True)
-class Axes:
-    """What the axes of an argument are.
-
-    Attributes:
-        positions: axis of the positions that a block is called on; None where there is none, as in
-            a bias for keys.
-        per_row: entries of the first axis for each row of the batch (ALiBi has one a head); 0 where
-            all rows share the argument.
-    """
-
-    positions: int | None
-    per_row: int
-
-
-def _axes_of(value: Any, other: Any, rows: int, n_positions: int) -> Any:
-    """Axes of an argument, `other` being its shape in the pass of another shape."""
-    if isinstance(value, list | tuple):
-        known = isinstance(other, tuple) and len(other) == len(value)
-        others = other if known else [None] * len(value)
-        return [_axes_of(item, o, rows, n_positions) for item, o in zip(value, others, strict=True)]
-    if not isinstance(value, torch.Tensor):
-        return None
-    sizes = tuple(value.shape)
-    if not isinstance(other, torch.Size) or len(other) != len(sizes):
-        # It is no tensor at the other length, and only its own shape tells.
-        other = torch.Size(
-            1 if axis == 0 < len(sizes) - 1 and size == rows else size + (size == n_positions)
-            for axis, size in enumerate(sizes)
-        )
-    per_row = other[0] if sizes and sizes[0] == rows * other[0] else 0
-    # The last axis of a mask (rows, heads, queries, keys) or a bias (rows, 1, keys) is the keys.
-    candidates = range(1 if per_row else 0, len(sizes) if len(sizes) <= 2 else len(sizes) - 1)
-    grown = [n for n in candidates if sizes[n] == n_positions != other[n]]
-    return Axes(grown[0] if grown else None, per_row)
+    model: Untyped = lm.model
+    head = model.get_output_embeddings()
+    with ExitStack() as stack:
+        if head is not None:
+            stack.enter_context(removing(head.register_forward_pre_hook(make_contiguous)))
+        yield

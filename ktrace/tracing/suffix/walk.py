@@ -1,5 +1,10 @@
-"""One walk over the layers, for the restorations of a plan at every position at once."""
+"""One walk over the layers, for the restorations of a plan at every position at once.
 
+Shapes: n_base rows of the corrupted run, n_rows of the plan at a layer, n_answer tokens of an
+answer; a suffix at position t has n_positions - t tokens.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -8,6 +13,9 @@ from ktrace.lm.hooks import Edit, hooked
 from ktrace.tracing.suffix.plan import Plan, Step
 from ktrace.tracing.suffix.replay import Pack, call_block, mlp_on
 from ktrace.tracing.suffix.runs import Runs
+
+# Tokens of a pack, and what stands there instead, `(n_base, d_model)`.
+Change = tuple[list[int], torch.Tensor]
 
 
 class Walk:
@@ -28,8 +36,8 @@ class Walk:
         self._pack_tokens = pack_tokens
 
     def run(self) -> torch.Tensor:
-        """Last-layer states that predict: `(positions, plan's rows, n_base, n_answer, d_model)`."""
-        # By position, (n_base, rows, tokens of the suffix, d_model).
+        """Last-layer states that predict: `(positions, n_rows, n_base, n_answer, d_model)`."""
+        # By position, (n_base, n_rows, tokens of the suffix, d_model).
         states: list[torch.Tensor | None] = [None] * len(self.positions)
         for layer, step in enumerate(self.plan.steps):
             if not step.n_rows:
@@ -77,7 +85,7 @@ class Walk:
                 seen = slice(-n_answer, None) if alone else pack.last_tokens(n_answer)
                 context = mlp_on(lm, layer, seen)
         with context, hooked(lm.model, self._edits(step, layer, pack, numbers)):
-            return call_block(runs.recording, layer, states, pack, slice(runs.n_cases, None))
+            return call_block(runs.recording, layer, states, pack, runs.base)
 
     def _input(
         self, step: Step, layer: int, position: int, states: torch.Tensor | None
@@ -97,22 +105,31 @@ class Walk:
     def _edits(self, step: Step, layer: int, pack: Pack, numbers: list[int]) -> dict[str, Edit]:
         """Restore and sever the first tokens of suffixes at the positions with these numbers."""
         paths = self.runs.lm.paths.sites(layer)
-        edits: dict[str, Edit] = {}
-        for site in {*step.restored, *step.severed} if numbers else ():
-            changes = []
-            for number in numbers:
-                position = pack.positions[number]
-                for rows, values_of in (
-                    (step.restored.get(site), self.runs.clean),
-                    (step.severed.get(site), self.runs.corrupted),
-                ):
-                    if rows:
-                        tokens = pack.first_tokens(number, rows)
-                        changes.append((tokens, values_of(site, layer, position)))
-            edits[paths[site]] = self._set_tokens(changes)
-        return edits
+        sites = {*step.restored, *step.severed} if numbers else ()
+        return {
+            paths[site]: self._set_tokens(
+                [
+                    change
+                    for number in numbers
+                    for change in self._changes(step, layer, pack, site, number)
+                ]
+            )
+            for site in sites
+        }
 
-    def _set_tokens(self, changes: list[tuple[list[int], torch.Tensor]]) -> Edit:
+    def _changes(
+        self, step: Step, layer: int, pack: Pack, site: str, number: int
+    ) -> Iterator[Change]:
+        """Restored and severed tokens of a site's output, at the position with this number."""
+        position = pack.positions[number]
+        for rows, values_of in (
+            (step.restored.get(site), self.runs.clean),
+            (step.severed.get(site), self.runs.corrupted),
+        ):
+            if rows:
+                yield pack.first_tokens(number, rows), values_of(site, layer, position)
+
+    def _set_tokens(self, changes: Sequence[Change]) -> Edit:
         n_base = self.runs.n_base
 
         def edit(output: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,104 @@
+"""`summary.json`: a run in one page of numbers, what was left out of it, and what made it."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import TypedDict
+
+from ktrace.analysis.averaged_run import RunAverages
+from ktrace.analysis.estimate import AverageTotalEffect, average_total_effect
+from ktrace.analysis.peaks import AveragePeak, average_peaks
+from ktrace.analysis.stored import MeasuredOn, Survey
+from ktrace.store.layout import Provenance, provenance_of
+from ktrace.store.schema import JsonObject
+from ktrace.terms import METRICS
+
+
+class RoleRules(TypedDict):
+    """How positions became rows."""
+
+    scheme: str
+    single_token: str
+
+
+class Summary(TypedDict):
+    """The content of `summary.json`, in its order.
+
+    `p_clean`, `p_corrupted`, `ate` and `ate_ci` are in the first metric, the probability; `metrics`
+    has the same of each; `peaks`, by mediator and role, are in `metric`, which the figures show.
+    """
+
+    n_facts: int
+    n_candidates: int
+    n_traced: int
+    left_out: Mapping[str, int]
+    missing: list[str]
+    p_clean: float
+    p_corrupted: float
+    ate: float
+    ate_ci: list[float | None]
+    metrics: Mapping[str, AverageTotalEffect]
+    sigma: float
+    sigma_measured_on: MeasuredOn | None
+    noise_level: float | None
+    n_samples: int
+    limit: int | None
+    metric: str
+    roles: RoleRules
+    pool: str
+    settings: Mapping[str, JsonObject | None]
+    provenance: Provenance
+    peaks: Mapping[str, Mapping[str, AveragePeak]]
+    model: str
+    dataset: str
+    noise: str
+
+
+def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
+    """The summary of a run.
+
+    Args:
+        run: the averages.
+        metric: that of the peaks.
+        limit: what was asked for: only the first `limit` facts of the dataset.
+
+    Raises:
+        KtraceError: a damaged part.
+    """
+    found, averaging, example = run.survey, run.averaging, run.survey.example
+    metrics = {name: average_total_effect(*run.total.in_metric(name)) for name in METRICS}
+    first, aie = metrics[METRICS[0]], run.aie_in(metric)
+    return {
+        "n_facts": len(found.clean),
+        "n_candidates": len(found.candidates),
+        "n_traced": len(found.traced),
+        "left_out": _left_out(found),
+        "missing": list(run.missing),
+        "p_clean": first["clean"],
+        "p_corrupted": first["corrupted"],
+        "ate": first["ate"],
+        "ate_ci": first["ate_ci"],
+        "metrics": metrics,
+        "sigma": example.sigma,
+        "sigma_measured_on": found.sigma_measured_on,
+        # JSON has no NaN.
+        "noise_level": None if math.isnan(example.noise_level) else example.noise_level,
+        "n_samples": run.total.clean.shape[-1],
+        "limit": limit,
+        "metric": metric,
+        "roles": {"scheme": averaging.scheme, "single_token": averaging.single_token},
+        "pool": averaging.pool,
+        "settings": {key: found.folders.restored(key).fingerprint() for key in run.keys},
+        "provenance": provenance_of(found.folders, run.keys),
+        "peaks": {key: average_peaks(aie[aie["mediator"] == key], metric) for key in run.keys},
+        "model": run.names.model,
+        "dataset": run.names.dataset,
+        "noise": run.names.noise,
+    }
+
+
+def _left_out(found: Survey) -> dict[str, int]:
+    """Facts that are no candidates, and those that the noise cannot corrupt, by reason."""
+    reasons = [r.left_out for r in found.clean.values() if not r.is_candidate]
+    reasons += [r.left_out for r in found.corrupted.values() if r.left_out]
+    return dict(Counter(reasons))
