@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -20,8 +20,9 @@ _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 _WEIGHTS = re.compile(r".+\.(safetensors|bin)")
 _TOKENIZER = re.compile(
     r"tokenizer\.(json|model)|(tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|merges\.txt|vocab\.txt"
+    r"|merges\.txt|vocab\.txt|.+\.jinja"
 )
+_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def find_model(
         allow_pickle: whether a folder's weights may be `*.bin`.
 
     Raises:
-        KtraceError: no such folder or hub id, no weights, no access, or no network.
+        KtraceError: no such folder or hub id, no weights, an adapter, no access, or no network.
     """
     folder = _expanded(path)
     if folder.is_dir():
@@ -64,6 +65,8 @@ def find_model(
             raise KtraceError(
                 f"model.revision={revision!r} is for hub models; model.path={path} is a folder"
             )
+        if (folder / _ADAPTER).is_file():
+            raise _adapter_error(path, folder)
         files = _file_digests(folder, allow_pickle)
         listed = "".join(f"{name} {digest}\n" for name, digest in files.items())
         whole = hashlib.sha256(listed.encode()).hexdigest()
@@ -73,8 +76,44 @@ def find_model(
     if path.startswith(("/", "./", "../", "~")):
         raise KtraceError(f"model.path={path} is not a folder")
     # The file lies at .../snapshots/<commit>/config.json, fresh or from the cache.
-    snapshot = _download(path, revision, "config.json").parent
+    try:
+        snapshot = _download(path, revision, "config.json").parent
+    except NoSuchHubFileError:
+        _refuse_hub_adapter(path, revision)
+        raise
+    _refuse_hub_adapter(path, snapshot.name)
     return ModelSource(path, snapshot.name, f"commit:{snapshot.name}", snapshot)
+
+
+def _refuse_hub_adapter(hub_id: str, revision: str | None) -> None:
+    known = try_to_load_from_cache(hub_id, _ADAPTER, revision=revision)
+    if known is not None and not isinstance(known, str):
+        return  # the hub said so before
+    try:
+        found = _download(hub_id, revision, _ADAPTER)
+    except KtraceError:  # none; or out of reach, then for transformers too, and load.py looks again
+        return
+    raise _adapter_error(hub_id, found.parent)
+
+
+def _adapter_error(path: str, folder: Path) -> KtraceError:
+    """transformers applies an adapter only where peft is installed: numbers would hang on that."""
+    base = _named_in(folder / _ADAPTER, "base_model_name_or_path")
+    return KtraceError(
+        f"model.path={path} holds an adapter ({_ADAPTER}){base and f' of {base}'}, which is not "
+        "applied: merge it into its base with peft's merge_and_unload, save the result and the "
+        "tokenizer with save_pretrained, and give that folder; if the weights beside it alone are "
+        "meant, take the adapter's files away"
+    )
+
+
+def _named_in(file: Path, key: str) -> str:
+    """A text in a JSON file; empty where there is none."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(content.get(key) or "") if isinstance(content, dict) else ""
 
 
 def local_folder(path: str, revision: str | None = None) -> Path | None:
@@ -141,7 +180,8 @@ def checkpoint_dtype(folder: Path) -> str | None:
 
 
 def _dtype_of_weights(folder: Path) -> str | None:
-    for path in sorted(folder.glob("*.safetensors")):
+    for name in _weights(folder, "safetensors"):
+        path = folder / name
         try:
             with safe_open(path, framework="np") as weights:
                 found = [weights.get_slice(name).get_dtype() for name in weights.keys()]  # noqa: SIM118
@@ -171,7 +211,9 @@ def content_hashes(source: ModelSource) -> dict[str, dict[str, str]]:
     Of a hub model that was loaded: large files by the digest under which the hub keeps them.
     """
     files = source.files or {
-        path.name: _hub_digest(path) for path in sorted(source.folder.glob("*")) if path.is_file()
+        path.relative_to(source.folder).as_posix(): _hub_digest(path)
+        for path in sorted(source.folder.rglob("*"))
+        if path.is_file()
     }
     kinds = {"weights": _WEIGHTS, "tokenizer": _TOKENIZER}
     return {
@@ -197,23 +239,56 @@ def _digest(path: Path) -> str:
 def _file_digests(folder: Path, allow_pickle: bool) -> dict[str, str]:
     if not (folder / "config.json").is_file():
         raise KtraceError(f"model.path={folder} is not a model: it has no config.json")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights and allow_pickle:
-        weights = sorted(folder.glob("*.bin"))
+    weights = _weights(folder, "safetensors") or (_weights(folder, "bin") if allow_pickle else [])
     if not weights:
         raise KtraceError(f"model.path={folder} has no weights: no *.safetensors in it")
-    # Every file that can change a number: JSON and text hold the config and the tokenizer, Python
-    # the code of a model of its own (model.trust_remote_code).
-    others = (folder.glob(f"*.{kind}") for kind in ("json", "txt", "model", "py"))
+    elsewhere = _named_in(folder / "config.json", "transformers_weights")
+    if len(PurePath(elsewhere).parts) > 1:
+        raise KtraceError(
+            f"model.path={folder}: config.json names its weights {elsewhere!r} "
+            "(transformers_weights): they must lie in the folder itself"
+        )
+    # Every file that can change a number: JSON, text and Jinja hold the config and the tokenizer,
+    # Python the code of a model of its own (model.trust_remote_code).
+    kinds = ("json", "txt", "model", "jinja", "py")
+    others = chain.from_iterable(folder.glob(f"*.{kind}") for kind in kinds)
     digests = {}
-    for file in sorted({*weights, *chain.from_iterable(others)}):
-        if file.is_dir():
-            continue
+    for name in sorted({*weights, *(file.name for file in others if not file.is_dir())}):
         try:
-            digests[file.name] = _digest(file)
+            digests[name] = _digest(folder / name)
         except OSError as error:  # a link whose target was not copied, for one
-            raise KtraceError(f"model.path={folder}: {file.name}: {error.strerror}") from error
+            raise KtraceError(f"model.path={folder}: {name}: {error.strerror}") from error
     return digests
+
+
+def _weights(folder: Path, kind: str) -> list[str]:
+    """Names of a folder's files of weights, and of those that an index in it names.
+
+    Raises:
+        KtraceError: an index that cannot be used, or that names a file outside the folder.
+    """
+    names = {path.name for path in folder.glob(f"*.{kind}")}
+    for index in folder.glob(f"*.{kind}.index.json"):
+        where = f"model.path={folder}: {index.name}"
+        try:
+            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+            named = {str(name) for name in weight_map.values()}
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            TypeError,
+            RecursionError,
+        ) as error:
+            raise KtraceError(f"{where} cannot be used: {error}") from error
+        for name in sorted(named):
+            if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+                raise KtraceError(
+                    f"{where} names {name!r}: weights outside the folder are refused, copy them in"
+                )
+        names |= named
+    return sorted(names)
 
 
 def _download(hub_id: str, revision: str | None, name: str) -> Path:

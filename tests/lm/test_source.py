@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import errors as hub
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from ktrace.errors import KtraceError
 from ktrace.lm import hub as hub_access
@@ -55,6 +56,10 @@ def change_tokenizer(folder: Path) -> None:
     path.write_text(path.read_text() + " ")
 
 
+def add_chat_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+
 def rename_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "other.safetensors")
 
@@ -64,7 +69,11 @@ def add_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [flip_last_byte, change_config, change_tokenizer, rename_weights, add_weights]
+    "change",
+    [
+        *(flip_last_byte, change_config, change_tokenizer, add_chat_template),
+        *(rename_weights, add_weights),
+    ],
 )
 def test_what_can_change_a_number_changes_the_identity(
     model_folder: Path, copied: Path, change: Callable[[Path], None]
@@ -78,6 +87,84 @@ def test_what_cannot_change_a_number_leaves_the_identity(model_folder: Path, cop
     (copied / "notes.txt").mkdir()
     (copied / "model.safetensors").touch()
     assert find_model(str(copied)).identity == find_model(str(model_folder)).identity
+
+
+@pytest.mark.parametrize("content", ['{"base_model_name_or_path": "owner/base"}', "{", "[]", "{}"])
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_an_adapter_is_refused_whether_it_could_be_applied_or_not(
+    copied: Path, has_weights: bool, content: str
+) -> None:
+    """Beside full weights it would count where peft is installed, and one store would take both."""
+    (copied / "adapter_config.json").write_text(content)
+    if not has_weights:
+        for name in ("config.json", "model.safetensors"):
+            (copied / name).unlink()
+    message = refusal(str(copied))
+    assert message.startswith(f"model.path={copied} holds an adapter (adapter_config.json)")
+    assert "merge it into its base with peft's merge_and_unload" in message
+    assert ("of owner/base" in message) == ("owner" in content)
+
+
+def in_shards(folder: Path, shard: str) -> Path:
+    """Weights as an index names them: in one shard."""
+    weights = folder / "model.safetensors"
+    names = load_file(weights).keys()
+    (folder / shard).parent.mkdir(exist_ok=True)
+    shutil.move(weights, folder / shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder / shard
+
+
+def test_shards_in_a_folder_within_are_part_of_the_identity(copied: Path) -> None:
+    shard = in_shards(with_dtype(copied), "shards/model-1.safetensors")
+    before = find_model(str(copied))
+    assert "shards/model-1.safetensors" in before.files
+    assert content_hashes(before)["weights"].keys() == {"shards/model-1.safetensors"}
+    assert checkpoint_dtype(copied) == "float32"
+    AutoModelForCausalLM.from_pretrained(copied)  # it is what transformers loads
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert find_model(str(copied)).identity != before.identity
+
+
+@pytest.mark.parametrize("outside", ["../elsewhere.safetensors", "shards/../../x.safetensors"])
+def test_shards_outside_the_folder_are_refused(copied: Path, outside: str) -> None:
+    in_shards(copied, "model-1.safetensors")
+    index = copied / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-1.safetensors", outside, 1))
+    assert refusal(str(copied)) == (
+        f"model.path={copied}: {index.name} names {outside!r}: weights outside the folder are "
+        "refused, copy them in"
+    )
+
+
+def test_an_absolute_shard_is_refused(copied: Path, tmp_path: Path) -> None:
+    shard = in_shards(copied, "model-1.safetensors")
+    index = copied / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-1.safetensors", str(shard), 1))
+    assert f"names {str(shard)!r}: weights outside the folder are refused" in refusal(str(copied))
+
+
+def test_a_shard_that_is_not_there(copied: Path) -> None:
+    in_shards(copied, "model-1.safetensors").unlink()
+    message = refusal(str(copied))
+    assert message.startswith(f"model.path={copied}: model-1.safetensors: No such file")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": 1}'])
+def test_an_index_that_cannot_be_used(copied: Path, content: str) -> None:
+    index = copied / "model.safetensors.index.json"
+    index.write_text(content)
+    assert refusal(str(copied)).startswith(f"model.path={copied}: {index.name} cannot be used: ")
+
+
+def test_weights_that_the_config_names_elsewhere_are_refused(copied: Path) -> None:
+    with_dtype(copied, transformers_weights="shards/model.safetensors")
+    assert "config.json names its weights 'shards/model.safetensors'" in refusal(str(copied))
+    with_dtype(copied, transformers_weights="model.safetensors")
+    assert find_model(str(copied)).identity
 
 
 def test_a_home_folder_is_found(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +229,31 @@ def test_a_hub_model_is_not_in_the_cache_and_there_is_no_network(
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+def no_such_file() -> hub.EntryNotFoundError:
+    raised = hub.EntryNotFoundError.__new__(hub.EntryNotFoundError)  # its own needs a response
+    raised.args = ("what the hub said",)
+    return raised
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_a_hub_models_adapter_is_refused(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, has_weights: bool
+) -> None:
+    snapshot = in_folder / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+
+    def download(hub_id: str, name: str, revision: str | None) -> str:
+        if name == "config.json" and not has_weights:
+            raise no_such_file()
+        return str(snapshot / name)
+
+    monkeypatch.setattr(hub_access, "hf_hub_download", download)
+    assert refusal("owner/name").startswith(
+        "model.path=owner/name holds an adapter (adapter_config.json) of owner/base, which is not"
+    )
+
+
 def test_a_hub_model_is_pinned_by_its_commit(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,11 +261,16 @@ def test_a_hub_model_is_pinned_by_its_commit(
 
     def download(hub_id: str, name: str, revision: str | None) -> str:
         asked.append((hub_id, name, revision))
+        if name != "config.json":
+            raise no_such_file()
         return f"/cache/models--owner--name/snapshots/{COMMIT}/config.json"
 
     monkeypatch.setattr(hub_access, "hf_hub_download", download)
     found = find_model("owner/name", "main")
-    assert asked == [("owner/name", "config.json", "main")]
+    assert asked == [
+        ("owner/name", "config.json", "main"),
+        ("owner/name", "adapter_config.json", COMMIT),
+    ]
     # Not `main`, which may be another commit when the weights are loaded.
     assert (found.location, found.revision) == ("owner/name", COMMIT)
     assert found.identity == f"commit:{COMMIT}"
