@@ -5,36 +5,34 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ktrace.config import Dtype, ModelConfig, Quantization
+from ktrace.config import ModelConfig
 from ktrace.errors import KtraceError
-from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
-from ktrace.lm.linear import multiply_exactly
+from ktrace.lm.architecture import Architecture, known_paths
+from ktrace.lm.hooks import hooked, keep
 from ktrace.lm.model import Config, LanguageModel
+from ktrace.lm.paths import LAYER, ModulePaths
 from ktrace.lm.probe import prove
+from ktrace.lm.quantization import (
+    is_placed_when_loaded,
+    multiply_int8_exactly,
+    quantizer,
+    require_quantization,
+)
 from ktrace.lm.source import ModelSource
 from ktrace.lm.tokens import Tokenizer
 
 log = logging.getLogger(__name__)
 
-# transformers types these as if they took and gave less than they do.
-_AUTO_MODEL: Any = AutoModelForCausalLM
+# transformers types it as if it took less than it does.
 _TRANSFORMERS_LOG: Any = transformers_logging
-_QUANTIZED: Any = BitsAndBytesConfig
 
 # An assertion is how torch says that it was built without a device.
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, AssertionError, SafetensorError)
@@ -53,23 +51,21 @@ def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageMod
     """
     where = f"model.path={source.location}"
     architecture = _architecture(source, config, where)
+    architecture.require_decoder()
     paths = (
         ModulePaths(**asdict(config.modules))
-        if config.modules
-        else _known_paths(architecture, _built(architecture, config), where)
+        if config.modules is not None
+        else architecture.paths()
     )
     # Whatever can be refused is, before the weights are read.
     if isinstance(config.device_map, Mapping):
-        _check_map(config.device_map, architecture, paths, config.trust_remote_code)
+        _check_map(config.device_map, architecture, paths)
     tokenizer = _load_tokenizer(source, _origin(source, config), where)
     device = None if config.device_map is not None else _device(config.device)
-    if config.quantization is not None:
-        _require_packages(config.quantization)
+    require_quantization(config, architecture)
     model = _load_weights(source, config, architecture, device)
     if device is not None:
         model = _placed(model, device, config.attention)
-    if config.quantization is Quantization.int8:
-        multiply_exactly(model)
     return language_model(model, tokenizer, paths)
 
 
@@ -77,10 +73,11 @@ def _origin(source: ModelSource, config: ModelConfig) -> dict[str, object]:
     return {"revision": source.revision, "trust_remote_code": config.trust_remote_code}
 
 
-def _architecture(source: ModelSource, config: ModelConfig, where: str) -> Config:
+def _architecture(source: ModelSource, config: ModelConfig, where: str) -> Architecture:
     """The checkpoint's `config.json`, as transformers reads it."""
     try:
-        return AutoConfig.from_pretrained(source.location, **_origin(source, config))
+        read = AutoConfig.from_pretrained(source.location, **_origin(source, config))
+        return Architecture(read, where, config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         hint = ""
         if "trust_remote_code" in str(error):
@@ -90,24 +87,26 @@ def _architecture(source: ModelSource, config: ModelConfig, where: str) -> Confi
 
 
 def _load_weights(
-    source: ModelSource, config: ModelConfig, architecture: Config, device: torch.device | None
+    source: ModelSource,
+    config: ModelConfig,
+    architecture: Architecture,
+    device: torch.device | None,
 ) -> PreTrainedModel:
-    where = f"model.path={source.location}"
+    where = architecture.where
     asked = where if config.device_map is None else f"{where} model.device_map={config.device_map}"
     device_map = config.device_map
-    if config.quantization is not None:
-        # Quantized weights cannot be moved afterwards.
+    if is_placed_when_loaded(config, architecture):
         device_map = device_map or {"": str(device)}
     try:
         with _own_report():
             # Typed as if it returned the model alone.
-            model, report = _AUTO_MODEL.from_pretrained(
+            model, report = architecture.loader.from_pretrained(
                 source.location,
-                config=_with_fused_activation(architecture),
+                config=_with_fused_activation(architecture.config),
                 dtype=config.dtype.value,
                 device_map=device_map,
                 attn_implementation=config.attention,
-                quantization_config=_bits(config.quantization, config.dtype),
+                quantization_config=quantizer(config.quantization, config.dtype),
                 use_safetensors=None if config.allow_pickle else True,
                 output_loading_info=True,
                 **_origin(source, config),
@@ -123,6 +122,8 @@ def _load_weights(
             where,
             _some(report["unexpected_keys"]),
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise KtraceError(f"{where}: an adapter was applied, which is no part of its identity")
     loaded: PreTrainedModel = model
     return loaded
 
@@ -173,54 +174,69 @@ def language_model(
 ) -> LanguageModel:
     """Take a model that is already in memory, and prove its sites.
 
+    Weights of 8 bits are multiplied exactly from then on (`multiply_exactly`).
+
     Raises:
-        KtraceError: unknown architecture, or a module path that the probe refutes.
+        KtraceError: unknown architecture, a model that does not read from left to right, or a
+            module path that the probe refutes.
     """
     config: Config = model.config
     name = type(model).__name__
-    paths = paths or _known_paths(config, name, name)
-    n_layers = int(config.get_text_config().num_hidden_layers)
+    Architecture(config, name).require_decoder()
+    paths = paths or known_paths(config, name, lambda: model, name)
+    n_layers = _n_layers(model, paths)
+    paths = paths.on(model, n_layers)
     model.train(False).requires_grad_(False)
     if model.dtype == torch.float64 and getattr(config, "_experts_implementation", None):
         # Mixtures of experts take products of many small matrices that torch has up to float32.
         model.set_experts_implementation("eager")
-    return LanguageModel(model, tokenizer, paths, n_layers, prove(model, paths, n_layers))
+    multiply_int8_exactly(model)
+    d_embedding = prove(model, paths, n_layers)
+    _require_causal(model, paths, n_layers)
+    return LanguageModel(model, tokenizer, paths, n_layers, d_embedding)
 
 
-def _built(architecture: Config, config: ModelConfig) -> str | None:
-    """The class that transformers makes of a checkpoint, whatever class this names."""
-    beside = getattr(architecture, "auto_map", None) or {}
-    if config.trust_remote_code and "AutoModelForCausalLM" in beside:
-        return None  # a class beside the weights
-    built: str | None = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(architecture.model_type)
-    return built
+def _n_layers(model: PreTrainedModel, paths: ModulePaths) -> int:
+    """How many blocks there are: as the config says, where it does not count parts of them."""
+    config: Config = model.config
+    named = int(config.get_text_config().num_hidden_layers)
+    blocks, _, number = paths.block.rpartition(".")
+    there = dict(model.named_modules()).get(blocks)
+    if number == LAYER and isinstance(there, nn.ModuleList):
+        return min(named, len(there))  # LongCat-Flash counts two layers a block
+    return named
 
 
-def _known_paths(config: Config, built: str | None, where: str) -> ModulePaths:
-    # Some checkpoints name another class than the one built: MPT that of its own code, Llama-4 the
-    # one that reads images, too.
-    names = [*(config.architectures or ())[:1], *([built] if built else ())]
-    for name in names:
-        if name in FAMILIES:
-            return FAMILIES[name]
-    unknown = names[0] if names else f"of model_type={config.model_type}"
-    raise KtraceError(
-        f"{where}: architecture {unknown} is not known. Known: {', '.join(sorted(FAMILIES))}. "
-        "For another, give its module paths, in quotes: "
-        f"'model.modules.block=\"model.layers.{LAYER}\"', and embedding, attn, mlp likewise"
-    )
+@torch.inference_mode()
+def _require_causal(model: PreTrainedModel, paths: ModulePaths, n_layers: int) -> None:
+    """Two prompts that differ in their last token are alike before it.
+
+    Raises:
+        KtraceError: they are not, so that positions before the subject would have effects.
+    """
+    kept: dict[str, torch.Tensor] = {}
+    last_block = paths.sites(n_layers - 1)["hidden"]
+    prompts = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
+    with hooked(model, {last_block: keep(kept, last_block)}):
+        model(input_ids=prompts, use_cache=False)
+    earlier = kept[last_block][:, :-1].float()
+    rounding = 64 * torch.finfo(model.dtype).eps * earlier.abs().max()
+    if not (earlier[0] - earlier[1]).abs().max() <= rounding:
+        raise KtraceError(
+            f"{type(model).__name__} reads later tokens, too: ktrace traces models that read a "
+            "prompt from left to right (an encoder does so with is_decoder=true in its config.json)"
+        )
 
 
 def _check_map(
-    device_map: Mapping[str, object], config: Config, paths: ModulePaths, trust_remote_code: bool
+    device_map: Mapping[str, object], architecture: Architecture, paths: ModulePaths
 ) -> None:
     """Refuse what transformers would pass over, or fail on in the middle of a run.
 
     Raises:
         KtraceError: a module that is not there, or an embedding that is nowhere in memory.
     """
-    with torch.device("meta"):
-        model = _AUTO_MODEL.from_config(config, trust_remote_code=trust_remote_code)
+    model: Any = architecture.skeleton()
     modules, parameters = model.named_modules(), model.named_parameters()
     known = {name for names in (modules, parameters) for name, _ in names}
     unknown = [name for name in device_map if name not in known]
@@ -239,26 +255,6 @@ def _check_map(
                 f"model.device_map: {name!r} is on disk, and with it {held[0]}: embedding and head "
                 "must be in memory, blocks may be on disk"
             )
-
-
-def _require_packages(quantization: Quantization) -> None:
-    lacking = [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]
-    if lacking:
-        raise KtraceError(
-            f"model.quantization={quantization.value} needs {' and '.join(lacking)}: "
-            "pip install 'ktrace[large]'"
-        )
-
-
-def _bits(quantization: Quantization | None, dtype: Dtype) -> Any:
-    """What transformers takes for a quantization."""
-    if quantization is None:
-        return None
-    if quantization is Quantization.int8:
-        return _QUANTIZED(load_in_8bit=True)
-    # Products are taken in this dtype; bitsandbytes alone would take float32.
-    computes_in = None if dtype is Dtype.auto else getattr(torch, dtype.value)
-    return _QUANTIZED(load_in_4bit=True, bnb_4bit_compute_dtype=computes_in)
 
 
 def _load_tokenizer(source: ModelSource, origin: dict[str, object], where: str) -> Tokenizer:

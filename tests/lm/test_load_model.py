@@ -15,13 +15,18 @@ from transformers.activations import ACT2FN
 
 from ktrace.config import ModelConfig
 from ktrace.errors import KtraceError
-from ktrace.lm import load
+from ktrace.lm import load, quantization
 from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import language_model, load_language_model
+from ktrace.lm.paths import LAYER, ModulePaths
 from ktrace.lm.source import find_model
+from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix.engine import SuffixEngine
 from tests.support.configs import configured
-from tests.support.families import tiny_model
-from tests.support.models import micro_llama, sharpened
+from tests.support.families import mediators_of, tiny_model
+from tests.support.models import known_case, micro_llama, sharpened
+from tests.support.places import ROOT
+from tests.tracing.agreement import NOISE, largest_difference, made, scores
 
 
 @pytest.fixture
@@ -117,11 +122,68 @@ def test_a_truncated_file_of_weights(copied: Path) -> None:
 
 
 def test_an_unknown_architecture(copied: Path) -> None:
-    change_config(copied, architectures=["BertLMHeadModel"], model_type="bert")
+    change_config(copied, architectures=["AlbertForMaskedLM"], model_type="albert")
     message = refusal(copied)
-    assert message.startswith(f"model.path={copied}: architecture BertLMHeadModel is not known.")
+    assert message.startswith(f"model.path={copied}: architecture AlbertForMaskedLM is not known.")
     assert "LlamaForCausalLM" in message
     assert "model.modules.block" in message
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type", "reason"),
+    [
+        ("BertForMaskedLM", "bert", "BertLMHeadModel cannot be traced: it is an encoder"),
+        ("Gemma3nForCausalLM", "gemma3n_text", "keep several residual streams"),
+        ("XLMWithLMHeadModel", "xlm", "it has no module for a block"),
+    ],
+)
+def test_an_architecture_without_sites_is_refused_with_its_reason(
+    copied: Path, architecture: str, model_type: str, reason: str
+) -> None:
+    (copied / "config.json").write_text(
+        json.dumps({"architectures": [architecture], "model_type": model_type})
+    )
+    assert reason in refusal(copied)
+
+
+@pytest.mark.parametrize(
+    "modules", [None, {"embedding": "shared", "block": "decoder.block.[LAYER_NUM]"}]
+)
+@pytest.mark.parametrize("kind", ["T5", "Bart", "Pegasus"])
+def test_an_encoder_decoder_is_refused_with_that_as_the_reason(
+    copied: Path, kind: str, modules: dict[str, str] | None
+) -> None:
+    config = getattr(transformers, f"{kind}Config")()
+    config.architectures = [f"{kind}ForConditionalGeneration"]
+    config.save_pretrained(copied)
+    assert refusal(copied, modules=modules) == (
+        f"model.path={copied}: {kind}ForConditionalGeneration is an encoder-decoder: ktrace traces "
+        "models that read the prompt with the layers that answer it"
+    )
+
+
+def test_module_paths_that_are_given_go_before_the_table(copied: Path) -> None:
+    modules = {"embedding": "model.embed_tokens", "block": "model.layers.[LAYER_NUM]"}
+    lm = loaded(copied, modules=modules, device="cpu")
+    assert lm.paths == ModulePaths("model.embed_tokens", "model.layers.[LAYER_NUM]")
+    change_config(copied, architectures=["Fancy"], auto_map={"AutoModelForCausalLM": "fancy.Fancy"})
+    assert loaded(copied, modules=modules, device="cpu").paths == lm.paths
+
+
+@pytest.mark.parametrize("is_decoder", [True, False])
+def test_a_model_that_reads_both_ways_is_refused(is_decoder: bool) -> None:
+    """Else positions before the subject would have effects."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(
+        vocab_size=96, intermediate_size=48, is_decoder=is_decoder, **sizes
+    )
+    model = sharpened(transformers.BertLMHeadModel(config))
+    paths = ModulePaths("bert.embeddings.word_embeddings", f"bert.encoder.layer.{LAYER}")
+    if is_decoder:
+        assert language_model(model, paths=paths).n_layers == 2
+        return
+    with pytest.raises(KtraceError, match="BertLMHeadModel reads later tokens, too"):
+        language_model(model, paths=paths)
 
 
 # As `mosaicml/mpt-7b` has it, but for the sizes. It names the class of the code beside it.
@@ -217,11 +279,100 @@ def test_the_text_model_of_a_checkpoint_that_sees(copied: Path) -> None:
     assert lm.paths == FAMILIES["Llama4ForCausalLM"]
 
 
-def test_a_checkpoint_whose_image_tower_stays_is_refused(copied: Path) -> None:
-    """Of Gemma-3 transformers builds the whole, whose paths are others than the text model's."""
-    config = transformers.Gemma3Config(text_config=TEXT, vision_config=IMAGES)
-    published(copied, transformers.Gemma3ForConditionalGeneration(config))
-    assert "architecture Gemma3ForConditionalGeneration is not known" in refusal(copied)
+ROTARY = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+QWEN_IMAGES = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+QWEN_TOKENS = {
+    "image_token_id": 410,
+    "video_token_id": 411,
+    "vision_start_token_id": 412,
+    "vision_end_token_id": 413,
+}
+# Config class of a model that reads images, its parts, and the text model's class.
+SEEING: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "gemma3": (
+        transformers.Gemma3Config,
+        {"text_config": TEXT, "vision_config": IMAGES, "image_token_index": 410},
+        "Gemma3ForCausalLM",
+    ),
+    "mistral3": (
+        transformers.Mistral3Config,
+        {
+            "text_config": {**TEXT, "model_type": "mistral"},
+            "vision_config": {**IMAGES, "model_type": "pixtral", "head_dim": 8},
+            "image_token_index": 410,
+        },
+        "MistralForCausalLM",
+    ),
+    "qwen2.5-vl": (
+        transformers.Qwen2_5_VLConfig,
+        {
+            "text_config": {**TEXT, "rope_parameters": ROTARY},
+            "vision_config": {**QWEN_IMAGES, "out_hidden_size": 32},
+            **QWEN_TOKENS,
+        },
+        "Qwen2ForCausalLM",
+    ),
+    "qwen3-vl": (
+        transformers.Qwen3VLConfig,
+        {
+            "text_config": {**TEXT, "rope_parameters": ROTARY},
+            "vision_config": {
+                **QWEN_IMAGES,
+                "out_hidden_size": 32,
+                "deepstack_visual_indexes": [0],
+                "num_position_embeddings": 16,
+            },
+            **QWEN_TOKENS,
+        },
+        "Qwen3ForCausalLM",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_model_that_sees_is_traced_as_text(copied: Path, name: str) -> None:
+    """Of these transformers builds the whole: the text model's paths lie deeper."""
+    kind, parts, text_class = SEEING[name]
+    model = transformers.AutoModelForImageTextToText.from_config(kind(**parts))
+    lm = loaded(published(copied, sharpened(model)), device="cpu")
+    assert type(lm.model) is type(model)
+    assert torch.equal(lm.embedding_weight, model.get_input_embeddings().weight)
+    alone = FAMILIES[text_class]
+    assert lm.paths == alone.within("model.language_model")
+    assert lm.paths.sites(1)["hidden"] == "model.language_model.layers.1"
+    assert (lm.n_layers, lm.d_embedding, lm.max_positions is not None) == (2, 32, True)
+    engine = made(lm)
+    assert isinstance(engine, SuffixEngine)
+    case, mediators = known_case(lm, 1, 6, 2, 4), mediators_of(lm)
+    expected = scores(ReferenceEngine(lm, NOISE), [case], mediators)
+    assert len(expected) == 5
+    assert largest_difference(scores(engine, [case], mediators), expected) <= 1e-5
+    # In memory as from a folder.
+    assert language_model(lm.model).paths == lm.paths
+
+
+def test_a_device_map_names_modules_of_the_model_that_sees(copied: Path) -> None:
+    kind, parts, _ = SEEING["gemma3"]
+    model = transformers.AutoModelForImageTextToText.from_config(kind(**parts))
+    published(copied, sharpened(model))
+    assert loaded(copied, device_map={"": "cpu"}).n_layers == 2
+    assert "Gemma3ForConditionalGeneration has no module 'model.layers'" in refusal(
+        copied, device_map={"model.layers": "cpu"}
+    )
+    assert "'model.language_model' is on disk, and with it" in refusal(
+        copied, device_map={"": "cpu", "model.language_model": "disk"}
+    )
+
+
+def test_a_model_that_sees_and_reads_both_ways_is_refused(copied: Path) -> None:
+    """PaliGemma's prompt is a prefix, which its layers read as a whole."""
+    config = transformers.PaliGemmaConfig(
+        text_config=transformers.GemmaConfig(**TEXT),
+        vision_config=transformers.SiglipVisionConfig(**IMAGES),
+        image_token_index=410,
+    )
+    published(copied, sharpened(transformers.PaliGemmaForConditionalGeneration(config)))
+    assert "PaliGemmaForConditionalGeneration reads a prompt from both sides" in refusal(copied)
 
 
 def test_code_that_may_run_is_not_taken_for_transformers_own(copied: Path) -> None:
@@ -266,7 +417,7 @@ def test_code_beside_the_weights_runs_only_when_allowed(copied: Path, tmp_path: 
 def test_a_device_that_cannot_be_used(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
 ) -> None:
-    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", None)  # not read in vain
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # not read in vain
     message = refusal(model_folder, device=name)
     assert message.startswith(f"model.device={name!r} {reason}")
     assert len(message) < 250
@@ -304,11 +455,12 @@ class Asked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.options: dict[str, Any] = {}
-        monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", self.take)
+        self.model = micro_llama(1)
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", self.take)
 
     def take(self, *args: Any, **options: Any) -> Any:
         self.options = options
-        return micro_llama(1), {"missing_keys": [], "unexpected_keys": []}
+        return self.model, {"missing_keys": [], "unexpected_keys": []}
 
 
 def test_device_map_passes_through(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +543,7 @@ def test_pickled_weights_only_when_allowed(copied: Path, allow: bool) -> None:
 def test_quantization_without_its_packages(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     assert refusal(model_folder, quantization="int8") == (
         "model.quantization=int8 needs bitsandbytes and accelerate: pip install 'ktrace[large]'"
     )
@@ -402,13 +554,79 @@ def test_quantization_passes_through(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, bits: str
 ) -> None:
     asked = Asked(monkeypatch)
-    monkeypatch.setattr(load, "find_spec", lambda name: name)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: name)
     loaded(model_folder, quantization=bits, dtype="bfloat16", device="cpu")
     config = asked.options["quantization_config"]
     assert (config.load_in_8bit, config.load_in_4bit) == (bits == "int8", bits == "int4")
     assert asked.options["device_map"] == {"": "cpu"}
     if bits == "int4":
         assert config.bnb_4bit_compute_dtype is torch.bfloat16
+
+
+def test_an_adapter_that_was_applied_all_the_same_is_refused(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What pins a model's content knows nothing of it."""
+    asked = Asked(monkeypatch)
+    asked.model._hf_peft_config_loaded = True
+    assert "an adapter was applied" in refusal(model_folder, device="cpu")
+
+
+TINY = ROOT / "data" / "tiny"  # wide enough for blocks of rounded weights
+
+
+@pytest.fixture(scope="module")
+def stored_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shutil.copytree(TINY, tmp_path_factory.mktemp("int8") / "tiny")
+    loaded(TINY, quantization="int8", device="cpu").model.save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["load_in_8bit"]
+    return folder
+
+
+def multiplies_exactly(model: Any) -> bool:
+    """Whether a row's product is the same, whatever large numbers stand beside it."""
+    product = model.model.layers[1].mlp.up_proj
+    calm = torch.randn(5, product.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        alone, beside = product(calm), product(torch.cat([calm, 50 * calm]))[: len(calm)]
+    return torch.allclose(alone, beside, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_that_are_stored_rounded_are_multiplied_exactly(stored_int8: Path) -> None:
+    """As those that are rounded when they are loaded; nothing in the run's config says so."""
+    lm = loaded(stored_int8, device="cpu")
+    assert multiplies_exactly(lm.model)
+    asked = loaded(TINY, quantization="int8", device="cpu")
+    ids = torch.arange(1, 7)[None]
+    with torch.inference_mode():
+        assert torch.equal(lm.model(ids).logits, asked.model(ids).logits)
+
+
+def test_a_model_in_memory_multiplies_its_rounded_weights_exactly(stored_int8: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(stored_int8, device_map={"": "cpu"})
+    assert not multiplies_exactly(model)
+    assert multiplies_exactly(language_model(model).model)
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_weights_that_are_stored_rounded_are_not_rounded_again(
+    stored_int8: Path, bits: str
+) -> None:
+    """transformers would keep what is stored, whatever is asked."""
+    assert refusal(stored_int8, quantization=bits) == (
+        f"model.quantization={bits}: the weights of model.path={stored_int8} are stored quantized "
+        "(bitsandbytes), and are taken as they are: leave model.quantization out"
+    )
+
+
+def test_stored_rounded_weights_without_their_packages(
+    stored_int8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    assert refusal(stored_int8) == (
+        f"model.path={stored_int8} is stored quantized and needs bitsandbytes and accelerate: "
+        "pip install 'ktrace[large]'"
+    )
 
 
 def test_a_model_in_memory_is_proven_too() -> None:
