@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from ktrace.config import ModulesConfig, RunConfig
-from ktrace.lm.families import FAMILIES
 from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED
 from tests.support.places import ROOT
 from tests.support.stores import CANDIDATES, known_id, p_corrupted, p_restored, write_run
@@ -166,23 +165,6 @@ def test_the_citation_names_this_version() -> None:
     )
     assert citation["version"] == version
     assert version in (ROOT / "CHANGELOG.md").read_text("utf-8")
-
-
-def test_the_table_of_architectures_is_the_one_in_the_code() -> None:
-    text = (ROOT / "docs" / "models.md").read_text("utf-8")
-    rows = re.findall(
-        r"^\| `(\w+)` \| `(.+)` \| `(.+)` \| (`.+`|none) \| (`.+`|none) \|$", text, re.MULTILINE
-    )
-    listed = {name: tuple(path.strip("`") for path in paths) for name, *paths in rows}
-    assert listed == {
-        name: (
-            paths.embedding,
-            paths.block,
-            (paths.attn or "none").removeprefix(paths.block),
-            (paths.mlp or "none").removeprefix(paths.block),
-        )
-        for name, paths in FAMILIES.items()
-    }
 
 
 def test_the_fields_of_the_stores_are_those_of_the_schema() -> None:
