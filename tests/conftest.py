@@ -18,6 +18,7 @@ from tests.support.command import Ended, Ktrace
 from tests.support.configs import Compose
 from tests.support.known_facts import save_random_model, write_known_facts
 from tests.support.models import micro_llama
+from tests.support.proof import skip_proof
 from tests.support.runs import N_STORED, Runs, facts_in_parts
 
 torch.set_num_threads(1)
@@ -107,8 +108,8 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suffix engine without its proof on the model at hand: other tests compare the engines."""
-    monkeypatch.setattr("ktrace.tracing.engines.disproof", lambda *_: None)
+    """The suffix engine without its proof on the model at hand."""
+    skip_proof(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

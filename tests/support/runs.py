@@ -28,13 +28,14 @@ _SERVER = """
 import os, sys
 import torch
 import ktrace.__main__ as command
-import ktrace.analysis.analyze, ktrace.lm.load, ktrace.pipeline.run, ktrace.tracing.engines
+import ktrace.analysis.analyze, ktrace.lm.load, ktrace.pipeline.run
 from hydra.core.global_hydra import GlobalHydra
 from ktrace.store import claims, store
+from tests.support.proof import skip_proof
 
 torch.set_num_threads(1)
-# The engines are compared in other tests, and figures looked at.
-ktrace.tracing.engines.disproof = lambda *args: None
+skip_proof()
+# Figures are looked at in other tests.
 ktrace.analysis.analyze.draw_figures = lambda *args, **options: []
 store._PART_FACTS = 2
 claims._POLL_SECONDS = 0.02
