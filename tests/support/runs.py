@@ -144,12 +144,23 @@ class Runs:
         return answer
 
 
+def state_of(pid: int) -> str:
+    """A process's state in the kernel's letters, such as T where it is stopped; empty if gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
 def is_alive(pid: int) -> bool:
     """Whether a run has not ended yet; an ended one that nobody waited for counts as ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return state_of(pid) not in ("Z", "")
+
+
+def holds_claim(pid: int) -> bool:
+    """Whether a run holds facts that others must wait for: a POSIX lock, as the kernel lists it."""
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(line[1] == "POSIX" and int(line[4]) == pid for line in lines)
 
 
 def stores_of(run: Path) -> list[Store]:
