@@ -18,8 +18,10 @@ from tests.support.runs import (
     Runs,
     contents,
     facts_in_parts,
+    holds_claim,
     is_alive,
     parts,
+    state_of,
 )
 
 KILLS = 11  # for each of the seeds, whose steps come by every stage
@@ -29,6 +31,18 @@ def wait_until(condition: Callable[[], bool], pid: int) -> None:
     """Look often until something has happened, or the run has ended."""
     while is_alive(pid) and not condition():
         time.sleep(0.005)
+
+
+def stop_with_a_claim(pid: int) -> None:
+    """Stop a run at a moment when it holds facts; between two batches it holds none."""
+    while True:
+        wait_until(lambda: holds_claim(pid), pid)
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(pid) == "T", pid)
+        assert is_alive(pid), "it ended too soon to tell anything"
+        if holds_claim(pid):
+            return
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("seed", [13, 71])
@@ -126,8 +140,7 @@ def test_a_run_waits_for_another_and_takes_over_when_it_is_killed(
     output = tmp_path / "out"
     first = runs.start(f"output_dir={output}")
     wait_until(lambda: (output / RUN / "restored").exists(), first)
-    os.kill(first, signal.SIGSTOP)
-    assert is_alive(first), "it ended too soon to tell anything"
+    stop_with_a_claim(first)
     second = runs.start(f"output_dir={output}")
     wait_until(lambda: "waiting for another process" in runs.output(second), second)
     assert is_alive(second), "it did not wait"
