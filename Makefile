@@ -34,8 +34,8 @@ run: $(VENV)/run.stamp  ## Trace the embedded model on the embedded facts (ARGS=
 test: $(VENV)/dev.stamp  ## Run the tests
 	$(PYTEST) --numprocesses auto --dist worksteal -m "not check" $(ARGS)
 
-check: $(VENV)/dev.stamp  ## Run the tests of wheels and of the intervals' coverage
-	$(PYTEST) -m check $(ARGS)
+check: $(VENV)/dev.stamp  ## Run the tests of wheels, recipes and the intervals' coverage
+	$(PYTEST) --numprocesses auto -m check $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Check format, lint and types
 	$(BIN)/ruff format --check .

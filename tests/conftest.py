@@ -32,7 +32,6 @@ LONG = (
     "tests/slurm/",
     "tests/analysis/test_report_browser.py",
     "tests/test_notebook.py",
-    "tests/test_recipes.py",
     "tests/pipeline/test_without_torch.py",
     "tests/pipeline/test_end_to_end.py",
     "tests/test_benchmarks.py",
