@@ -115,7 +115,11 @@ def test_a_signal_ends_with_a_message_and_keeps_what_is_finished(
     os.kill(pid, number)
     ended = runs.wait(pid)
     assert ended.code == code
-    assert ended.output == f"ktrace: {word}; the same command goes on where this run stopped\n"
+    line = f"ktrace: {word}; the same command goes on where this run stopped\n"
+    assert ended.output.endswith(line)
+    # Python tells of an exception that it drops: a signal may come in a weak reference's callback.
+    before_it = ended.output.removesuffix(line)
+    assert not before_it or before_it.startswith("Exception ignored in")
     assert not [path for path in output.rglob(".*") if path.is_file()]
     before = parts(output)
     assert runs.run(f"output_dir={output}").code == 0
