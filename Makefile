@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format sweep bench tiny-model clean
+.PHONY: help run test check lint format sweep bench tiny-model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +32,10 @@ run: $(VENV)/run.stamp  ## Trace the embedded model on the embedded facts (ARGS=
 	$(BIN)/python -m ktrace $(ARGS)
 
 test: $(VENV)/dev.stamp  ## Run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	$(PYTEST) --numprocesses auto --dist worksteal -m "not check" $(ARGS)
+
+check: $(VENV)/dev.stamp  ## Run the tests of wheels, recipes and the intervals' coverage
+	$(PYTEST) --numprocesses auto -m check $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -42,7 +42,7 @@ def write_store(run: Path, *, facts: int, layers: int, samples: int, seed: int =
     with folders.clean.writer(settings) as writer:
         for index, length in enumerate(lengths):
             writer.add(_clean(index, length, generator).row())
-    settings |= {"noise": {"kind": "gaussian", "samples": samples, "seed": 1}}
+    settings |= {"noise": {"samples": samples, "seed": 1}}
     with folders.corrupted.writer(settings) as writer:
         for index in range(facts):
             writer.add(_corrupted(index, samples, generator).row())

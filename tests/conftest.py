@@ -1,4 +1,7 @@
-"""Fixtures that rooms share. What they are made of lies in `tests/support`."""
+"""Fixtures that rooms share, and which tests go first.
+
+What fixtures are made of lies in `tests/support`.
+"""
 
 import logging
 import sys
@@ -18,9 +21,34 @@ from tests.support.command import Ended, Ktrace
 from tests.support.configs import Compose
 from tests.support.known_facts import save_random_model, write_known_facts
 from tests.support.models import micro_llama
+from tests.support.proof import skip_proof
 from tests.support.runs import N_STORED, Runs, facts_in_parts
 
 torch.set_num_threads(1)
+
+# Where the longest tests are, the longest first: short ones then fill what is left at the end.
+LONG = (
+    "tests/durability/",
+    "tests/slurm/",
+    "tests/analysis/test_report_browser.py",
+    "tests/test_notebook.py",
+    "tests/pipeline/test_without_torch.py",
+    "tests/pipeline/test_end_to_end.py",
+    "tests/test_benchmarks.py",
+    "tests/tracing/test_families.py",
+    "tests/tracing/test_suffix.py",
+    "tests/tracing/test_placed_models.py",
+    "tests/pipeline/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: the processes that run the tests take work from each other's end."""
+
+    def rank(item: pytest.Item) -> int:
+        return next((i for i, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG))
+
+    items.sort(key=rank)  # a stable sort: tests that share a fixture stay together
 
 
 @pytest.fixture(scope="session")
@@ -107,8 +135,8 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suffix engine without its proof on the model at hand: other tests compare the engines."""
-    monkeypatch.setattr("ktrace.tracing.engines.disproof", lambda *_: None)
+    """The suffix engine without its proof on the model at hand."""
+    skip_proof(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,7 @@ def test_analysis_benchmark_measures_the_whole_stage() -> None:
     assert 0.05 < found["the averages"]["peak_gib"] < 3
 
 
+@pytest.mark.check
 def test_coverage_benchmark_finds_too_narrow_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     table = coverage.main(["--repetitions=400", "--sizes", "15"])
     [row] = [line for line in table.splitlines() if line.startswith("| skewed | facts")]

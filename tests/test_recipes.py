@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.places import ROOT
 
+pytestmark = pytest.mark.check
+
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("\n## Recipes\n")[1].split("\n## ")[0]
 RECIPES = dict(re.findall(r"### Add a (\w+)\n(.+?)(?=\n### |\Z)", TEXT, re.DOTALL))
 BLOCK = re.compile(r"((?:[^\n]+\n)*)\n```(\w+)\n(.*?)```\n", re.DOTALL)

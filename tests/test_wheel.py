@@ -16,6 +16,8 @@ from hatchling.builders.wheel import WheelBuilder
 
 from tests.support.places import ROOT
 
+pytestmark = pytest.mark.check
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:

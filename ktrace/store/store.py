@@ -103,11 +103,13 @@ class Store:
             require_same(self.folder, bound.fingerprint, fingerprint)
         for path in paths:
             try:
-                found = read_fingerprint(path)
+                found = binding_of(path)
             except DamagedPartError:
                 continue
-            require_same(self.folder, found, fingerprint)
-        require_own_names(self.folder, self.names, bound or _told_by(paths[0]))
+            require_same(self.folder, found.fingerprint, fingerprint)
+            bound = bound or found
+        if bound is not None:
+            require_own_names(self.folder, self.names, bound)
 
     def _bound(self) -> JsonObject | None:
         """The fingerprint that every part must have; None for an empty store."""

@@ -46,7 +46,7 @@ def outputs(tmp_path: Path) -> Path:
 @pytest.fixture
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saving figures takes most of a comparison; tests of numbers do without."""
-    monkeypatch.setattr("ktrace.analysis.compare.save", lambda *_: [])
+    monkeypatch.setattr("ktrace.analysis.figures.draw.save", lambda *_: [])
 
 
 @pytest.mark.usefixtures("unsaved")

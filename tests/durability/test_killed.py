@@ -18,8 +18,10 @@ from tests.support.runs import (
     Runs,
     contents,
     facts_in_parts,
+    holds_claim,
     is_alive,
     parts,
+    state_of,
 )
 
 KILLS = 11  # for each of the seeds, whose steps come by every stage
@@ -29,6 +31,18 @@ def wait_until(condition: Callable[[], bool], pid: int) -> None:
     """Look often until something has happened, or the run has ended."""
     while is_alive(pid) and not condition():
         time.sleep(0.005)
+
+
+def stop_with_a_claim(pid: int) -> None:
+    """Stop a run at a moment when it holds facts; between two batches it holds none."""
+    while True:
+        wait_until(lambda: holds_claim(pid), pid)
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(pid) == "T", pid)
+        assert is_alive(pid), "it ended too soon to tell anything"
+        if holds_claim(pid):
+            return
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("seed", [13, 71])
@@ -101,7 +115,11 @@ def test_a_signal_ends_with_a_message_and_keeps_what_is_finished(
     os.kill(pid, number)
     ended = runs.wait(pid)
     assert ended.code == code
-    assert ended.output == f"ktrace: {word}; the same command goes on where this run stopped\n"
+    line = f"ktrace: {word}; the same command goes on where this run stopped\n"
+    assert ended.output.endswith(line)
+    # Python tells of an exception that it drops: a signal may come in a weak reference's callback.
+    before_it = ended.output.removesuffix(line)
+    assert not before_it or before_it.startswith("Exception ignored in")
     assert not [path for path in output.rglob(".*") if path.is_file()]
     before = parts(output)
     assert runs.run(f"output_dir={output}").code == 0
@@ -126,8 +144,7 @@ def test_a_run_waits_for_another_and_takes_over_when_it_is_killed(
     output = tmp_path / "out"
     first = runs.start(f"output_dir={output}")
     wait_until(lambda: (output / RUN / "restored").exists(), first)
-    os.kill(first, signal.SIGSTOP)
-    assert is_alive(first), "it ended too soon to tell anything"
+    stop_with_a_claim(first)
     second = runs.start(f"output_dir={output}")
     wait_until(lambda: "waiting for another process" in runs.output(second), second)
     assert is_alive(second), "it did not wait"

@@ -42,5 +42,6 @@ def write_hostile_run(root: Path) -> RunFolders:
             changed["left_out"] = LEFT_OUT
         with folders.clean.writer(plain.clean.fingerprint() or {}) as writer:
             writer.add(record | changed)
-    shutil.copytree(plain.run, folders.run)
+    # As older versions left them: parts that were made under another name would be refused.
+    shutil.copytree(plain.run, folders.run, ignore=shutil.ignore_patterns("store.json"))
     return folders

@@ -28,13 +28,14 @@ _SERVER = """
 import os, sys
 import torch
 import ktrace.__main__ as command
-import ktrace.analysis.analyze, ktrace.lm.load, ktrace.pipeline.run, ktrace.tracing.engines
+import ktrace.analysis.analyze, ktrace.lm.load, ktrace.pipeline.run
 from hydra.core.global_hydra import GlobalHydra
 from ktrace.store import claims, store
+from tests.support.proof import skip_proof
 
 torch.set_num_threads(1)
-# The engines are compared in other tests, and figures looked at.
-ktrace.tracing.engines.disproof = lambda *args: None
+skip_proof()
+# Figures are looked at in other tests.
 ktrace.analysis.analyze.draw_figures = lambda *args, **options: []
 store._PART_FACTS = 2
 claims._POLL_SECONDS = 0.02
@@ -143,12 +144,23 @@ class Runs:
         return answer
 
 
+def state_of(pid: int) -> str:
+    """A process's state in the kernel's letters, such as T where it is stopped; empty if gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
 def is_alive(pid: int) -> bool:
     """Whether a run has not ended yet; an ended one that nobody waited for counts as ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return state_of(pid) not in ("Z", "")
+
+
+def holds_claim(pid: int) -> bool:
+    """Whether a run holds facts that others must wait for: a POSIX lock, as the kernel lists it."""
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(line[1] == "POSIX" and int(line[4]) == pid for line in lines)
 
 
 def stores_of(run: Path) -> list[Store]:

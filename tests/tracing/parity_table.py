@@ -45,7 +45,8 @@ def agreement(
     return found
 
 
-def _row(architecture: str) -> str:
+def row_of(architecture: str) -> str:
+    """What the table says of a family."""
     lm = language_model(tiny_model(architecture))
     replayed = architecture not in NOT_REPLAYED
     engine = made(lm)
@@ -69,7 +70,7 @@ def table() -> str:
     lines = [
         f"| Architecture | Engine | {' | '.join(names)} |",
         "| --- | --- |" + " --- |" * len(names),
-        *(_row(architecture) for architecture in sorted(TINY_FAMILIES)),
+        *(row_of(architecture) for architecture in sorted(TINY_FAMILIES)),
     ]
     return "\n".join(lines)
 

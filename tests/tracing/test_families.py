@@ -20,9 +20,9 @@ from ktrace.tracing.suffix.engine import SuffixEngine
 from tests.support.families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
 from tests.support.models import known_case
 from tests.support.places import ROOT
-from tests.tracing.agreement import AS_WIDE, NOISE, largest_difference, made, scores
+from tests.tracing.agreement import AS_WIDE, NOISE, NOT_PACKED, largest_difference, made, scores
 from tests.tracing.engine_contract import Make, every_engine
-from tests.tracing.parity_table import BEGIN, END
+from tests.tracing.parity_table import BEGIN, END, row_of
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_sizes_that_agree_by_chance(
     """As many rows, heads, positions: an axis must be known by more than its size."""
     lm = language_model(tiny_model(architecture, **changes).double())
     case, noise = known_case(lm, 3, n_positions, 0, 1), RandomNoise(1.0, samples)
-    mediators = [make_mediator("hidden", 1), make_mediator("attn", 1)]
+    mediators = [make_mediator("hidden_attn_severed", 1)]
     expected = scores(ReferenceEngine(lm, noise), [case], mediators)
-    for packed in {False, made(lm, noise).packed}:
+    for packed in {False, architecture not in NOT_PACKED}:
         engine = SuffixEngine(lm, noise, packed=packed, limits=AS_WIDE)
         assert largest_difference(scores(engine, [case], mediators), expected) <= 1e-12
 
@@ -129,3 +129,4 @@ def test_the_table_says_how_well_every_family_agrees() -> None:
             if architecture not in NOT_REPLAYED:
                 assert float(difference) <= 1e-6, row
     assert listed == sorted(TINY_FAMILIES)
+    assert row_of("MambaForCausalLM") in rows
