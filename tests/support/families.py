@@ -332,7 +332,10 @@ TINY_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_d_state": 8,
         },
     ),
-    "JetMoeForCausalLM": ("JetMoeConfig", {**_LLAMA, **_LOCAL_EXPERTS, "kv_channels": 8}),
+    "JetMoeForCausalLM": (
+        "JetMoeConfig",
+        {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 1, "kv_channels": 8},
+    ),
     "KimiLinearForCausalLM": (
         "KimiLinearConfig",
         {
@@ -623,12 +626,20 @@ REPLAYED = sorted(TINY_FAMILIES.keys() - NOT_REPLAYED.keys())
 # Seed and scale of `sharpened`, where the usual ones leave some mediator's effects small, or blow
 # rounding up to the tolerance of the tests.
 _SHARPENING = {
+    "AXK1ForCausalLM": (0, 1.8),
+    "BambaForCausalLM": (1, 2.0),
     "BitNetForCausalLM": (2, 2.0),
     "Cohere2ForCausalLM": (0, 1.8),
+    "Cohere2MoeForCausalLM": (1, 2.0),
+    "DbrxForCausalLM": (3, 1.8),
     "DiffLlamaForCausalLM": (1, 1.8),
+    "Ernie4_5ForCausalLM": (0, 1.8),
+    "Ernie4_5_MoeForCausalLM": (1, 2.0),
     "FalconForCausalLM": (1, 2.0),
+    "GraniteMoeForCausalLM": (0, 1.8),
     "GraniteMoeHybridForCausalLM": (1, 2.0),
     "GraniteMoeSWAForCausalLM": (1, 2.0),
+    "GraniteSWAForCausalLM": (1, 2.0),
     "HYV3ForCausalLM": (1, 2.0),
     "Lfm3ForCausalLM": (1, 2.0),
     "Llama4ForCausalLM": (1, 3.0),
@@ -662,6 +673,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "FalconForCausalLM",
         {"new_decoder_architecture": True, "num_kv_heads": 2},
     ),
+    "gemma4, experts": (
+        "Gemma4ForCausalLM",
+        {
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 1,
+            "moe_intermediate_size": 48,
+        },
+    ),
+    "gpt-bigcode, keys of each head": ("GPTBigCodeForCausalLM", {"multi_query": False}),
     "gpt-neox, one after the other": ("GPTNeoXForCausalLM", {"use_parallel_residual": False}),
     "granite, every multiplier": (
         "GraniteForCausalLM",
@@ -672,6 +693,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "logits_scaling": 2.0,
         },
     ),
+    "granite-moe, no shared expert": (
+        "GraniteMoeSharedForCausalLM",
+        {"shared_intermediate_size": 0},
+    ),
+    "hyperclovax, no norms after": ("HyperCLOVAXForCausalLM", {"use_post_norm": False}),
     "opt, norm after the sum, narrow embedding": (
         "OPTForCausalLM",
         {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
