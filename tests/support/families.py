@@ -598,7 +598,6 @@ NOT_REPLAYED = {
     "FalconMambaForCausalLM": _STATE,
     "GlmMoeDsaForCausalLM": _INDEX,
     "GraniteMoeHybridForCausalLM": _STATE,
-    "GraniteMoeSharedForCausalLM": "keys and values, but its blocks have no one MLP",
     "InklingForCausalLM": _STATE,
     "JambaForCausalLM": _STATE,
     "KimiLinearForCausalLM": _STATE,

@@ -33,7 +33,7 @@ from ktrace.tracing.suffix.plan import Cell, make_plan, split
 from ktrace.tracing.suffix.prefix import Prefix
 from ktrace.tracing.suffix.recording import Recorder
 from ktrace.tracing.suffix.replay import Pack
-from tests.support.families import REPLAYED, TINY_FAMILIES
+from tests.support.families import REPLAYED, TINY_FAMILIES, mediators_of
 from tests.support.models import VOCABULARY, known_case, micro_llama, sharpened
 from tests.tracing.agreement import (
     AS_WIDE,
@@ -54,7 +54,7 @@ MEDIATORS = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
 TWO = [MEDIATORS[2], MEDIATORS[3]]
 TOLERANCE = 1e-6  # of probabilities, in float32, on the small Llama
 # They cast queries and keys, whatever they compute in, and the masks of packs reorder sums.
-SCORES_IN_FLOAT32 = {"GPTJForCausalLM", "CodeGenForCausalLM"}
+SCORES_IN_FLOAT32 = {"GPTJForCausalLM", "CodeGenForCausalLM", "FlintForCausalLM"}
 # How far float32 may be from float64, of probabilities: more would hide a wrong cell.
 MOST_ROUNDING = 2e-5
 # So many times the reference engine's own distance from float64 is allowed to the suffix engine.
@@ -89,7 +89,8 @@ def test_parity_on_every_family(name: str) -> None:
     assert engine.packed == (name not in NOT_PACKED)
     rounding = largest_difference(expected, exact)
     assert rounding <= MOST_ROUNDING
-    assert largest_difference(scores(engine, [case], MEDIATORS), exact) <= ROUNDINGS * rounding
+    ours = scores(engine, [case], mediators_of(lm))
+    assert largest_difference(ours, exact) <= ROUNDINGS * rounding
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
@@ -142,7 +143,7 @@ def test_rounding_vanishes_in_float64(name: str, attention: str | None) -> None:
     expected = reference_scores(name, torch.float64, attention)
     for packed in {False, name not in NOT_PACKED}:
         with softmax_in(torch.float64):
-            ours = scores(suffix(lm, packed=packed), [case_of(name)], MEDIATORS)
+            ours = scores(suffix(lm, packed=packed), [case_of(name)], mediators_of(lm))
         rounds = packed and name in SCORES_IN_FLOAT32
         assert largest_difference(ours, expected) <= (TOLERANCE if rounds else 1e-12)
 
@@ -411,7 +412,7 @@ def test_half_precision_differs_by_no_more_than_the_batch_size_does(architecture
     case = known_case(lm, 1, 5, 2, 4)
     floor = proof.rounding_floor(lm, case, NOISE, MEDIATORS[0])
     ours, theirs = (
-        scores(engine, [case], MEDIATORS, "log_probability")
+        scores(engine, [case], mediators_of(lm), "log_probability")
         for engine in (suffix(lm), ReferenceEngine(lm, NOISE))
     )
     assert largest_difference(ours, theirs) <= floor

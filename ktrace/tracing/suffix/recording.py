@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ktrace.errors import NotReplayedError
 from ktrace.lm.head import noting_tuples
 from ktrace.lm.hooks import Args, Edit, Kwargs, hooked, removing
 from ktrace.lm.model import LanguageModel, Untyped
 from ktrace.tracing.suffix.calls import Call, Shapes, axes_of, named, shapes_of
+
+_KEEPS_OTHERS = "its layers do not all keep keys and values of each position, and those alone"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Recorder:
         lm = self.lm
         n_rows, n_positions = input_ids.shape
         assert n_rows > 1  # else an axis of one entry could be the rows'
+        self._require_keys_and_values()
         shapes = self._shapes_of_another_pass(n_positions)
         calls: list[Call] = []
 
@@ -89,7 +93,7 @@ class Recorder:
             logits = self._run(input_ids, cache, n_logits)
         kept = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
         if len(kept) != lm.n_layers:
-            raise NotReplayedError("its layers do not all keep keys and values of each position")
+            raise NotReplayedError(_KEEPS_OTHERS)
         return Recording(
             calls=calls,
             keys=[layer.keys for layer in cache.layers],
@@ -97,6 +101,14 @@ class Recorder:
             logits=logits[:, -n_logits:],
             blocks_return_tuples=in_tuples[0],
         )
+
+    def _require_keys_and_values(self) -> None:
+        """Some layers carry a state on, or an index beside; transformers says so by their class."""
+        model: Untyped = self.lm.model
+        takes = inspect.signature(type(model).forward).parameters
+        kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+        if "past_key_values" not in takes or kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
+            raise NotReplayedError(_KEEPS_OTHERS)
 
     def _shapes_of_another_pass(self, n_positions: int) -> list[dict[str, Shapes]]:
         """Each block's arguments in a pass over one row that is one position longer, by shape.

@@ -80,7 +80,7 @@ class Walk:
         if layer == lm.n_layers - 1:
             # Only the predicting positions count: edits at others do not, nor do others' MLPs.
             numbers = [number for number in numbers if pack.lengths[number] <= n_answer]
-            if len(numbers) < len(pack.positions):
+            if len(numbers) < len(pack.positions) and "mlp" in lm.paths.sites(layer):
                 alone = len(pack.positions) == 1
                 seen = slice(-n_answer, None) if alone else pack.last_tokens(n_answer)
                 context = mlp_on(lm, layer, seen)
