@@ -16,9 +16,17 @@ from ktrace.analysis.peaks import average_peaks, peak_layers
 from ktrace.analysis.per_fact import TotalEffects
 from ktrace.analysis.rows import Averaging
 from ktrace.analysis.tables import fact_table
-from ktrace.store import RunFolders
+from ktrace.store import RestoredRecord, RunFolders
 from ktrace.terms import METRICS
-from tests.support.stores import FACTS, known_id, p_clean, p_corrupted, write_restored, write_run
+from tests.support.stores import (
+    FACTS,
+    known_id,
+    p_clean,
+    p_corrupted,
+    p_restored,
+    write_restored,
+    write_run,
+)
 
 # Effects at layer 0 by fact and position; roles stand in stores.FACTS. Exact in float32.
 EFFECTS = {
@@ -252,3 +260,23 @@ def test_positions_without_a_role_are_in_no_row(tmp_path: Path) -> None:
     for scheme in ("rome", "seed"):
         run = averages(RunFolders(folders.run), scheme=scheme)
         assert not run.aie["aie"].any()
+
+
+@pytest.mark.parametrize("pool", ["facts", "positions"])
+def test_the_order_of_the_parts_changes_no_bit(tmp_path: Path, pool: str) -> None:
+    """Facts come part by part; their sums are taken in the order of the dataset."""
+    found = []
+    orders = ([[0, 1, 3, 4, 5]], [[0, 5], [1, 3, 4]], [[0, 4], [1, 5], [3]], [[0, 3, 5], [1, 4]])
+    scores = {index: p_restored(index, "hidden") / np.float32(3) for index in (0, 1, 3, 4, 5)}
+    for number, parts in enumerate(orders):
+        folders = write_run(tmp_path / str(number), keys=[])
+        for part in parts:
+            write_restored(folders, "hidden", part, scores=scores)
+        run = average_run(folders.run, Averaging(pool=pool))
+        stored = [record.index for record in RestoredRecord.read(folders.restored("hidden"))]
+        found.append((stored, run.samples, run.aie, run.effects[0].by_sample))
+    assert len({tuple(stored) for stored, *_ in found}) > 1, "the stores come in several orders"
+    for _, samples, aie, by_sample in found[1:]:
+        pd.testing.assert_frame_equal(samples, found[0][1], check_exact=True)
+        pd.testing.assert_frame_equal(aie, found[0][2], check_exact=True)
+        np.testing.assert_array_equal(by_sample, found[0][3])
