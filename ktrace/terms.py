@@ -1,6 +1,6 @@
 """The field's words, each defined once: metrics, sites, roles, mediators with titles and order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 
@@ -60,6 +60,13 @@ MEDIATOR_TITLES: Mapping[str, str] = {
     "attn": "attention outputs",
 }
 MEDIATOR_NAMES = tuple(MEDIATOR_TITLES)
+# Mediators whose effects are subtracted, the second from the first: what severing takes away, and
+# which of a block's parts carries more.
+MEDIATOR_PAIRS = (
+    ("hidden", "hidden_attn_severed"),
+    ("hidden", "hidden_mlp_severed"),
+    ("mlp", "attn"),
+)
 
 _WINDOW = "-w"
 
@@ -72,6 +79,17 @@ def mediator_key(name: str, window: int) -> str:
         window: layers that are restored together; 0 for a mediator without a window.
     """
     return f"{name}{_WINDOW}{window}" if window else name
+
+
+def mediator_pairs(keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Which of some mediators' keys are `MEDIATOR_PAIRS`: of one window, where they have one."""
+    named = {tuple(key.partition(_WINDOW)[::2]): key for key in keys}
+    return [
+        (key, named[second, window])
+        for first, second in MEDIATOR_PAIRS
+        for (name, window), key in named.items()
+        if name == first and (second, window) in named
+    ]
 
 
 def noise_key(settings: Mapping[str, object]) -> str:

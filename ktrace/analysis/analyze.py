@@ -75,6 +75,7 @@ def analyze(
     tables = {
         "aie": aie_table(run),
         "intervals": run.aie,
+        "contrasts": run.contrasts,
         "samples": sample_table(run),
         "facts": fact_table(run, metric),
     }

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 
+from ktrace.analysis.contrasts import contrast_table
 from ktrace.analysis.effects import effect_tables, effects_file
 from ktrace.analysis.estimate import (
     AverageTotalEffect,
@@ -83,6 +85,11 @@ class RunAverages:
     def of(self, key: str) -> MediatorEffects:
         """The effects of one mediator."""
         return self.effects[self.keys.index(key)]
+
+    @cached_property
+    def contrasts(self) -> pd.DataFrame:
+        """Paired differences within the run (`contrast_table`)."""
+        return contrast_table(self.effects, self.averaging)
 
     def total_effect(self, metric: str) -> AverageTotalEffect:
         """The average total effect in one metric."""
