@@ -112,6 +112,11 @@ def noise_key(settings: Mapping[str, object]) -> str:
     return "-".join(parts)
 
 
+def mediator_name(key: str) -> str:
+    """A mediator's name without its window."""
+    return key.partition(_WINDOW)[0]
+
+
 def mediator_title(key: str) -> str:
     """A mediator's key in words, with its window."""
     name, _, window = key.partition(_WINDOW)

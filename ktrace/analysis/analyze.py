@@ -76,12 +76,15 @@ def analyze(
         "aie": aie_table(run),
         "intervals": run.aie,
         "contrasts": run.contrasts,
+        "peaks": run.peaks(metric),
         "samples": sample_table(run),
         "facts": fact_table(run, metric),
     }
     summary = summarize(run, metric, limit)
-    files = [*write_tables(folder, tables), folder / "summary.json", parquet]
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    files = [*write_tables(folder, tables), parquet]
+    for name, content in (("summary", summary), ("layers", summary["layers"])):
+        files.append(folder / f"{name}.json")
+        write_text(files[-1], json.dumps(content, indent=2) + "\n")
     shown = [key for key in run.keys if key in asked] or run.keys
     figures = draw_figures(run, folder, shown=shown, metric=metric, facts=facts)
     remove_older(folder, RUN_FIGURES, figures)

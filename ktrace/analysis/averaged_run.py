@@ -10,6 +10,9 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
+from ktrace.analysis.clusters import (
+    Clusters,
+)
 from ktrace.analysis.contrasts import contrast_table
 from ktrace.analysis.effects import effect_tables, effects_file
 from ktrace.analysis.estimate import (
@@ -18,7 +21,7 @@ from ktrace.analysis.estimate import (
     average_total_effect,
     spread_over_samples,
 )
-from ktrace.analysis.intervals import Clusters
+from ktrace.analysis.peaks import peak_table
 from ktrace.analysis.per_fact import (
     MediatorEffects,
     TotalEffects,
@@ -90,6 +93,21 @@ class RunAverages:
     def contrasts(self) -> pd.DataFrame:
         """Paired differences within the run (`contrast_table`)."""
         return contrast_table(self.effects, self.averaging)
+
+    def peaks(self, metric: str) -> pd.DataFrame:
+        """Where the AIE of each mediator and role is strongest, and how sure that is."""
+        if metric not in self._peaks:
+            aie = self.aie_in(metric)
+            tables = [
+                peak_table(one, self.averaging, aie[aie["mediator"] == one.key])
+                for one in self.effects
+            ]
+            self._peaks[metric] = pd.concat(tables, ignore_index=True)
+        return self._peaks[metric]
+
+    @cached_property
+    def _peaks(self) -> dict[str, pd.DataFrame]:
+        return {}
 
     def total_effect(self, metric: str) -> AverageTotalEffect:
         """The average total effect in one metric."""

@@ -12,8 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ktrace.analysis.estimate import difference_table
-from ktrace.analysis.intervals import Array, Clusters, effect_range
+from ktrace.analysis.clusters import (
+    Array,
+    Clusters,
+)
+from ktrace.analysis.estimate import difference_table, effect_range
 from ktrace.analysis.per_fact import MediatorEffects
 from ktrace.analysis.rows import Averaging, rows
 from ktrace.terms import METRICS, mediator_pairs
@@ -68,12 +71,14 @@ def contrast_table(effects: Sequence[MediatorEffects], averaging: Averaging) -> 
                 one.apart, one.clusters, effect_range(metric), averaging.smallest
             )
             names = dict(zip(COLUMNS, one.names, strict=False))
-            table = table.assign(**names, metric=metric, role=one.roles)
+            table = table.assign(**names, metric=metric, role=np.array(one.roles, dtype=object))
             table["layer"] = pd.array(list(one.layers), dtype="Int64")
-            frames.append(table[table["n_facts"] > 0])
+            kept: pd.DataFrame = table[table["n_facts"] > 0]
+            frames.append(kept)
     if not frames:
         return pd.DataFrame(columns=list(COLUMNS))
-    found: pd.DataFrame = pd.concat(frames, ignore_index=True)[list(COLUMNS)]
+    together: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    found: pd.DataFrame = together[list(COLUMNS)]
     return found
 
 
@@ -121,6 +126,6 @@ def _of_roles(one: MediatorEffects, scheme: str, metric: str) -> Iterator[_Contr
 def _of_layers(one: MediatorEffects, scheme: str, metric: str) -> _Contrast:
     names, curves, middle = rows(scheme), _curves(one, metric), one.n_layers // 2
     apart = curves[..., :middle].mean(axis=-1) - curves[..., middle:].mean(axis=-1)
-    ranges = (f"0-{middle - 1}", f"{middle}-{one.n_layers - 1}")
-    sides = tuple(f"{one.key}: layers {layers}" for layers in ranges)
-    return _Contrast((LAYERS, *sides), apart, one.clusters, names, [None] * len(names))
+    early = f"{one.key}: layers 0-{middle - 1}"
+    late = f"{one.key}: layers {middle}-{one.n_layers - 1}"
+    return _Contrast((LAYERS, early, late), apart, one.clusters, names, [None] * len(names))

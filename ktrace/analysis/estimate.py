@@ -9,22 +9,39 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from ktrace.analysis.intervals import (
+from ktrace.analysis.clusters import (
     FACTS,
     Array,
-    Averages,
     Clusters,
+    intraclass_correlation,
+)
+from ktrace.analysis.intervals import (
+    ALL_REAL,
+    Averages,
     Drawn,
     averages,
-    effect_range,
-    intraclass_correlation,
-    total_range,
 )
 from ktrace.analysis.per_fact import MediatorEffects, TotalEffects
 from ktrace.analysis.rows import Averaging, rows
 from ktrace.terms import METRICS
 
 FACTS_AND_SAMPLES = "facts_and_samples"
+
+
+def effect_range(metric: str, n_effects: int = 1) -> tuple[float, float]:
+    """What a metric's effects lie in.
+
+    Args:
+        metric: of the effects.
+        n_effects: how many differences of scores are subtracted from each other or are one, so
+            that a difference of the effects of two runs has 2.
+    """
+    return (-float(n_effects), float(n_effects)) if metric == "probability" else ALL_REAL
+
+
+def total_range(metric: str) -> tuple[float, float]:
+    """What a metric's total effects lie in: a run does not diverge from itself."""
+    return (-np.inf, 0.0) if metric == "kl" else effect_range(metric)
 
 
 def cell_table(
@@ -74,7 +91,8 @@ def difference_table(
         interval excludes 0 and the difference counts, `beyond_all`, the same of the bounds that
         hold for all cells together.
     """
-    table = cell_table(averages(apart, np.ones(len(apart)), clusters), limits, at_once=True)
+    cells = averages(apart, np.ones(len(apart)), clusters)
+    table: pd.DataFrame = cell_table(cells, limits, at_once=True)
     table = table.rename(columns={"aie": "difference"})
     counts = table["difference"].abs() >= smallest
     for name, bounds in (("beyond", "ci"), ("beyond_all", "band")):
@@ -226,15 +244,15 @@ def average_total_effect(
     cells = averages(effect[:, None], np.ones(len(effect)), clusters)
     if interval == FACTS_AND_SAMPLES:
         cells = replace(cells, drawn=_drawn(by_sample[:, None]))
-    [row] = cell_table(cells, total_range(metric)).itertuples()
+    [[low], [high]] = cells.interval(limits=total_range(metric))
     return {
         "clean": float(clean.mean()),
         "corrupted": float(corrupted.mean()),
         "ate": float(effect.mean()),
-        "ate_ci": [number(row.ci_low), number(row.ci_high)],
-        "ate_ci_over": row.ci_over,
-        "ate_ci_note": row.ci_note,
-        "n_clusters": int(row.n_clusters),
+        "ate_ci": [number(low), number(high)],
+        "ate_ci_over": str(cells.over[0]),
+        "ate_ci_note": str(cells.note[0]),
+        "n_clusters": int(cells.n_clusters[0]),
         "icc": number(intraclass_correlation(effect, clusters)),
         "ate_sample_sd": float(by_sample.std(ddof=1)) if len(by_sample) > 1 else None,
     }

@@ -88,6 +88,7 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
     for key, peaks in summary["peaks"].items():
         table.add_row(key, *(_peak(peaks.get(role)) for role in roles))
     console.print(table)
+    console.print(summary["answer"], soft_wrap=True)
     _print_files(console, files)
 
 

@@ -9,14 +9,16 @@ import pytest
 from scipy import stats
 
 from ktrace.analysis import intervals
+from ktrace.analysis.clusters import (
+    Clusters,
+    intraclass_correlation,
+)
+from ktrace.analysis.estimate import effect_range
 from ktrace.analysis.intervals import (
     NO_SPREAD,
     Averages,
-    Clusters,
     Drawn,
     averages,
-    effect_range,
-    intraclass_correlation,
     t_quantile,
 )
 
