@@ -8,12 +8,19 @@ from pathlib import Path
 import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages, average_run
+from ktrace.analysis.candidates import candidate_table
+from ktrace.analysis.csv_files import write_tables
 from ktrace.analysis.figures.draw import RUN_FIGURES, draw_figures
 from ktrace.analysis.figures.style import remove_older
 from ktrace.analysis.report import write_report
 from ktrace.analysis.rows import Averaging
 from ktrace.analysis.summary import Summary, summarize
-from ktrace.analysis.tables import aie_table, fact_table, sample_table, write_tables
+from ktrace.analysis.tables import (
+    aie_table,
+    fact_table,
+    relation_table,
+    sample_table,
+)
 from ktrace.files import write_text
 from ktrace.terms import METRICS
 
@@ -73,10 +80,12 @@ def analyze(
         run_folder, averaging, asked=asked, limit=limit, partial=partial, parquet=parquet
     )
     tables = {
+        "candidates": candidate_table(run.survey.folders, limit),
         "aie": aie_table(run),
         "intervals": run.aie,
         "contrasts": run.contrasts,
         "peaks": run.peaks(metric),
+        "aie_by_relation": relation_table(run, metric),
         "samples": sample_table(run),
         "facts": fact_table(run, metric),
     }

@@ -75,10 +75,8 @@ def contrast_table(effects: Sequence[MediatorEffects], averaging: Averaging) -> 
             table["layer"] = pd.array(list(one.layers), dtype="Int64")
             kept: pd.DataFrame = table[table["n_facts"] > 0]
             frames.append(kept)
-    if not frames:
-        return pd.DataFrame(columns=list(COLUMNS))
-    together: pd.DataFrame = pd.concat(frames, ignore_index=True)
-    found: pd.DataFrame = together[list(COLUMNS)]
+    together = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    found: pd.DataFrame = together.reindex(columns=list(COLUMNS))
     return found
 
 

@@ -172,6 +172,30 @@ def _shares(
     return frame
 
 
+def averages_by_relation(
+    effects: MediatorEffects, averaging: Averaging, metric: str
+) -> pd.DataFrame:
+    """AIE of the facts of each relation alone, with intervals over these facts.
+
+    Returns:
+        Columns `relation_id, mediator, metric, role, layer` and those of `cell_table`; no row for
+        facts without a relation, or where no fact of one has the role.
+    """
+    curves, weights = effects.curves(metric, averaging.pool)
+    names = _cells(effects, averaging.scheme)
+    names = names[names["metric"] == metric].reset_index(drop=True)
+    relations, frames = np.array(effects.relations, dtype=object), []
+    for relation in sorted({relation for relation in effects.relations if relation}):
+        own = relations == relation
+        by_cell = np.repeat(weights[own], effects.n_layers, axis=1)
+        cells = averages(curves[own].reshape(own.sum(), -1), by_cell, effects.clusters[own])
+        table = pd.concat([names, cell_table(cells, effect_range(metric))], axis=1)
+        table.insert(0, "relation_id", relation)
+        frames.append(table[table["n_facts"] > 0])
+    found: pd.DataFrame = pd.concat(frames, ignore_index=True) if frames else names.iloc[:0]
+    return found
+
+
 def spread_over_samples(effects: MediatorEffects, scheme: str) -> pd.DataFrame:
     """How much the AIE hangs on the noise that happened to be drawn.
 

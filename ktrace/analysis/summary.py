@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TypedDict
 
-from ktrace.analysis.averaged_run import RunAverages
+from ktrace.analysis.averaged_run import RunAverages, asked_limit
 from ktrace.analysis.estimate import AverageTotalEffect
 from ktrace.analysis.layers import Layers, chosen_layers, in_words
 from ktrace.analysis.peaks import AveragePeak, average_peaks
@@ -69,7 +69,8 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
     Args:
         run: the averages.
         metric: that of the peaks.
-        limit: what was asked for: only the first `limit` facts of the dataset.
+        limit: what was asked for: only the first `limit` facts of the dataset; None for what the
+            run was asked for.
 
     Raises:
         KtraceError: a damaged part.
@@ -96,7 +97,7 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
         # JSON has no NaN.
         "noise_level": None if math.isnan(example.noise_level) else example.noise_level,
         "n_samples": run.total.clean.shape[-1],
-        "limit": limit,
+        "limit": limit or asked_limit(found),
         "metric": metric,
         "roles": {"scheme": averaging.scheme, "single_token": averaging.single_token},
         "pool": averaging.pool,
