@@ -121,8 +121,8 @@ def cases() -> Iterator[Case]:
     yield Case(name, clustered_carriers(sizes, 0.1, 0.4), 0.05, sizes, most=1)
     for n in (20, 50, 400):
         yield Case(f"normal, {n} facts, positions", normal(n), 0.2, pooled=True)
-        least = 0.92 if n < 50 else 0.93
-        yield Case(f"beta(0.3, 3), {n} facts, positions", beta(n), 1 / 11, pooled=True, least=least)
+        name = f"beta(0.3, 3), {n} facts, positions"
+        yield Case(name, beta(n), 1 / 11, pooled=True, most=0.985)
 
 
 @dataclass(frozen=True)
