@@ -9,8 +9,7 @@ from ktrace.analysis.estimate import number
 from ktrace.terms import mediator_name, mediator_title
 
 _ROLE = "last subject"
-# What an editor of MLP weights would look at first.
-_FIRST = ("mlp", "hidden", "hidden_attn_severed", "hidden_mlp_severed", "attn")
+_MEDIATOR = "mlp"  # what editors change
 CAUTION = (
     "Where a fact is localised does not tell where an edit succeeds (Hase et al. 2023, "
     "arXiv:2301.04213)."
@@ -63,7 +62,7 @@ def chosen_layers(peaks: pd.DataFrame, metric: str, smallest: float) -> Layers:
     for row in peaks.to_dict("records"):
         by_role = mediators.setdefault(str(row["mediator"]), {})
         by_role[str(row["role"])] = _of_role(row, smallest)
-    mediator = min(mediators, key=lambda key: _FIRST.index(mediator_name(key)))
+    mediator = min(mediators, key=lambda key: mediator_name(key) != _MEDIATOR)
     role = _ROLE if _ROLE in mediators[mediator] else next(iter(mediators[mediator]))
     return {
         "layers": mediators[mediator][role]["layers"],
