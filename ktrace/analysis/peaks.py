@@ -29,7 +29,8 @@ _AT_PEAK = (
     *("n_facts", "n_clusters"),
 )
 PEAK_COLUMNS = (
-    *("mediator", "role", "layer", "aie", "ci_low", "ci_high", "layers", "first", "last"),
+    *("mediator", "metric", "role", "layer", "aie", "ci_low", "ci_high"),
+    *("layers", "first", "last"),
     *("ie_te", "ie_te_low", "ie_te_high", "half_rank", "half_share", "sample_rank"),
     *("n_facts", "n_nothing", "n_clusters", "icc"),
 )
@@ -167,6 +168,7 @@ def peak_table(effects: MediatorEffects, averaging: Averaging, aie: pd.DataFrame
         found.append(
             {
                 "mediator": effects.key,
+                "metric": metric,
                 "role": role,
                 **{name: best[name] for name in ("layer", *_AT_PEAK)},
                 "layers": "" if told is None else as_ranges(told.tolist()),
