@@ -149,4 +149,5 @@ class Runs:
 
 
 def _as_arrays(scores: Mapping[str, torch.Tensor]) -> Scores:
-    return {metric: values.double().cpu().numpy().ravel() for metric, values in scores.items()}
+    # Widened on the CPU: not every device has float64.
+    return {metric: values.cpu().double().numpy().ravel() for metric, values in scores.items()}

@@ -1,0 +1,209 @@
+"""Every engine on devices that are not here: pretended ones, whose numbers are the CPU's."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ktrace.config import NoiseConfig, NoiseKind
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
+from ktrace.terms import MEDIATOR_NAMES
+from ktrace.tracing.clean import clean_run
+from ktrace.tracing.engine import Case, Engine, Scores
+from ktrace.tracing.measure import Subject, make_noise
+from ktrace.tracing.mediators import Mediator, make_mediator
+from ktrace.tracing.noise import Noise, RandomNoise
+from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix.engine import SuffixEngine
+from ktrace.tracing.suffix.limits import MEASURED, Limits
+from tests.support.accelerator import Accelerator
+from tests.support.models import known_case, micro_llama
+
+NOISE = RandomNoise(1.0, samples=2)
+MEDIATORS = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
+# Calls of one size on every device, so that nothing but the device differs.
+SAME = Limits(accelerator=MEASURED.cpu)
+ROWS = 12
+
+# Of a case, by mediator's key and metric; "corrupted" beside the mediators.
+Found = dict[int, dict[str, Scores]]
+
+
+def suffix(lm: LanguageModel, noise: Noise) -> Engine:
+    return SuffixEngine(lm, noise, ROWS, limits=SAME)
+
+
+def packed(lm: LanguageModel, noise: Noise) -> Engine:
+    return SuffixEngine(lm, noise, ROWS, packed=True, limits=SAME)
+
+
+ENGINES = {"reference": ReferenceEngine, "suffix": suffix, "suffix-packed": packed}
+every_engine = pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+
+
+def traced(
+    engine: Engine, cases: Sequence[Case], mediators: Sequence[Mediator] = MEDIATORS
+) -> Found:
+    """Everything that an engine says of a group."""
+    found: Found = {
+        case.index: {"clean": of.clean, "corrupted": of.corrupted}
+        for case, of in engine.baseline(cases)
+    }
+    for case, restored in engine.restored(cases, mediators):
+        found[case.index] |= restored
+    return found
+
+
+def require_equal(ours: Found, theirs: Found) -> None:
+    """To the bit."""
+    for index, by_key in theirs.items():
+        for key, by_metric in by_key.items():
+            for metric, values in by_metric.items():
+                np.testing.assert_array_equal(
+                    ours[index][key][metric], values, err_msg=f"{key}, {metric}"
+                )
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> LanguageModel:
+    return language_model(micro_llama(3))
+
+
+@pytest.fixture(scope="module")
+def cases(on_cpu: LanguageModel) -> list[Case]:
+    return [known_case(on_cpu, seed, 4, 1, 3) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def expected(on_cpu: LanguageModel, cases: list[Case]) -> Callable[[Callable[..., Engine]], Found]:
+    """What an engine says on the CPU."""
+    known: dict[Callable[..., Engine], Found] = {}
+
+    def of(make: Callable[..., Engine]) -> Found:
+        if make not in known:
+            known[make] = traced(make(on_cpu, NOISE), cases)
+            restored = known[make][1]["hidden"]["probability"]
+            assert np.ptp(restored) > 0.1  # else every wrong number would look right
+        return known[make]
+
+    return of
+
+
+@pytest.fixture
+def cuda() -> Iterator[Accelerator]:
+    with Accelerator("cuda", 2).here() as accelerator:
+        yield accelerator
+
+
+@pytest.fixture
+def mps() -> Iterator[Accelerator]:
+    with Accelerator("mps").here() as accelerator:
+        yield accelerator
+
+
+REFUSED: dict[str, tuple[Callable[[torch.Tensor], object], type[Exception], str]] = {
+    "two devices": (lambda x: x + x.to("cuda:1"), RuntimeError, "found at least two devices"),
+    "the CPU": (lambda x: x @ torch.ones(2), RuntimeError, "cuda:0 and cpu"),
+    "the CPU within torch": (
+        lambda x: nn.functional.layer_norm(x, (2,), torch.ones(2)),
+        RuntimeError,
+        "cuda:0 and cpu",
+    ),
+    "an index there": (lambda x: torch.ones(2)[x.long()], RuntimeError, "should be either on cpu"),
+    "an index elsewhere": (
+        lambda x: x.index_select(0, torch.tensor([0])),
+        RuntimeError,
+        "cuda:0 and cpu",
+    ),
+    "numpy": (lambda x: x.numpy(), TypeError, "can't convert cuda:0 device type tensor to numpy"),
+    "numpy, unasked": (lambda x: np.asarray(x), TypeError, "can't convert cuda:0"),
+    "a third device": (lambda x: x.to("cuda:2"), RuntimeError, "invalid device ordinal"),
+}
+
+
+@pytest.mark.parametrize(("use", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_the_pretended_device_refuses_what_a_real_one_does(
+    cuda: Accelerator,
+    use: Callable[[torch.Tensor], object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        use(torch.ones(2, device="cuda"))
+
+
+def test_tensors_are_where_torch_would_have_them(cuda: Accelerator) -> None:
+    x = torch.ones(2, 3, device="cuda")
+    first, second, cpu = (torch.device(name) for name in ("cuda:0", "cuda:1", "cpu"))
+    there = [x, x + 1, x[0], x.new_zeros(2), torch.zeros_like(x), x.double(), x * torch.tensor(2.0)]
+    there += [x[torch.tensor([0])], x.expand(4, 2, 3), torch.as_tensor(np.ones(2), device="cuda")]
+    assert {tensor.device for tensor in there} == {first}
+    moved = [x.to("cuda:1"), x.cuda(1), x.to(torch.ones(1, device="cuda:1")), x.to(1)]
+    assert {tensor.device for tensor in moved} == {second}
+    back = [x.cpu(), x.to("cpu"), torch.zeros_like(x, device="cpu"), torch.ones(2), x.cpu() + 1]
+    assert {tensor.device for tensor in back} == {cpu}
+    layer = nn.Linear(3, 2)
+    weight = layer.weight
+    assert layer.to("cuda:1").weight is weight
+    assert weight.device == layer(moved[0]).device == second
+    with torch.device("cuda:1"):
+        assert torch.arange(3).device == second
+    copied = torch.ones(2)
+    assert torch.as_tensor(copied, device="cuda").device == first
+    assert copied.device == cpu
+
+
+def test_mps_has_no_float64(mps: Accelerator) -> None:
+    x = torch.ones(2, device="mps")
+    assert x.device == torch.device("mps", 0)
+    for use in (
+        lambda: x.double(),
+        lambda: torch.zeros(2, dtype=torch.float64, device="mps"),
+        lambda: torch.from_numpy(np.ones(2)).to("mps"),
+    ):
+        with pytest.raises(TypeError, match="MPS framework doesn't support float64"):
+            use()
+
+
+@every_engine
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_every_engine_gives_the_cpus_numbers(
+    expected: Callable[..., Found], cases: list[Case], make: Callable[..., Engine], kind: str
+) -> None:
+    with Accelerator(kind).here():
+        lm = language_model(micro_llama(3).to(kind))
+        assert lm.device == torch.device(kind, 0)
+        found = traced(make(lm, NOISE), cases)
+    require_equal(found, expected(make))
+
+
+@pytest.mark.parametrize("kind", list(NoiseKind))
+def test_every_noise_is_the_cpus_on_mps(
+    mps: Accelerator, on_cpu: LanguageModel, cases: list[Case], kind: NoiseKind
+) -> None:
+    lm = language_model(micro_llama(3).to("mps"))
+    subjects = [
+        Subject(ids, ids, str(ids), "", (answer,)) for answer, ids in enumerate([(4, 5), (7, 9)])
+    ]
+    config = NoiseConfig(kind=kind, samples=1)
+    there, here = (make_noise(config, model, subjects) for model in (lm, on_cpu))
+    assert there.sigma == here.sigma
+    subject = torch.randn(2, lm.d_embedding, generator=torch.Generator().manual_seed(0))
+    case = known_case(on_cpu, 0, 4, 1, 3)
+    corrupted = there.noise.corrupt(case, subject.to("mps"))
+    assert corrupted.device.type == "mps"
+    assert torch.equal(corrupted.cpu(), here.noise.corrupt(case, subject))
+
+
+def test_clean_runs_and_their_states_are_the_cpus(
+    mps: Accelerator, on_cpu: LanguageModel, cases: list[Case]
+) -> None:
+    lm = language_model(micro_llama(3).to("mps"))
+    ids, answer = cases[0].input_ids, cases[0].answer_ids
+    there, here = (clean_run(model, ids, answer) for model in (lm, on_cpu))
+    assert (there.predicted_ids, there.probability) == (here.predicted_ids, here.probability)
+    for site, states in here.activations.items():
+        assert np.array_equal(there.activations[site].numpy(), states.numpy())
