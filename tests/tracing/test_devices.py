@@ -1,18 +1,23 @@
 """Every engine on devices that are not here: pretended ones, whose numbers are the CPU's."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 from torch import nn
 
-from ktrace.config import NoiseConfig, NoiseKind
+from ktrace.config import EngineConfig, NoiseConfig, NoiseKind
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Engine, Scores
+from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import Subject, make_noise
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import Noise, RandomNoise
@@ -20,12 +25,13 @@ from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import MEASURED, Limits
 from tests.support.accelerator import Accelerator
-from tests.support.models import known_case, micro_llama
+from tests.support.families import tiny_model
+from tests.support.models import known_case, loaded, micro_llama
 
 NOISE = RandomNoise(1.0, samples=2)
 MEDIATORS = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
 # Calls of one size on every device, so that nothing but the device differs.
-SAME = Limits(accelerator=MEASURED.cpu)
+SAME = Limits(accelerator=MEASURED.cpu, pack_width=0)
 ROWS = 12
 
 # Of a case, by mediator's key and metric; "corrupted" beside the mediators.
@@ -207,3 +213,70 @@ def test_clean_runs_and_their_states_are_the_cpus(
     assert (there.predicted_ids, there.probability) == (here.predicted_ids, here.probability)
     for site, states in here.activations.items():
         assert np.array_equal(there.activations[site].numpy(), states.numpy())
+
+
+def spread(embedding: object, *layers: object, norm: object, head: object) -> dict[str, object]:
+    """A `model.device_map` of a Llama."""
+    body = {"embed_tokens": embedding, "rotary_emb": embedding, "norm": norm}
+    body |= {f"layers.{layer}": place for layer, place in enumerate(layers)}
+    return {**{f"model.{name}": place for name, place in body.items()}, "lm_head": head}
+
+
+SPREAD: dict[str, Any] = {
+    "by itself": "auto",
+    "two devices": spread(0, 0, 1, 1, norm=1, head=1),
+    "back and forth": spread("cuda:1", 0, 1, 0, norm=1, head=0),
+    "the last block in memory": spread(1, 0, 1, "cpu", norm=0, head=1),
+}
+every_map = pytest.mark.parametrize("device_map", SPREAD.values(), ids=SPREAD)
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder: Path) -> LanguageModel:
+    lm = loaded(model_folder, attention="eager")
+    for weight in lm.model.parameters():
+        # As it is after a move. In a file weights lie as the file has them, where vectors of them
+        # may begin elsewhere, and are added up in another order.
+        weight.data = weight.data.clone()
+    return lm
+
+
+def in_short(lm: LanguageModel, cases: Sequence[Case]) -> list[Found]:
+    """By each engine; the slow one restores one fact, by one mediator."""
+    reference = traced(ReferenceEngine(lm, NOISE), cases[:1], MEDIATORS[1:2])
+    return [reference, *(traced(make(lm, NOISE), cases) for make in (suffix, packed))]
+
+
+@pytest.fixture(scope="module")
+def of_whole(whole: LanguageModel, whole_cases: list[Case]) -> list[Found]:
+    return in_short(whole, whole_cases)
+
+
+@pytest.fixture(scope="module")
+def whole_cases(whole: LanguageModel) -> list[Case]:
+    return [known_case(whole, seed, 4, 1, 3) for seed in (1, 2)]
+
+
+@every_map
+def test_a_model_on_two_devices_gives_the_cpus_numbers(
+    model_folder: Path, whole_cases: list[Case], of_whole: list[Found], device_map: Any
+) -> None:
+    with Accelerator("cuda", 2).here():
+        lm = loaded(model_folder, attention="eager", device_map=device_map)
+        assert lm.device.type == "cuda"
+        found = in_short(lm, whole_cases)
+    for ours, theirs in zip(found, of_whole, strict=True):
+        require_equal(ours, theirs)
+
+
+def test_suffixes_are_packed_on_two_devices_too(
+    cuda: Accelerator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine's proof meets packs of several positions, where the model is wide enough."""
+    wide = tiny_model("LlamaForCausalLM", hidden_size=96, num_hidden_layers=2)
+    lm = language_model(dispatch_model(wide, spread(0, 1, 0, norm=1, head=0)))
+    assert {weight.device.index for weight in lm.model.parameters()} == {0, 1}
+    with caplog.at_level(logging.INFO):
+        engine = make_engine(EngineConfig(), lm, NOISE, SAME)
+    assert isinstance(engine, SuffixEngine)
+    assert engine.packed, caplog.text
