@@ -19,6 +19,7 @@ from ktrace.lm.architecture import Architecture, known_paths
 from ktrace.lm.hooks import hooked, keep
 from ktrace.lm.model import Config, LanguageModel
 from ktrace.lm.paths import LAYER, ModulePaths
+from ktrace.lm.placement import input_device
 from ktrace.lm.probe import prove
 from ktrace.lm.quantization import (
     is_placed_when_loaded,
@@ -216,7 +217,8 @@ def _require_causal(model: PreTrainedModel, paths: ModulePaths, n_layers: int) -
     """
     kept: dict[str, torch.Tensor] = {}
     last_block = paths.sites(n_layers - 1)["hidden"]
-    prompts = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
+    device = input_device(model, paths.embedding)
+    prompts = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=device)
     with hooked(model, {last_block: keep(kept, last_block)}):
         model(input_ids=prompts, use_cache=False)
     earlier = kept[last_block][:, :-1].float()

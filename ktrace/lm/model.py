@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ktrace.lm.families import ModulePaths
+from ktrace.lm.placement import input_device
 from ktrace.lm.tokens import Tokenizer
 
 Config = Any  # of transformers: its attributes differ from family to family
@@ -41,7 +42,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids must be."""
-        return self.embedding_weight.device
+        return input_device(self.model, self.paths.embedding)
 
     @property
     def embedding_weight(self) -> torch.Tensor:

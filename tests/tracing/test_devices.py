@@ -227,6 +227,8 @@ SPREAD: dict[str, Any] = {
     "two devices": spread(0, 0, 1, 1, norm=1, head=1),
     "back and forth": spread("cuda:1", 0, 1, 0, norm=1, head=0),
     "the last block in memory": spread(1, 0, 1, "cpu", norm=0, head=1),
+    "the ends in memory": spread("cpu", 0, 1, 1, norm=1, head="cpu"),
+    "all but a block in memory": spread("cpu", "cpu", 1, "cpu", norm="cpu", head="cpu"),
 }
 every_map = pytest.mark.parametrize("device_map", SPREAD.values(), ids=SPREAD)
 

@@ -144,8 +144,9 @@ class Runs:
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """From outputs of the last block, `(rows, d_model)`; `(rows, vocabulary)`."""
+        lm = self.lm
         in_tuples = self.recording.blocks_return_tuples
-        return logits_from(self.lm.model, self.lm.blocks, states, in_tuples=in_tuples)
+        return logits_from(lm.model, lm.blocks, states, in_tuples=in_tuples, device=lm.device)
 
 
 def _as_arrays(scores: Mapping[str, torch.Tensor]) -> Scores:
