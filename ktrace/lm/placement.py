@@ -21,6 +21,11 @@ def input_device(model: nn.Module, embedding: str) -> torch.device:
     return next(device for device in map(_device_of, modules) if device is not None)
 
 
+def devices_of(model: nn.Module) -> set[torch.device]:
+    """Every device on which a part of the model computes."""
+    return {device for device in map(_device_of, model.modules()) if device is not None}
+
+
 def _device_of(module: nn.Module) -> torch.device | None:
     """Where a module computes with weights of its own; None where it has none."""
     weight = next(module.parameters(recurse=False), None)

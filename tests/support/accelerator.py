@@ -122,13 +122,7 @@ class Accelerator:
         if self.kind == "mps":
             return {
                 "torch.backends.mps": {"is_available": lambda: True, "is_built": lambda: True},
-                "torch.mps": {
-                    "empty_cache": self._emptied,
-                    "recommended_max_memory": lambda: self._free_of()[0],
-                    "current_allocated_memory": lambda: 0,
-                    "driver_allocated_memory": lambda: 0,
-                    "device_count": lambda: 1,
-                },
+                "torch.mps": {"empty_cache": self._emptied},
             }
         return {
             "torch.cuda": {

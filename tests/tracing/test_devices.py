@@ -24,7 +24,8 @@ from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import MEASURED, Limits
-from tests.support.accelerator import Accelerator
+from ktrace.tracing.suffix.memory import rows_that_fit
+from tests.support.accelerator import GIB, Accelerator
 from tests.support.families import tiny_model
 from tests.support.models import known_case, loaded, micro_llama
 
@@ -282,3 +283,17 @@ def test_suffixes_are_packed_on_two_devices_too(
         engine = make_engine(EngineConfig(), lm, NOISE, SAME)
     assert isinstance(engine, SuffixEngine)
     assert engine.packed, caplog.text
+
+
+@pytest.mark.parametrize("fullest", [0, 1])
+def test_rows_are_those_that_fit_on_the_fullest_device(
+    cuda: Accelerator, model_folder: Path, fullest: int
+) -> None:
+    """Every row of a block call passes them all."""
+    lm = loaded(model_folder, device_map=SPREAD["the ends in memory"])
+    roomy = rows_that_fit(lm, 4, SAME)
+    cuda.free = {fullest: GIB // 2**10}
+    fitting = rows_that_fit(lm, 4, SAME)
+    assert 1 < fitting < roomy / 4
+    cuda.free = {0: GIB // 2**10, 1: GIB // 2**10}
+    assert fitting == rows_that_fit(lm, 4, SAME)
