@@ -25,7 +25,7 @@ from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES, METRICS
 from ktrace.tracing.encode import clean_fact, decoded, encode_fact
-from ktrace.tracing.engine import Case, Scores
+from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
 from ktrace.tracing.mediators import make_mediator
@@ -266,7 +266,8 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         )
     ids = encoded.prompt.input_ids
     case = Case(0, ids, encoded.span, encoded.answer_ids)
-    engine = make_engine(config.engine, lm, measured.noise)
+    use = Use([mediator], [case.shape])
+    engine = make_engine(config.engine, lm, measured.noise, use)
     [(_, baseline)] = engine.baseline([case])
     # As the stages do: what a restoration does not change keeps the very scores of the baseline.
     [(_, restored)] = engine.restored([replace(case, baseline=baseline)], [mediator])

@@ -77,6 +77,19 @@ class Case:
         return self.input_ids + self.answer_ids[:-1]
 
 
+@dataclass(frozen=True)
+class Use:
+    """What an engine is made for, and proven for.
+
+    Attributes:
+        mediators: that it will restore.
+        shapes: of the cases that it will meet.
+    """
+
+    mediators: Sequence[Mediator]
+    shapes: Sequence[Shape] = ()
+
+
 class Engine(Protocol):
     """Computes the scores of corrupted runs, with and without restoration.
 

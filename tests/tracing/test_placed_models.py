@@ -11,7 +11,7 @@ from ktrace.config import EngineConfig
 from ktrace.errors import KtraceError
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
-from ktrace.tracing.engine import Case, Engine, Scores
+from ktrace.tracing.engine import Case, Engine, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
@@ -68,7 +68,7 @@ def test_layers_on_disk_give_the_numbers_of_the_whole_model(case: Case) -> None:
     assert max(np.ptp(scores["probability"]) for scores in expected.values()) >= 0.1
     lm = loaded(TINY, dtype="float64", device_map=HALF_ON_DISK)
     assert {p.device.type for p in lm.model.model.layers[2].parameters()} == {"meta"}
-    engine = make_engine(EngineConfig(), lm, NOISE)
+    engine = make_engine(EngineConfig(), lm, NOISE, Use(MEDIATORS))
     assert isinstance(engine, SuffixEngine)
     assert difference(restored(engine, case), expected) <= 1e-12
     two = restored(ReferenceEngine(lm, NOISE), case, MEDIATORS[2:4])
@@ -78,7 +78,7 @@ def test_layers_on_disk_give_the_numbers_of_the_whole_model(case: Case) -> None:
 @pytest.mark.parametrize("bits", ["int4", "int8"])
 def test_both_engines_take_rounded_weights(full: dict[str, Scores], case: Case, bits: str) -> None:
     lm = loaded(TINY, quantization=bits)
-    engine = make_engine(EngineConfig(), lm, NOISE)
+    engine = make_engine(EngineConfig(), lm, NOISE, Use(MEDIATORS))
     assert isinstance(engine, SuffixEngine)
     expected = restored(ReferenceEngine(lm, NOISE), case)
     assert difference(restored(engine, case), expected) <= 1e-5

@@ -144,8 +144,7 @@ class Runs:
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """From outputs of the last block, `(rows, d_model)`; `(rows, vocabulary)`."""
-        lm = self.lm
-        in_tuples = self.recording.blocks_return_tuples
+        lm, in_tuples = self.lm, self.recording.in_tuples
         return logits_from(lm.model, lm.blocks, states, in_tuples=in_tuples, device=lm.device)
 
 
