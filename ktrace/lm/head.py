@@ -11,7 +11,12 @@ from ktrace.lm.hooks import Args, removing, replaced_forward
 
 
 def logits_from(
-    model: PreTrainedModel, blocks: Sequence[nn.Module], states: torch.Tensor, *, in_tuples: int
+    model: PreTrainedModel,
+    blocks: Sequence[nn.Module],
+    states: torch.Tensor,
+    *,
+    in_tuples: int,
+    device: torch.device,
 ) -> torch.Tensor:
     """What the model makes of last-layer states.
 
@@ -24,6 +29,7 @@ def logits_from(
         states: outputs of the last block, `(rows, d_model)`.
         in_tuples: how many things a block returns in a tuple, of which the states are the first;
             0 where it returns the states themselves.
+        device: where token ids must be (`ktrace/lm/placement.py`).
 
     Returns:
         `(rows, vocabulary)`.
@@ -34,7 +40,7 @@ def logits_from(
         for block in blocks:
             stack.enter_context(replaced_forward(block, lambda *args, **kwargs: returned))
         output = model(
-            input_ids=torch.zeros(len(states), 1, dtype=torch.long, device=model.device),
+            input_ids=torch.zeros(len(states), 1, dtype=torch.long, device=device),
             use_cache=False,
         )
     logits: torch.Tensor = output.logits[:, -1]

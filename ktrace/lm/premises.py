@@ -25,6 +25,7 @@ from ktrace.lm.hooks import (
     removing,
 )
 from ktrace.lm.paths import ModulePaths
+from ktrace.lm.placement import input_device
 
 N_POSITIONS = 4
 # Small ids only: they exist in every vocabulary. The second differs from the first in its last.
@@ -62,7 +63,7 @@ def _require_rows_apart(model: PreTrainedModel, paths: ModulePaths, n_layers: in
     for prompts in ((_PROMPT, _OTHER_END), (_OTHER, _PROMPT)):
         kept: dict[str, torch.Tensor] = {}
         with hooked(model, {last_block: keep(kept, last_block)}):
-            model(input_ids=torch.tensor(prompts, device=model.device), use_cache=False)
+            model(input_ids=_ids(model, paths, *prompts), use_cache=False)
         states.append(kept[last_block].float())
     rounding = _rounding(model, states[0])
     if not _size(states[0][0] - states[1][1]) <= rounding:
@@ -89,8 +90,7 @@ def _require_parts_of_a_sum(model: PreTrainedModel, paths: ModulePaths, n_layers
     with _watched_inputs(model, paths, n_layers, kept):
         every = [path for layer in layers for path in paths.sites(layer).values()]
         with hooked(model, {path: keep(kept, path) for path in every}):
-            prompts = torch.tensor([_PROMPT, _OTHER], device=model.device)
-            model(input_ids=prompts, use_cache=False)
+            model(input_ids=_ids(model, paths, _PROMPT, _OTHER), use_cache=False)
     for layer in layers:
         sites = paths.sites(layer)
         block = sites.pop("hidden")
@@ -185,13 +185,17 @@ def _changes_at_the_last(
             stack.enter_context(changed(layer, row))
         last = {path: keep(found, path, lambda output: output[:, -1]) for path in outputs}
         stack.enter_context(hooked(model, last))
-        rows = torch.tensor(_PROMPT, device=model.device).expand(1 + len(layers), -1)
+        rows = _ids(model, paths, _PROMPT).expand(1 + len(layers), -1)
         model(input_ids=rows, use_cache=False)
     changes = {}
     for row, path in enumerate(outputs, start=1):
         states = found[path].float()
         changes[path] = _size(states[row] - states[0]), _rounding(model, states[0])
     return changes
+
+
+def _ids(model: PreTrainedModel, paths: ModulePaths, *prompts: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor(prompts, device=input_device(model, paths.embedding))
 
 
 def _size(states: torch.Tensor) -> float:

@@ -162,7 +162,8 @@ class ReferenceEngine:
 
     def _score(self, logits: torch.Tensor, targets: Targets) -> Scores:
         scores = score(logits[None, None], targets)
-        return {metric: values[0, 0].double().cpu().numpy() for metric, values in scores.items()}
+        # Widened on the CPU: not every device has float64.
+        return {metric: values[0, 0].cpu().double().numpy() for metric, values in scores.items()}
 
 
 def _changed(changes: Sequence[Change]) -> Edit:

@@ -136,7 +136,8 @@ def _arguments_of_pack(call: Call, pack: Pack, prefix: Prefix, rows: slice) -> d
     places = torch.arange(len(suffix), device=device) - first + starts[suffix]
 
     def placed(value: torch.Tensor, axis: int) -> torch.Tensor:
-        return value.index_select(axis, places)
+        # Where a model is spread, arguments stay where it made them, whatever device a block is on.
+        return value.index_select(axis, places.to(value.device))
 
     others = {name: value for name, value in call.arguments.items() if name != "attention_mask"}
     arguments = replace(call, arguments=others).arguments_on(placed, prefix, Rows(rows, 1))
@@ -145,7 +146,7 @@ def _arguments_of_pack(call: Call, pack: Pack, prefix: Prefix, rows: slice) -> d
     if mask is None:
         mask = (everywhere <= everywhere[:, None])[None, None]
     assert isinstance(mask, torch.Tensor)
-    to_prefix = mask[:1].index_select(2, places)
+    to_prefix = mask[:1].to(device).index_select(2, places)
     to_pack = to_prefix.index_select(3, places)
     before = everywhere < starts[suffix][:, None]
     own = suffix[:, None] == suffix
