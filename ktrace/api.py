@@ -114,6 +114,8 @@ class Trace:
         return case_frame(
             model=self.model,
             mediator=self.mediator,
+            prompt=self.prompt,
+            subject=self.subject,
             tokens=self.tokens,
             roles=self.roles,
             clean=self.clean,
