@@ -24,7 +24,13 @@ from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES, METRICS
-from ktrace.tracing.encode import clean_fact, decoded, encode_fact
+from ktrace.tracing.encode import (
+    clean_fact,
+    decoded,
+    encode_fact,
+    require_numbers,
+    require_scores,
+)
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
@@ -271,8 +277,10 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     use = Use([mediator], [case.shape])
     engine = make_engine(config.engine, lm, measured.noise, use)
     [(_, baseline)] = engine.baseline([case])
+    require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
     # As the stages do: what a restoration does not change keeps the very scores of the baseline.
     [(_, restored)] = engine.restored([replace(case, baseline=baseline)], [mediator])
+    require_scores(lm, fact, mediator, restored[mediator.key])
     return Trace(
         model=lm.name,
         prompt=fact.prompt,

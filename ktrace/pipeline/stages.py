@@ -245,6 +245,8 @@ def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case
 
 def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
     """Store the restorations of corrupted facts, by every mediator of the run."""
+    from ktrace.tracing.encode import require_scores
+
     tracer, assignment = session.tracer, session.assignment
     facts, mediators = assignment.facts.facts, assignment.mediators
     by_index = {case.index: case for case in cases}
@@ -267,10 +269,12 @@ def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"
             together = " ".join(mediator.key for mediator in chosen)
             group = [by_index[index] for index in unit]
             for case, restored in tracer.engine.restored(group, chosen):
-                for key, scores in restored.items():
+                fact = facts[case.index]
+                for mediator in chosen:
+                    key = mediator.key
                     if case.index in lacking[key]:
-                        known_id = facts[case.index].known_id
-                        record = RestoredRecord(case.index, known_id, together, scores)
+                        require_scores(session.lm, fact, mediator, restored[key])
+                        record = RestoredRecord(case.index, fact.known_id, together, restored[key])
                         writers[key].add(record.row())
 
         work(f"restoring {', '.join(writers)}", units, writers, compute)

@@ -1,5 +1,6 @@
 """The clean run: prediction, score, and the states of every site."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ class CleanRun:
         predicted_probability: of those tokens together.
         probability: of the answer, all its tokens together; NaN where none is given.
         activations: by site, `(n_layers, n_positions, d_model)`, in the model's dtype, on the CPU.
+            Layers without the site hold NaN.
     """
 
     predicted_ids: tuple[int, ...]
@@ -58,8 +60,17 @@ def clean_run(
         predicted_ids=tuple(greedy[:n_said]),
         predicted_probability=float(said.sum().exp()),
         probability=float("nan") if forced is None else float(forced.sum().exp()),
-        activations={
-            site: torch.stack([kept[site, layer] for layer in range(lm.n_layers)])
-            for site in lm.paths.sites(0)
-        },
+        activations=_by_site(kept, lm.n_layers),
     )
+
+
+def _by_site(
+    kept: Mapping[tuple[str, int], torch.Tensor], n_layers: int
+) -> dict[str, torch.Tensor]:
+    """Of each site that some layer has, `(n_layers, n_positions, d_model)`; NaN in others."""
+    some = {site: states for (site, _), states in kept.items()}
+    nothing = {site: torch.full_like(states, float("nan")) for site, states in some.items()}
+    return {
+        site: torch.stack([kept.get((site, layer), nothing[site]) for layer in range(n_layers)])
+        for site in some
+    }

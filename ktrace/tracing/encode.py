@@ -11,7 +11,8 @@ from ktrace.facts import Fact, Span, token_span
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import EncodedPrompt, answer_token_ids, encode_prompt
 from ktrace.tracing.clean import CleanRun, clean_run
-from ktrace.tracing.engine import Shape
+from ktrace.tracing.engine import Scores, Shape
+from ktrace.tracing.mediators import Mediator
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,17 @@ def require_numbers(lm: LanguageModel, fact: Fact, run: str, scores: npt.ArrayLi
             f"known_id={fact.known_id}: the {run} gives no numbers (NaN) with model.dtype={dtype}: "
             "another model.dtype or, for a corrupted run, a smaller noise keeps it finite"
         )
+
+
+def require_scores(lm: LanguageModel, fact: Fact, mediator: Mediator, scores: Scores) -> None:
+    """Refuse scores of restorations that are NaN, in the layers that have something to restore.
+
+    Raises:
+        KtraceError: see `require_numbers`.
+    """
+    have = lm.paths.layers_with(mediator.site, lm.n_layers)
+    for values in scores.values():
+        require_numbers(lm, fact, f"restoration of {mediator.key}", values[:, have])
 
 
 def require_known(lm: LanguageModel, fact: Fact, ids: Sequence[int]) -> None:

@@ -112,5 +112,6 @@ class Engine(Protocol):
 
         `(n_samples, n_layers, n_positions)` for each metric. Positions before the subject hold the
         corrupted run's scores: the noise does not reach them, so restoring them changes nothing.
+        Layers without the site that a mediator restores hold NaN: there is nothing to restore.
         """
         ...
