@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ktrace.errors import KtraceError
-from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_of, fact_set, renamed
+from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_set
 from ktrace.facts.formats import FORMATS, Records, parse
+from ktrace.facts.record import OPEN, Notes, fact_of, renamed
 from ktrace.files import new_file
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def load_facts(
             `.parquet`.
         url: where a missing file is downloaded from; nothing is written before it is checked.
         sha256: expected digest of the records' canonical JSON (sorted keys, no spaces, UTF-8).
-        columns: for files of another schema, column by field; see `ktrace.facts.fact.renamed`.
+        columns: for files of another schema, column by field; see `ktrace.facts.record.renamed`.
 
     Raises:
         KtraceError: the file is missing, empty or malformed, a record does not fit the schema, a
@@ -88,7 +89,10 @@ def prompt_facts(
         "attribute": attribute,
         "subject_start": subject_start,
     }
-    return fact_set((fact_of(record, "dataset.prompt", open_answer=True),), "dataset.prompt")
+    notes = Notes()
+    fact = fact_of(record, "dataset.prompt", notes)
+    _log(notes, "dataset.prompt", but=OPEN)  # which is the rule for one prompt
+    return fact_set((fact,), "dataset.prompt")
 
 
 def _format(path: Path) -> str:
@@ -118,12 +122,20 @@ def checked_facts(
         _check_digest(records, sha256, source)
     except RecursionError as error:
         raise KtraceError(f"{source}: malformed JSON: it is nested too deeply") from error
+    notes = Notes()
     facts = tuple(
-        fact_of(renamed(record, columns or {}, row, where), where)
+        fact_of(renamed(record, columns or {}, row, where), where, notes)
         for row, (where, record) in enumerate(records)
     )
     _check_unique(facts, [where for where, _ in records])
+    _log(notes, source)
     return facts
+
+
+def _log(notes: Notes, source: str, but: str = "") -> None:
+    for kind, line in notes.lines():
+        if kind != but:
+            log.warning("%s: %s", source, line)
 
 
 def _expanded(path: Path) -> Path:
