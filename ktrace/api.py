@@ -24,7 +24,7 @@ from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES, METRICS
-from ktrace.tracing.encode import clean_fact, decoded, encode_fact
+from ktrace.tracing.encode import clean_fact, decoded, encode_facts
 from ktrace.tracing.engine import Case, Scores
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
@@ -184,6 +184,9 @@ def trace(
     window: int | None = None,
     whole_answer: bool = False,
     subject_start: int | None = None,
+    separator: str = "auto",
+    chat: bool = False,
+    bos: str = "keep",
     engine: str = "suffix",
     noise_facts: str | None = None,
     **noise: Any,
@@ -205,6 +208,10 @@ def trace(
         whole_answer: whether all tokens of the answer are scored (`dataset.answer=full`), not the
             first alone.
         subject_start: first character of the subject, where the prompt holds it more than once.
+        separator: what stands between prompt and answer: `auto`, `space` or `none`.
+        chat: whether the prompt is the user's turn in the tokenizer's chat template.
+        bos: `strip` leaves one of two BOS tokens: that of a prompt which has its own, and the
+            tokenizer's.
         engine: `suffix` or `reference`.
         noise_facts: a file of facts to measure the noise on, in place of the embedded ones.
         **noise: keys `noise.*` of the config: `kind` (`gaussian` by default), `multiple` or `std`,
@@ -224,6 +231,7 @@ def trace(
     asked: dict[str, object] = {"prompt": prompt, "subject": subject, "attribute": answer}
     asked["subject_start"] = subject_start
     asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
+    asked |= {"separator": separator, "chat": chat, "bos": bos}
     asked |= {} if noise_facts is None else {"noise_facts": noise_facts}
     config = composed(
         [
@@ -247,8 +255,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     lm.paths.require(*mediator.sites)
     facts = facts_of(config.dataset)
     fact = facts.facts[0]
-    whole = config.dataset.answer is Answer.full
-    encoded = encode_fact(lm, fact, whole_answer=whole)
+    [encoded] = encode_facts(lm, facts.facts, config.dataset)
     run, left_out = clean_fact(lm, fact, encoded)
     if run is None:
         raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
@@ -259,7 +266,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
             "out to take the prediction"
         )
     noise_facts = noise_facts_of(config.dataset)
-    measured = measured_noise(lm, config.noise, facts, [encoded], noise_facts, whole_answer=whole)
+    measured = measured_noise(lm, config.noise, facts, [encoded], config.dataset, noise_facts)
     for reason in measured.unusable.values():
         raise KtraceError(
             f"noise.kind={config.noise.kind.value} cannot corrupt {fact.subject!r}: {reason}"

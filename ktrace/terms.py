@@ -87,6 +87,27 @@ def noise_key(settings: Mapping[str, object]) -> str:
     return "-".join(parts)
 
 
+def dataset_key(name: str, settings: Mapping[str, object]) -> str:
+    """What a dataset's folder is called: its name, and how prompts and answers are put.
+
+    Other answers or prompts have other candidates, so theirs is a folder apart.
+
+    Args:
+        name: of the dataset.
+        settings: its fingerprint, such as `answer`; settings that are the default may be absent.
+    """
+    parts = [name]
+    if settings.get("answer") == "full":
+        parts.append("full")
+    if "separator" in settings:
+        parts.append(f"separator-{settings['separator']}")
+    if settings.get("chat"):
+        parts.append("chat")
+    if "bos" in settings:
+        parts.append(f"bos-{settings['bos']}")
+    return "-".join(parts)
+
+
 def mediator_title(key: str) -> str:
     """A mediator's key in words, with its window."""
     name, _, window = key.partition(_WINDOW)

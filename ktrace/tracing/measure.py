@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ktrace.config import Foil, NoiseConfig, NoiseKind
+from ktrace.config import DatasetConfig, Foil, NoiseConfig, NoiseKind
 from ktrace.facts import Fact, FactSet, Span
 from ktrace.lm.model import LanguageModel
-from ktrace.lm.tokens import EncodedPrompt, answer_token_ids, subject_token_ids
-from ktrace.tracing.encode import EncodedFact, located, require_known
+from ktrace.lm.tokens import EncodedPrompt, subject_token_ids
+from ktrace.tracing.encode import EncodedFact, Encoder, require_known
 from ktrace.tracing.noise import (
     ConstantNoise,
     Draw,
@@ -248,9 +248,8 @@ def measured_noise(
     config: NoiseConfig,
     facts: FactSet,
     encoded: Sequence[EncodedFact],
+    dataset: DatasetConfig,
     noise_facts: FactSet | None = None,
-    *,
-    whole_answer: bool = False,
 ) -> MeasuredNoise:
     """The noise of a config, measured on every subject of a dataset.
 
@@ -259,8 +258,8 @@ def measured_noise(
         config: the keys `noise.*`.
         facts: the whole dataset, so that `dataset.limit` does not change a fact's numbers.
         encoded: the same.
+        dataset: the keys `dataset.*`, by which it was encoded.
         noise_facts: what the noise is measured on and takes partners from; None for `facts`.
-        whole_answer: whether all tokens of an answer are scored, as in `encoded`.
     """
     subjects = [
         _subject(lm, fact, own.prompt, own.span, own.answer_ids)
@@ -268,11 +267,14 @@ def measured_noise(
     ]
     if noise_facts is None:
         return make_noise(config, lm, subjects)
+    encoder = Encoder(lm, dataset)
     measured_on = []
     for fact in noise_facts.facts:
-        answer = answer_token_ids(lm.tokenizer, fact.prompt, fact.attribute)
-        scored = answer if whole_answer else answer[:1]
-        measured_on.append(_subject(lm, fact, *located(lm, fact), scored))
+        if config.kind is NoiseKind.token_replacement:  # which alone asks for their answers
+            own = encoder.encoded(fact)
+            measured_on.append(_subject(lm, fact, own.prompt, own.span, own.answer_ids))
+        else:
+            measured_on.append(_subject(lm, fact, *encoder.located(fact), ()))
     return make_noise(config, lm, subjects, measured_on)
 
 
