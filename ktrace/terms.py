@@ -9,6 +9,8 @@ class Metric(Enum):
 
     An answer of several tokens is read under teacher forcing: each token is scored given those
     before it; all metrics but the probability, which is their product, are sums over the tokens.
+    Of several right answers the probability is the sum, and `log_probability` its logarithm; the
+    others are of the one that is predicted (docs/datasets.md).
 
     Attributes:
         probability: unitless, in [0, 1].

@@ -249,6 +249,7 @@ class DatasetConfig:
     prompt: str | None = None  # in place of a file
     subject: str | None = None
     attribute: str | None = None  # null: what the model predicts
+    also: list[str] = field(default_factory=list)  # other right answers of that prompt
     subject_start: int | None = None  # character, where the prompt holds the subject twice
     # Facts whose subjects the noise is measured on; null: the dataset's own.
     noise_facts: str | None = None

@@ -21,6 +21,7 @@ class Fact:
             it need not be given.
         ending: line breaks that the prompt ended in: no part of it, they stand between it and its
             answer.
+        also: other right answers.
     """
 
     known_id: int
@@ -31,6 +32,12 @@ class Fact:
     relation_id: str = ""
     subject_start: int = -1
     ending: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every right answer."""
+        return (self.attribute, *self.also) if self.attribute else ()
 
     def __post_init__(self) -> None:
         if self.subject_start < 0:
@@ -70,9 +77,10 @@ def _content(fact: Fact) -> dict[str, object]:
     # Where the subject stands once, its place follows from the rest.
     if len(occurrences(fact.prompt, fact.subject)) == 1:
         del content["subject_start"]
-    # A fact without it is the fact that it was before there was this field.
-    if not fact.ending:
-        del content["ending"]
+    # A fact without these is the fact that it was before there were such fields.
+    for key in ("ending", "also"):
+        if not content[key]:
+            del content[key]
     return content
 
 

@@ -6,7 +6,7 @@ Every complaint names the file and the record, or the config key.
 import http.client
 import logging
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ktrace.errors import KtraceError
@@ -70,6 +70,7 @@ def prompt_facts(
     attribute: str | None = None,
     *,
     subject_start: int | None = None,
+    also: Sequence[str] = (),
 ) -> FactSet:
     """A dataset of one fact, `known_id` 0.
 
@@ -78,6 +79,7 @@ def prompt_facts(
         subject: a part of the prompt.
         attribute: the answer; None for what the model predicts.
         subject_start: which one is meant, where the prompt holds the subject more than once.
+        also: other right answers.
 
     Raises:
         KtraceError: the subject is not in the prompt, or more than once without `subject_start`.
@@ -86,7 +88,7 @@ def prompt_facts(
         "known_id": 0,
         "prompt": prompt,
         "subject": subject,
-        "attribute": attribute,
+        "attribute": [attribute, *also] if also else attribute,
         "subject_start": subject_start,
     }
     notes = Notes()

@@ -2,11 +2,12 @@
 
 The schema is that of known_1000 (Meng et al. 2022): `known_id, prompt, subject, attribute`, and
 optionally `template`, `relation_id` and `subject_start`; other columns (such as the published
-`prediction`) are ignored. A template, with `{}` where the subject belongs, serves in place of a
-prompt.
+`prediction`) are ignored. `attribute` may be a list of right answers. A template, with `{}` where
+the subject belongs, serves in place of a prompt.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ktrace.errors import KtraceError
@@ -92,6 +93,9 @@ def fact_of(record: Mapping[str, object], where: str, notes: Notes) -> Fact:
             more than once and without `subject_start`.
     """
     given = {key: record[key] for key in FIELDS if record.get(key) is not None}
+    also: tuple[str, ...] = ()
+    if isinstance(given.get("attribute"), list):
+        given["attribute"], also = _answers(given["attribute"], where)
     slot = _from_template(given, where) if "prompt" not in given else None
     missing = [key for key in REQUIRED if key not in given]
     if missing not in ([], ["attribute"]):
@@ -106,7 +110,7 @@ def fact_of(record: Mapping[str, object], where: str, notes: Notes) -> Fact:
         notes.add(OPEN, where)
     asked = given.get("subject_start", slot)
     place = _subject_place(texts["prompt"], texts["subject"], asked, where)
-    return _normalised(known_id, texts, place, where, notes)
+    return replace(_normalised(known_id, texts, place, where, notes), also=also)
 
 
 def _from_template(given: dict[str, object], where: str) -> int | None:
@@ -121,12 +125,17 @@ def _from_template(given: dict[str, object], where: str) -> int | None:
     return template.index(_SLOT)
 
 
+def _answers(values: object, where: str) -> tuple[str, tuple[str, ...]]:
+    """The first of several right answers, and the others; each once."""
+    assert isinstance(values, list)
+    texts = [_text("attribute", value, where) for value in values]
+    if not texts or any(trimmed(text) == (0, 0) for text in texts):
+        raise KtraceError(f"{where}: attribute={_shown(values)} holds an empty answer, or none")
+    first, *others = dict.fromkeys(texts)
+    return first, tuple(others)
+
+
 def _text(key: str, value: object, where: str) -> str:
-    if key == "attribute" and isinstance(value, list):
-        raise KtraceError(
-            f"{where}: attribute={_shown(value)} is a list, and one answer of a fact is scored: "
-            "name one, or leave it out for what the model predicts"
-        )
     if not isinstance(value, str):
         raise KtraceError(f"{where}: {key}={_shown(value)} is not text")
     # Half of a surrogate pair and NUL pass through JSON, but neither is text for a tokenizer.
@@ -160,7 +169,11 @@ def _normalised(
         notes.add(RESPELLED, f"{where}: subject={_shown(texts['subject'])}")
     return Fact(
         known_id=known_id,
-        **{**texts, "prompt": prompt, "subject": subject},
+        prompt=prompt,
+        subject=subject,
+        attribute=texts["attribute"],
+        template=texts["template"],
+        relation_id=texts["relation_id"],
         subject_start=place.start - first,
         ending=line_ends(rest),
     )

@@ -16,6 +16,7 @@ from ktrace.facts.text import blanks, is_blank, trimmed
 from ktrace.lm.chat import ChatTemplate
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import PLAIN, EncodedPrompt, Frame, Merged, encode_prompt, n_bos, place_answer
+from ktrace.tracing.answers import branches, distinct
 from ktrace.tracing.clean import CleanRun, clean_run
 from ktrace.tracing.engine import Shape
 
@@ -34,8 +35,9 @@ class EncodedFact:
         prompt: its tokens, up to where the answer is read.
         span: positions of the subject.
         answer_ids: tokens that are scored; none where there is no token to predict.
-        separator: what stands between the prompt and the answer; None where that is what the model
-            predicts.
+        also: the same of other right answers, none of which begins another.
+        separator: what stands between the prompt and the (first) answer; None where that is what
+            the model predicts.
         n_between: how many of the prompt's last tokens stand between the two: they hold no
             character of either, so they are read and not scored.
         problem: why there is no token to predict.
@@ -47,18 +49,29 @@ class EncodedFact:
     separator: str | None = None
     n_between: int = 0
     problem: str = ""
+    also: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def answers(self) -> tuple[tuple[int, ...], ...]:
+        """Tokens of every right answer; none where there is no token to predict."""
+        return (self.answer_ids, *self.also) if self.answer_ids else ()
+
+    @property
+    def n_answer(self) -> int:
+        """Tokens of the longest answer."""
+        return max(map(len, self.answers), default=0)
 
     @property
     def n_read(self) -> int:
         """Tokens that the model reads: an answer's last one is only predicted."""
-        return len(self.prompt.input_ids) + max(0, len(self.answer_ids) - 1)
+        return len(self.prompt.input_ids) + max(0, self.n_answer - 1)
 
     @property
     def shape(self) -> Shape | None:
         """What it must have in common with facts in one batch; None where it is never traced."""
         if not self.answer_ids:
             return None
-        return Shape(len(self.prompt.input_ids), self.span.start, len(self.answer_ids))
+        return Shape(len(self.prompt.input_ids), self.span.start, self.n_answer)
 
 
 class Encoder:
@@ -90,7 +103,7 @@ class Encoder:
         require_known(self._lm, fact, prompt.input_ids)
         found = EncodedFact(prompt, span, ())
         if fact.attribute:
-            return self._with_answer(found, fact)
+            return self._with_answers(found, fact)
         return self._with_prediction(found)
 
     def located(self, fact: Fact) -> tuple[EncodedPrompt, Span]:
@@ -122,10 +135,22 @@ class Encoder:
             return self._chat.separator
         return "" if fact.ending else separator(fact.prompt, answer)
 
-    def _with_answer(self, found: EncodedFact, fact: Fact) -> EncodedFact:
+    def _with_answers(self, found: EncodedFact, fact: Fact) -> EncodedFact:
+        """Of several, all must be read from one place: what is read before them is not scored."""
+        first, *others = (self._with_answer(found, fact, text) for text in fact.answers)
+        for text, other in zip(fact.also, others, strict=True):
+            if other.problem and not first.problem:
+                return replace(first, answer_ids=(), problem=f"of answer {text!r}: {other.problem}")
+            if not first.problem and other.prompt.input_ids != first.prompt.input_ids:
+                problem = f"answers {fact.attribute!r} and {text!r} do not begin at one token"
+                return replace(first, answer_ids=(), problem=problem)
+        own, *also = distinct([first.answer_ids, *(other.answer_ids for other in others)])
+        return first if first.problem else replace(first, answer_ids=own, also=tuple(also))
+
+    def _with_answer(self, found: EncodedFact, fact: Fact, text: str) -> EncodedFact:
         lm = self._lm
-        first, last = trimmed(fact.attribute)
-        answer, frame = fact.attribute[first:last], self._framed(fact)
+        first, last = trimmed(text)
+        answer, frame = text[first:last], self._framed(fact)
         between = self._between(fact, answer)
         placed = place_answer(lm.tokenizer, fact.prompt, between, answer, frame)
         require_known(lm, fact, placed.read + placed.ids)
@@ -221,7 +246,7 @@ def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFac
             logging.WARNING,
             "scored tokens are parts of a character, with which other answers begin, too: "
             "dataset.answer=full scores whole answers",
-            [_PART_OF_CHARACTER in decoded(lm, own.answer_ids) for own in encoded],
+            [any(_PART_OF_CHARACTER in decoded(lm, ids) for ids in own.answers) for own in encoded],
         ),
     )
     for level, kind, met in kinds:
@@ -240,13 +265,26 @@ def clean_fact(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> tuple[Cle
     """
     if _too_long(lm, encoded.n_read):
         return None, f"the prompt is longer than the model's {lm.max_positions} positions"
-    run = clean_run(lm, encoded.prompt.input_ids, encoded.answer_ids)
+    run = _clean_run(lm, encoded)
     require_numbers(lm, fact, "clean run", run.predicted_probability)
     if encoded.problem:
         return run, encoded.problem
-    if encoded.answer_ids != run.predicted_ids:
+    if run.predicted_ids not in encoded.answers:
         return run, "another answer is predicted"
     return run, ""
+
+
+def _clean_run(lm: LanguageModel, encoded: EncodedFact) -> CleanRun:
+    """That of the answer which is predicted, else of the first; the probability is of all."""
+    ids = encoded.prompt.input_ids
+    if not encoded.answers:
+        return clean_run(lm, ids)
+    runs = [
+        clean_run(lm, ids, together[0], tuple(answer[-1] for answer in together))
+        for together in branches(encoded.answers)
+    ]
+    said = [run for run in runs if run.predicted_ids in encoded.answers]
+    return replace((said or runs)[0], probability=sum(run.probability for run in runs))
 
 
 def _too_long(lm: LanguageModel, n_tokens: int) -> bool:

@@ -141,3 +141,16 @@ def test_an_answer_may_be_left_out_of_a_file(tmp_path: Path, name: str) -> None:
         one = {"known_id": 1, "prompt": "Ana is", "subject": "Ana", "attribute": None}
         path.write_text(json.dumps([one, two]))
     assert load_facts(path).facts == (Fact(1, "Ana is", "Ana", ""), Fact(2, "Bo is", "Bo", "x"))
+
+
+def test_several_right_answers(tmp_path: Path) -> None:
+    """Each once; a list of one is that one, in the digest, too."""
+    plain = read(tmp_path, PLAIN)
+    assert read(tmp_path, PLAIN | {"attribute": ["x"]}) == plain
+    several = read(tmp_path, PLAIN | {"attribute": ["x", "y", "x", "z"]})
+    [fact] = several.facts
+    assert fact.answers == ("x", "y", "z")
+    assert plain.facts[0].answers == ("x",)
+    assert several.digest != plain.digest
+    [one] = prompt_facts("Ana is", "Ana", "x", also=["y"]).facts
+    assert one.answers == ("x", "y")
