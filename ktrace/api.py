@@ -27,7 +27,7 @@ from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES, METRICS
 from ktrace.tracing.answers import baselines, restorations
 from ktrace.tracing.encode import clean_fact, decoded, encode_facts
-from ktrace.tracing.engine import Case, Scores
+from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
 from ktrace.tracing.mediators import make_mediator
@@ -118,6 +118,8 @@ class Trace:
         return case_frame(
             model=self.model,
             mediator=self.mediator,
+            prompt=self.prompt,
+            subject=self.subject,
             tokens=self.tokens,
             roles=self.roles,
             clean=self.clean,
@@ -281,7 +283,8 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     answer_ids = run.predicted_ids
     also = tuple(other for other in encoded.answers if other != answer_ids)
     case = Case(0, ids, encoded.span, answer_ids, also=also)
-    engine = make_engine(config.engine, lm, measured.noise)
+    longest = case.shape._replace(n_answer=encoded.n_answer)
+    engine = make_engine(config.engine, lm, measured.noise, Use([mediator], [longest]))
     [(_, baseline)] = baselines(engine, [case])
     # As the stages do: what a restoration does not change keeps the very scores of the baseline.
     [(_, restored)] = restorations(engine, [replace(case, baseline=baseline)], [mediator])

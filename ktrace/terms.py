@@ -45,6 +45,13 @@ ROLES = (
     "last",
 )
 
+# What facts may share that makes them dependent: the units of intervals. The first by default.
+CLUSTERS = ("relation_id", "subject", "attribute")
+
+# Effects and differences below it count as none, in the metric's unit, unless the config says
+# otherwise.
+SMALLEST_EFFECT = 0.01
+
 # By name, in the order of panels and tables: from what is restored as a whole to its parts.
 # ktrace/tracing/mediators.py says what each restores and severs.
 MEDIATOR_TITLES: Mapping[str, str] = {

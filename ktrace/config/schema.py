@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from ktrace.terms import Metric
+from ktrace.terms import CLUSTERS, SMALLEST_EFFECT, Metric
 
 
 class Stage(Enum):
@@ -106,6 +106,13 @@ class Pool(Enum):
 
     facts = "facts"
     positions = "positions"
+
+
+class Interval(Enum):
+    """What intervals say was drawn: facts (or their clusters), or samples of the noise, too."""
+
+    facts = "facts"
+    facts_and_samples = "facts_and_samples"
 
 
 class EngineName(Enum):
@@ -269,6 +276,11 @@ class AnalysisConfig:
 
     partial: bool = False  # whether to take what is there of an unfinished run
     pool: Pool = Pool.facts
+    # What facts share that makes them dependent (ktrace.terms.CLUSTERS); null: nothing.
+    cluster: str | None = CLUSTERS[0]
+    interval: Interval = Interval.facts
+    # Effects and differences below it count as none, in the metric's unit.
+    smallest: float = field(default=SMALLEST_EFFECT, metadata={"least": 0})
     facts: list[int] = field(default_factory=list)  # known_ids that get heatmaps of their own
 
 

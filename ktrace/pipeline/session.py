@@ -16,7 +16,7 @@ from ktrace.pipeline.assignment import Assignment
 from ktrace.pipeline.origin import about_dataset, about_model, about_noise
 from ktrace.pipeline.runlog import RunLog
 from ktrace.tracing.encode import about_answers, encode_facts
-from ktrace.tracing.engine import Case, Engine
+from ktrace.tracing.engine import Case, Engine, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_facts
 from ktrace.tracing.measure import MeasuredNoise, measured_noise
@@ -54,11 +54,13 @@ class Session:
         """Noise, engine and groups: made when first needed, as clean runs need none of them."""
         config = self.assignment.config
         noise = self._measured_noise()
-        engine = make_engine(config.engine, self.lm, noise.noise)
+        shapes = [fact.shape for fact in self.encoded]
+        use = Use(self.assignment.mediators, [shape for shape in shapes if shape is not None])
+        engine = make_engine(config.engine, self.lm, noise.noise, use)
         used = EngineName.reference if isinstance(engine, ReferenceEngine) else EngineName.suffix
         self.log.add(engine={"asked": config.engine.name, "used": used})
         self.log.save()
-        groups = group_facts([fact.shape for fact in self.encoded], engine.cases_together)
+        groups = group_facts(shapes, engine.cases_together)
         return Tracer(noise, engine, groups)
 
     def _measured_noise(self) -> MeasuredNoise:

@@ -86,6 +86,19 @@ class Case:
         return (self.answer_ids[-1], *(ids[-1] for ids in self.also if ids[:-1] == start))
 
 
+@dataclass(frozen=True)
+class Use:
+    """What an engine is made for, and proven for.
+
+    Attributes:
+        mediators: that it will restore.
+        shapes: of the cases that it will meet.
+    """
+
+    mediators: Sequence[Mediator]
+    shapes: Sequence[Shape] = ()
+
+
 class Engine(Protocol):
     """Computes the scores of corrupted runs, with and without restoration.
 

@@ -243,7 +243,8 @@ def make_noise(
     """
     measured_on = subjects if measured_on is None else measured_on
     tokens = [token for subject in measured_on for token in subject.alone]
-    embeddings = np.asarray(embed(lm, tokens).double().cpu().numpy())
+    # Widened on the CPU: not every device has float64.
+    embeddings = np.asarray(embed(lm, tokens).cpu().double().numpy())
     sigma = spread(embeddings)
     made = MAKERS[config.kind](Measurement(lm, config, subjects, measured_on, embeddings, sigma))
     return MeasuredNoise(

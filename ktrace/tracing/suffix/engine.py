@@ -88,13 +88,25 @@ class SuffixEngine:
 
     @torch.inference_mode()
     def restored(
-        self, group: Sequence[Case], mediators: Sequence[Mediator]
+        self,
+        group: Sequence[Case],
+        mediators: Sequence[Mediator],
+        positions: Sequence[int] | None = None,
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
-        """See `Engine.restored`."""
+        """See `Engine.restored`.
+
+        Args:
+            group: cases of one shape.
+            mediators: what is restored.
+            positions: where alone, in ascending order; None for the subject and all after it. Other
+                positions hold the corrupted run's scores.
+        """
         self.lm.paths.require(*sites_of(mediators))
+        if positions is None:
+            positions = range(group[0].span.start, len(group[0].input_ids))
 
         def restore(part: Sequence[Case], budget: int) -> list[tuple[Case, Mapping[str, Scores]]]:
-            return self._restored(part, mediators, budget)
+            return self._restored(part, mediators, positions, budget)
 
         yield from self._within_memory(group, len(mediators) * self.lm.n_layers, restore)
 
@@ -162,7 +174,11 @@ class SuffixEngine:
         ]
 
     def _restored(
-        self, group: Sequence[Case], mediators: Sequence[Mediator], budget: int
+        self,
+        group: Sequence[Case],
+        mediators: Sequence[Mediator],
+        positions: Sequence[int],
+        budget: int,
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
         n_layers = self.lm.n_layers
         # A block's output is the next one's input, which is recorded anyway.
@@ -170,12 +186,10 @@ class SuffixEngine:
         runs = self._runs(group, sites=sorted(sites))
         results = _without_walk(runs, group, mediators)
         cells = [Cell(mediator, layer) for mediator in mediators for layer in range(n_layers)]
-        positions = range(group[0].span.start, len(group[0].input_ids))
         for plan, stretch, scores in self._walked(runs, cells, positions, budget):
             for cell, row in plan.row_of.items():
                 for metric, restored in results[cell.mediator.key].items():
-                    of_cell = restored[:, cell.layer, stretch.start : stretch.stop]
-                    of_cell[:] = scores[metric][:, row].T
+                    restored[:, cell.layer, stretch] = scores[metric][:, row].T
         by_case = {key: _by_case(scores, len(group)) for key, scores in results.items()}
         return [
             (case, {key: scores[number] for key, scores in by_case.items()})
@@ -183,9 +197,9 @@ class SuffixEngine:
         ]
 
     def _walked(
-        self, runs: Runs, cells: Sequence[Cell], positions: range, budget: int
-    ) -> Iterator[tuple[Plan, range, Scores]]:
-        """Walk until every cell that needs it has been restored at every position.
+        self, runs: Runs, cells: Sequence[Cell], positions: Sequence[int], budget: int
+    ) -> Iterator[tuple[Plan, list[int], Scores]]:
+        """Walk until every cell that needs it has been restored at each of some positions.
 
         Yields:
             A plan, the positions that it was walked at, and the scores of its rows there,

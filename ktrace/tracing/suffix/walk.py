@@ -19,7 +19,7 @@ Change = tuple[list[int], torch.Tensor]
 
 
 class Walk:
-    """Runs every restoration of a plan, from each position of the subject on.
+    """Runs every restoration of a plan, from each of some positions on.
 
     Args:
         runs: what is restored and what it is restored to.
@@ -29,7 +29,7 @@ class Walk:
             base rows included; 1 gives each position calls of its own.
     """
 
-    def __init__(self, runs: Runs, plan: Plan, positions: range, pack_tokens: int) -> None:
+    def __init__(self, runs: Runs, plan: Plan, positions: Sequence[int], pack_tokens: int) -> None:
         self.runs = runs
         self.plan = plan
         self.positions = positions
