@@ -168,8 +168,12 @@ def truncate_config(folder: Path) -> None:
         (without("tokenizer.json"), ["tokenizer"]),
         (
             with_config(architectures=["RwkvForCausalLM"], model_type="rwkv"),
+            ["RwkvForCausalLM cannot be traced: its blocks hand on a state beside what they give"],
+        ),
+        (
+            with_config(architectures=["ViTModel"], model_type="vit"),
             [
-                "architecture RwkvForCausalLM is not known",
+                "architecture ViTModel is not known",
                 "GPT2LMHeadModel",
                 "LlamaForCausalLM",
                 "[LAYER_NUM]",
@@ -184,6 +188,7 @@ def truncate_config(folder: Path) -> None:
         "no-config",
         "cut-config",
         "no-tokenizer",
+        "refused-architecture",
         "unknown-architecture",
         "unknown-type",
         "fewer-weights",
