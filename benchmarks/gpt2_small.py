@@ -31,7 +31,7 @@ from ktrace.config import EngineConfig
 from ktrace.facts import Span
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.tracing.engine import Case, Scores
+from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import Mediator, make_mediator
@@ -153,7 +153,7 @@ def _measure(
             lines = str(error).splitlines() or ["without a word"]
             measured.missing[name] = f"{type(error).__name__}: {lines[0]}"
             runners.pop(name, None)
-    engine = make_engine(EngineConfig(), lm, noise)
+    engine = make_engine(EngineConfig(), lm, noise, Use([HIDDEN], [c.shape for c in cases]))
     list(engine.restored([cases[0]], [HIDDEN]))
     group_of = {
         case.index: group for group in group_cases(cases, engine.cases_together) for case in group
@@ -211,10 +211,12 @@ def _windows(
     lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise, options: argparse.Namespace
 ) -> list[tuple[str, float, float]]:
     """For each mediator: median seconds a fact, and share of the ceiling measured beside each."""
-    engine, rows = make_engine(EngineConfig(), lm, noise), []
+    mediators = (HIDDEN, make_mediator("mlp", 10), make_mediator("attn", 10))
+    use = Use(mediators, [case.shape for case in cases])
+    engine, rows = make_engine(EngineConfig(), lm, noise, use), []
     config = lm.model.config
     shape = gpt2_shape(lm.n_layers, lm.d_embedding, config.vocab_size)
-    for mediator in (HIDDEN, make_mediator("mlp", 10), make_mediator("attn", 10)):
+    for mediator in mediators:
         seconds, shares = [], []
         for case in cases:
             peak = ceiling(CPU, torch.float32, _product(options))
@@ -230,7 +232,8 @@ def _windows(
 def _one_sample(lm: LanguageModel, cases: Sequence[Case]) -> tuple[float, float]:
     """With one noise sample: median seconds a fact, and how often as long the reference takes."""
     noise = RandomNoise(3 * 0.02, 1)
-    engines = [make_engine(EngineConfig(), lm, noise), ReferenceEngine(lm, noise)]
+    use = Use([HIDDEN], [case.shape for case in cases])
+    engines = [make_engine(EngineConfig(), lm, noise, use), ReferenceEngine(lm, noise)]
     seconds: list[list[float]] = []
     for case in cases:
         pair = []
@@ -260,8 +263,9 @@ def _growth(options: argparse.Namespace) -> list[tuple[str, list[tuple[int, floa
     def prepared(n_layers: int, length: int, samples: int, n_facts: int) -> Callable[[], float]:
         torch.manual_seed(0)
         config = GPT2Config(n_layer=n_layers, n_embd=width, n_head=4, vocab_size=vocabulary)
-        engine = make_engine(EngineConfig(), _as_loaded(config), RandomNoise(0.06, samples))
         cases = [_made_up(number, length, vocabulary) for number in range(n_facts)]
+        use = Use([HIDDEN], [case.shape for case in cases])
+        engine = make_engine(EngineConfig(), _as_loaded(config), RandomNoise(0.06, samples), use)
         groups = group_cases(cases, engine.cases_together)
 
         def seconds() -> float:

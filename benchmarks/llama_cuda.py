@@ -23,7 +23,7 @@ from ktrace.facts import Span
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
-from ktrace.tracing.engine import Case
+from ktrace.tracing.engine import Case, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import make_mediator
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     noise = RandomNoise(0.06, options.samples)
     mediators = [make_mediator(name, 10) for name in MEDIATOR_NAMES]
     cases = _cases(SHAPES[options.shape]["vocab_size"])
-    engine = make_engine(EngineConfig(), lm, noise)
+    engine = make_engine(EngineConfig(), lm, noise, Use(mediators, [c.shape for c in cases]))
     groups = group_cases(cases, engine.cases_together)
     list(engine.restored(groups[0], mediators))  # warm up
     if device.type == "cuda":

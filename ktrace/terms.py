@@ -9,6 +9,8 @@ class Metric(Enum):
 
     An answer of several tokens is read under teacher forcing: each token is scored given those
     before it; all metrics but the probability, which is their product, are sums over the tokens.
+    Of several right answers the probability is the sum, and `log_probability` its logarithm; the
+    others are of the one that is predicted (docs/datasets.md).
 
     Attributes:
         probability: unitless, in [0, 1].
@@ -115,6 +117,27 @@ def noise_key(settings: Mapping[str, object]) -> str:
 def mediator_name(key: str) -> str:
     """A mediator's name without its window."""
     return key.partition(_WINDOW)[0]
+
+
+def dataset_key(name: str, settings: Mapping[str, object]) -> str:
+    """What a dataset's folder is called: its name, and how prompts and answers are put.
+
+    Other answers or prompts have other candidates, so theirs is a folder apart.
+
+    Args:
+        name: of the dataset.
+        settings: its fingerprint, such as `answer`; settings that are the default may be absent.
+    """
+    parts = [name]
+    if settings.get("answer") == "full":
+        parts.append("full")
+    if "separator" in settings:
+        parts.append(f"separator-{settings['separator']}")
+    if settings.get("chat"):
+        parts.append("chat")
+    if "bos" in settings:
+        parts.append(f"bos-{settings['bos']}")
+    return "-".join(parts)
 
 
 def mediator_title(key: str) -> str:

@@ -115,6 +115,11 @@ def _check_dataset(dataset: DatasetConfig) -> None:
             raise KtraceError(
                 f"dataset.{key}={value!r} is for dataset=hub, and there is no dataset.hub"
             )
+    if dataset.also and (dataset.prompt is None or dataset.attribute is None):
+        raise KtraceError(
+            f"dataset.also={dataset.also} is for dataset=prompt with a dataset.attribute; in a "
+            "file, attribute may be a list"
+        )
     if dataset.prompt is None:
         if dataset.path is None:
             raise KtraceError("dataset.path is not set: give dataset.path=... or dataset=prompt")

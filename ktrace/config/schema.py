@@ -201,6 +201,21 @@ class Answer(Enum):
     full = "full"  # all of its tokens, each given those before it
 
 
+class Separator(Enum):
+    """What is put between a prompt and its answer; `auto` puts what the joined text needs."""
+
+    auto = "auto"
+    space = "space"
+    none = "none"
+
+
+class Bos(Enum):
+    """Whether a prompt that has a BOS token of its own gets the tokenizer's as well."""
+
+    keep = "keep"
+    strip = "strip"
+
+
 @dataclass
 class ColumnsConfig:
     """Where a file of another schema keeps the fields of a fact; `a.b` is b inside a."""
@@ -230,6 +245,9 @@ class DatasetConfig:
     url: str | None = None  # where a missing file is downloaded from
     sha256: str | None = None  # of the canonical JSON, checked after reading
     answer: Answer = Answer.first_token
+    separator: Separator = Separator.auto
+    chat: bool = False  # whether prompts are the user's turn in the tokenizer's chat template
+    bos: Bos = Bos.keep
     hub: str | None = None  # dataset repository; `path` are data files in it, if anything
     subset: str | None = None  # which of its configurations
     split: str | None = None  # of it
@@ -238,6 +256,7 @@ class DatasetConfig:
     prompt: str | None = None  # in place of a file
     subject: str | None = None
     attribute: str | None = None  # null: what the model predicts
+    also: list[str] = field(default_factory=list)  # other right answers of that prompt
     subject_start: int | None = None  # character, where the prompt holds the subject twice
     # Facts whose subjects the noise is measured on; null: the dataset's own.
     noise_facts: str | None = None

@@ -159,8 +159,9 @@ FAMILIES: Mapping[str, ModulePaths] = {
     "HunYuanMoEV1ForCausalLM": _LLAMA,
     # A constant `residual_multiplier`, as in Granite.
     "HyperCLOVAXForCausalLM": _at_llama("post_norm1", "post_norm2", "mlp"),
-    # What attention and MLP give passes a short convolution over the positions before it is added.
-    "InklingForCausalLM": _at_llama("attn_sconv", "mlp_sconv", "mlp"),
+    # What attention and MLP give passes a short convolution over the positions before it is added:
+    # there is no MLP that hangs on its position alone.
+    "InklingForCausalLM": _at_llama("attn_sconv"),
     "Jais2ForCausalLM": _LLAMA,
     "JambaForCausalLM": _HYBRID_FEED_FORWARD,
     "JetMoeForCausalLM": _at_llama("self_attention", "mlp"),

@@ -11,7 +11,12 @@ from ktrace.lm.hooks import Args, removing, replaced_forward
 
 
 def logits_from(
-    model: PreTrainedModel, blocks: Sequence[nn.Module], states: torch.Tensor, *, in_tuples: bool
+    model: PreTrainedModel,
+    blocks: Sequence[nn.Module],
+    states: torch.Tensor,
+    *,
+    in_tuples: int,
+    device: torch.device,
 ) -> torch.Tensor:
     """What the model makes of last-layer states.
 
@@ -22,17 +27,20 @@ def logits_from(
         model: the model.
         blocks: all of its blocks.
         states: outputs of the last block, `(rows, d_model)`.
-        in_tuples: whether blocks wrap their states in a tuple.
+        in_tuples: how many things a block returns in a tuple, of which the states are the first;
+            0 where it returns the states themselves.
+        device: where token ids must be (`ktrace/lm/placement.py`).
 
     Returns:
         `(rows, vocabulary)`.
     """
-    returned = (states[:, None], None) if in_tuples else states[:, None]
+    alone = states[:, None]
+    returned = (alone, *[None] * (in_tuples - 1)) if in_tuples else alone
     with ExitStack() as stack:
         for block in blocks:
             stack.enter_context(replaced_forward(block, lambda *args, **kwargs: returned))
         output = model(
-            input_ids=torch.zeros(len(states), 1, dtype=torch.long, device=model.device),
+            input_ids=torch.zeros(len(states), 1, dtype=torch.long, device=device),
             use_cache=False,
         )
     logits: torch.Tensor = output.logits[:, -1]
@@ -40,12 +48,12 @@ def logits_from(
 
 
 @contextmanager
-def noting_tuples(block: nn.Module) -> Iterator[list[bool]]:
-    """Note of each call whether a block wraps its states in a tuple: `in_tuples` above."""
-    noted: list[bool] = []
+def noting_tuples(block: nn.Module) -> Iterator[list[int]]:
+    """Note of each call how many things a block returns in a tuple: `in_tuples` above."""
+    noted: list[int] = []
 
     def note(block: nn.Module, args: Args, output: object) -> None:
-        noted.append(isinstance(output, tuple))
+        noted.append(len(output) if isinstance(output, tuple) else 0)
 
     with removing(block.register_forward_hook(note)):
         yield noted

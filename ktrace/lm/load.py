@@ -16,9 +16,9 @@ from transformers.utils import logging as transformers_logging
 from ktrace.config import ModelConfig
 from ktrace.errors import KtraceError
 from ktrace.lm.architecture import Architecture, known_paths
-from ktrace.lm.hooks import hooked, keep
 from ktrace.lm.model import Config, LanguageModel
 from ktrace.lm.paths import LAYER, ModulePaths
+from ktrace.lm.premises import require_premises
 from ktrace.lm.probe import prove
 from ktrace.lm.quantization import (
     is_placed_when_loaded,
@@ -192,7 +192,7 @@ def language_model(
         model.set_experts_implementation("eager")
     multiply_int8_exactly(model)
     d_embedding = prove(model, paths, n_layers)
-    _require_causal(model, paths, n_layers)
+    require_premises(model, paths, n_layers)
     return LanguageModel(model, tokenizer, paths, n_layers, d_embedding)
 
 
@@ -205,27 +205,6 @@ def _n_layers(model: PreTrainedModel, paths: ModulePaths) -> int:
     if number == LAYER and isinstance(there, nn.ModuleList):
         return min(named, len(there))  # LongCat-Flash counts two layers a block
     return named
-
-
-@torch.inference_mode()
-def _require_causal(model: PreTrainedModel, paths: ModulePaths, n_layers: int) -> None:
-    """Two prompts that differ in their last token are alike before it.
-
-    Raises:
-        KtraceError: they are not, so that positions before the subject would have effects.
-    """
-    kept: dict[str, torch.Tensor] = {}
-    last_block = paths.sites(n_layers - 1)["hidden"]
-    prompts = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device)
-    with hooked(model, {last_block: keep(kept, last_block)}):
-        model(input_ids=prompts, use_cache=False)
-    earlier = kept[last_block][:, :-1].float()
-    rounding = 64 * torch.finfo(model.dtype).eps * earlier.abs().max()
-    if not (earlier[0] - earlier[1]).abs().max() <= rounding:
-        raise KtraceError(
-            f"{type(model).__name__} reads later tokens, too: ktrace traces models that read a "
-            "prompt from left to right (an encoder does so with is_decoder=true in its config.json)"
-        )
 
 
 def _check_map(

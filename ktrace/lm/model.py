@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ktrace.lm.families import ModulePaths
+from ktrace.lm.placement import devices_of, input_device
 from ktrace.lm.tokens import Tokenizer
 
 Config = Any  # of transformers: its attributes differ from family to family
@@ -41,7 +42,12 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids must be."""
-        return self.embedding_weight.device
+        return input_device(self.model, self.paths.embedding)
+
+    @property
+    def accelerators(self) -> set[torch.device]:
+        """Devices beside the CPU on which the model computes: several where it is spread."""
+        return {device for device in devices_of(self.model) if device.type != "cpu"}
 
     @property
     def embedding_weight(self) -> torch.Tensor:

@@ -14,6 +14,7 @@ from ktrace.errors import KtraceError
 from ktrace.lm.families import LAYER, ModulePaths
 from ktrace.lm.head import logits_from, noting_tuples
 from ktrace.lm.hooks import Edit, hooked, keep, module_at
+from ktrace.lm.placement import input_device
 
 N_POSITIONS = 4
 
@@ -42,18 +43,21 @@ def prove(model: PreTrainedModel, paths: ModulePaths, n_layers: int) -> int:
     blocks = [module_at(model, paths.sites(layer)["hidden"]) for layer in range(n_layers)]
     n_rows = 1 + len(sites)
     watched = _Watch(n_rows)
-    plain = _logits(model, n_rows, {})
+    device = input_device(model, paths.embedding)
+    # Small ids only: they exist in every vocabulary.
+    rows = torch.arange(1, N_POSITIONS + 1, device=device).expand(n_rows, -1)
+    plain = _logits(model, rows, {})
     with noting_tuples(blocks[-1]) as in_tuples:
-        same = _logits(model, n_rows, {path: watched.identity(path) for path in sites})
+        same = _logits(model, rows, {path: watched.identity(path) for path in sites})
     watched.require_states(sites)
     watched.require_width_of_blocks(sites[1:], paths.sites(0)["hidden"])
     logits = _Logits(plain, same, torch.finfo(model.dtype).eps)
     logits.require_same()
     edits = {path: _edit_row(row, watched.scale) for row, path in enumerate(sites, start=1)}
-    logits.require_moved(_logits(model, n_rows, edits), sites)
+    logits.require_moved(_logits(model, rows, edits), sites)
     last_block = paths.sites(n_layers - 1)["hidden"]
     states = watched.last[last_block][:1]
-    rebuilt = logits_from(model, blocks, states, in_tuples=in_tuples[-1])
+    rebuilt = logits_from(model, blocks, states, in_tuples=in_tuples[-1], device=device)
     logits.require_rebuilt(rebuilt.float(), last_block)
     return watched.width(paths.embedding)
 
@@ -82,12 +86,10 @@ def _require_mlp_inputs(model: nn.Module, paths: ModulePaths, n_layers: int) -> 
             module_at(model, paths.at(paths.mlp_input, layer))
 
 
-def _logits(model: PreTrainedModel, n_rows: int, edits: Mapping[str, Edit]) -> torch.Tensor:
+def _logits(model: PreTrainedModel, rows: torch.Tensor, edits: Mapping[str, Edit]) -> torch.Tensor:
     """At the last position, `(n_rows, vocabulary)`."""
-    # Small ids only: they exist in every vocabulary.
-    row = torch.arange(1, N_POSITIONS + 1, device=model.device)
     with hooked(model, edits):
-        output = model(input_ids=row.expand(n_rows, -1), use_cache=False)
+        output = model(input_ids=rows, use_cache=False)
     last: torch.Tensor = output.logits[:, -1].float()
     return last
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ktrace.config import Answer, EngineName, ModelConfig
+from ktrace.config import EngineName, ModelConfig
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import ModelSource
 from ktrace.pipeline.assignment import Assignment
 from ktrace.pipeline.origin import about_dataset, about_model, about_noise
 from ktrace.pipeline.runlog import RunLog
-from ktrace.tracing.encode import encode_fact
-from ktrace.tracing.engine import Case, Engine
+from ktrace.tracing.encode import about_answers, encode_facts
+from ktrace.tracing.engine import Case, Engine, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_facts
 from ktrace.tracing.measure import MeasuredNoise, measured_noise
@@ -46,21 +46,21 @@ class Session:
             fingerprint=assignment.prints.corrupted,
         )
         run_log.save()
-        self.encoded = [
-            encode_fact(self.lm, fact, whole_answer=self._whole_answer)
-            for fact in assignment.facts.facts
-        ]
+        self.encoded = encode_facts(self.lm, assignment.facts.facts, config.dataset)
+        run_log.add(answers=about_answers(self.encoded))
 
     @cached_property
     def tracer(self) -> "Tracer":
         """Noise, engine and groups: made when first needed, as clean runs need none of them."""
         config = self.assignment.config
         noise = self._measured_noise()
-        engine = make_engine(config.engine, self.lm, noise.noise)
+        shapes = [fact.shape for fact in self.encoded]
+        use = Use(self.assignment.mediators, [shape for shape in shapes if shape is not None])
+        engine = make_engine(config.engine, self.lm, noise.noise, use)
         used = EngineName.reference if isinstance(engine, ReferenceEngine) else EngineName.suffix
         self.log.add(engine={"asked": config.engine.name, "used": used})
         self.log.save()
-        groups = group_facts([fact.shape for fact in self.encoded], engine.cases_together)
+        groups = group_facts(shapes, engine.cases_together)
         return Tracer(noise, engine, groups)
 
     def _measured_noise(self) -> MeasuredNoise:
@@ -70,8 +70,8 @@ class Session:
             assignment.config.noise,
             assignment.facts,
             self.encoded,
+            dataset,
             assignment.noise_facts,
-            whole_answer=self._whole_answer,
         )
         measured_on = {
             "dataset": Path(dataset.noise_facts).stem if dataset.noise_facts else dataset.name,
@@ -80,10 +80,6 @@ class Session:
         }
         self.log.add(noise=about_noise(measured.sigma, measured.level, measured_on))
         return measured
-
-    @property
-    def _whole_answer(self) -> bool:
-        return self.assignment.config.dataset.answer is Answer.full
 
 
 @dataclass(frozen=True)

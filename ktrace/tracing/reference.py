@@ -13,10 +13,16 @@ import torch
 
 from ktrace.lm.hooks import Edit, hooked, keep
 from ktrace.lm.model import LanguageModel
+from ktrace.terms import METRICS
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.mediators import Mediator, sites_of
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import Targets, make_targets, score
+
+# A mediator at a layer and a position.
+Restoration = tuple[Mediator, int, int]
+# Rows, a position, and the state of each row there; None for the clean row's.
+Change = tuple[slice, int, torch.Tensor | None]
 
 _CLEAN, _NOISED = 0, 1  # the first row is the clean run; the noised rows follow it
 
@@ -63,71 +69,91 @@ class ReferenceEngine:
     def _restored(self, case: Case, mediator: Mediator) -> Scores:
         n_layers, n_positions = self.lm.n_layers, len(case.input_ids)
         shape = (self.noise.samples, n_layers, n_positions)
+        have = self.lm.paths.layers_with(mediator.site, n_layers)
         # Before the subject nothing changes.
-        scores = {
-            metric: np.broadcast_to(values[:, None, None], shape).astype(np.float64)
-            for metric, values in self._baseline(case).corrupted.items()
-        }
-        places = product(range(n_layers), range(case.span.start, n_positions))
-        for (layer, position), cell in self.cells(case, mediator, places):
+        scores = {metric: np.full(shape, np.nan) for metric in METRICS}
+        for metric, values in self._baseline(case).corrupted.items():
+            scores[metric][:, have] = values[:, None, None]
+        places = product(have, range(case.span.start, n_positions))
+        cells = ((mediator, *place) for place in places)
+        for (_, layer, position), cell in self.cells(case, cells):
             for metric, values in cell.items():
                 scores[metric][:, layer, position] = values
         return scores
 
     def cells(
-        self, case: Case, mediator: Mediator, places: Iterable[tuple[int, int]]
-    ) -> Iterator[tuple[tuple[int, int], Scores]]:
-        """Restore at some places, (layer, position), one at a time.
+        self, case: Case, cells: Iterable[Restoration], together: int = 1
+    ) -> Iterator[tuple[Restoration, Scores]]:
+        """Restore some cells.
+
+        Args:
+            case: the fact.
+            cells: mediator, layer and position of each.
+            together: so many share a pass, each with rows of its own.
 
         Yields:
-            The place, and its scores, `(S,)` for each metric.
+            The cell, and its scores, `(S,)` for each metric.
         """
-        targets = self._targets(case, self._logits(case, {}))
-        held = self._corrupted_outputs(case, mediator.severs) if mediator.severs else {}
-        for layer, position in places:
-            edits = self._edits(mediator, layer, position, held)
-            yield (layer, position), self._score(self._logits(case, edits)[_NOISED:], targets)
+        todo = list(cells)
+        severed = {cell[0].severs for cell in todo} - {None}
+        held: dict[str, torch.Tensor] = {}
+        logits = self._logits(case, self._keeping(held, severed))
+        targets = self._targets(case, logits)
+        for first in range(0, len(todo), together):
+            some = todo[first : first + together]
+            logits = self._logits(case, self._edits(some, held), len(some))
+            for number, cell in enumerate(some):
+                yield cell, self._score(logits[self._rows(number)], targets)
 
     def cell(self, case: Case, mediator: Mediator, layer: int, position: int) -> Scores:
         """Scores of one restoration, `(S,)` for each metric."""
-        [(_, scores)] = self.cells(case, mediator, [(layer, position)])
+        [(_, scores)] = self.cells(case, [(mediator, layer, position)])
         return scores
 
+    def _rows(self, number: int) -> slice:
+        """The noised rows of the cell with this number among those of a pass."""
+        first = _NOISED + number * self.noise.samples
+        return slice(first, first + self.noise.samples)
+
     def _edits(
-        self, mediator: Mediator, layer: int, position: int, held: Mapping[str, torch.Tensor]
+        self, cells: Sequence[Restoration], held: Mapping[str, torch.Tensor]
     ) -> dict[str, Edit]:
         paths, n_layers = self.lm.paths, self.lm.n_layers
-        edits: dict[str, Edit] = {
-            paths.sites(restored)[mediator.site]: _restore(position)
-            for restored in mediator.restored_layers(layer, n_layers)
-        }
-        for severed in mediator.severed_layers(layer, n_layers):
-            path = paths.sites(severed)[str(mediator.severs)]
-            edits[path] = _hold(position, held[path])
-        return edits
+        changes: dict[str, list[Change]] = {}
+        for number, (mediator, layer, position) in enumerate(cells):
+            rows = self._rows(number)
+            for restored in mediator.restored_layers(layer, n_layers):
+                if path := paths.sites(restored).get(mediator.site):
+                    changes.setdefault(path, []).append((rows, position, None))
+            for severed in mediator.severed_layers(layer, n_layers):
+                if path := paths.sites(severed).get(str(mediator.severs)):
+                    corrupted = held[path][_NOISED:, position]
+                    changes.setdefault(path, []).append((rows, position, corrupted))
+        return {path: _changed(of_path) for path, of_path in changes.items()}
 
-    def _corrupted_outputs(self, case: Case, site: str) -> dict[str, torch.Tensor]:
-        """The site's output in the corrupted run, by path: `(1 + S, n_positions, d_model)`."""
-        kept: dict[str, torch.Tensor] = {}
-        paths = [self.lm.paths.sites(layer)[site] for layer in range(self.lm.n_layers)]
-        self._logits(case, {path: keep(kept, path) for path in paths})
-        return kept
+    def _keeping(
+        self, kept: dict[str, torch.Tensor], sites: Iterable[str | None]
+    ) -> dict[str, Edit]:
+        """Edits that keep every output of some sites, `(1 + S, n_positions, d_model)`, by path."""
+        layers = (self.lm.paths.sites(layer) for layer in range(self.lm.n_layers))
+        paths = [of_layer[str(site)] for of_layer in layers for site in sites if site in of_layer]
+        return {path: keep(kept, path) for path in paths}
 
     @torch.inference_mode()
-    def _logits(self, case: Case, edits: Mapping[str, Edit]) -> torch.Tensor:
-        """Logits of the clean row and the noised rows, `(1 + S, n_answer, vocabulary)`."""
+    def _logits(self, case: Case, edits: Mapping[str, Edit], n_cells: int = 1) -> torch.Tensor:
+        """Of the clean row and the noised rows, `(1 + n_cells x S, n_answer, vocabulary)`."""
         row = torch.tensor(case.forced_ids, device=self.lm.device)
         start, stop = case.span
 
         def add_noise(embeddings: torch.Tensor) -> torch.Tensor:
             noised = embeddings.clone()
             subject = embeddings[_CLEAN, start:stop]
-            noised[_NOISED:, start:stop] = self.noise.corrupt(case, subject)
+            noised[_NOISED:, start:stop] = self.noise.corrupt(case, subject).repeat(n_cells, 1, 1)
             return noised
 
         with hooked(self.lm.model, {self.lm.paths.embedding: add_noise, **edits}):
             output = self.lm.model(
-                input_ids=row.expand(1 + self.noise.samples, -1), use_cache=False
+                input_ids=row.expand(1 + n_cells * self.noise.samples, -1), use_cache=False
             )
         logits: torch.Tensor = output.logits[:, -len(case.answer_ids) :]
         return logits
@@ -137,22 +163,15 @@ class ReferenceEngine:
 
     def _score(self, logits: torch.Tensor, targets: Targets) -> Scores:
         scores = score(logits[None, None], targets)
-        return {metric: values[0, 0].double().cpu().numpy() for metric, values in scores.items()}
+        # Widened on the CPU: not every device has float64.
+        return {metric: values[0, 0].cpu().double().numpy() for metric, values in scores.items()}
 
 
-def _restore(position: int) -> Edit:
+def _changed(changes: Sequence[Change]) -> Edit:
     def edit(output: torch.Tensor) -> torch.Tensor:
-        restored = output.clone()
-        restored[_NOISED:, position] = output[_CLEAN, position]
-        return restored
-
-    return edit
-
-
-def _hold(position: int, corrupted: torch.Tensor) -> Edit:
-    def edit(output: torch.Tensor) -> torch.Tensor:
-        held = output.clone()
-        held[_NOISED:, position] = corrupted[_NOISED:, position]
-        return held
+        changed = output.clone()
+        for rows, position, state in changes:
+            changed[rows, position] = output[_CLEAN, position] if state is None else state
+        return changed
 
     return edit

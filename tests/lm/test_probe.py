@@ -198,8 +198,9 @@ def test_logits_are_rebuilt_from_the_last_hidden_state(model: Any, bias: bool) -
         with hooked(lm.model, {lm.paths.sites(N_LAYERS - 1)["hidden"]: kept.append}):
             expected = lm.model(input_ids=ids).logits[:, -1]
         blocks = list(model.model.layers)
-        found = logits_from(lm.model, blocks, kept[0][:, -1], in_tuples=False)
-        other = logits_from(lm.model, blocks, kept[0][:, 0], in_tuples=False)
+        how: Any = {"in_tuples": 0, "device": lm.device}
+        found = logits_from(lm.model, blocks, kept[0][:, -1], **how)
+        other = logits_from(lm.model, blocks, kept[0][:, 0], **how)
     torch.testing.assert_close(found, expected)
     assert (other - expected).abs().max() > 0.1
     assert not any("forward" in m.__dict__ for m in model.modules())

@@ -15,6 +15,7 @@ from ktrace.pipeline import run as pipeline
 from ktrace.store import RESTORED, RunFolders, Store
 from ktrace.store.layout import UNRECORDED, provenance_of
 from ktrace.tracing import engines
+from ktrace.tracing.suffix.proof import Verdict
 from tests.support.command import Ktrace, refused
 from tests.support.configs import Compose
 
@@ -113,11 +114,11 @@ def test_the_engine_that_ran_is_told_and_proven_once(
 ) -> None:
     asked = []
 
-    def disproof(lm: Any, *args: Any) -> str:
+    def judge(lm: Any, *args: Any) -> Verdict:
         asked.append(lm)
-        return "it was made up"
+        return Verdict("it was made up")
 
-    monkeypatch.setattr(engines, "disproof", disproof)
+    monkeypatch.setattr(engines, "judge", judge)
     folder = pipeline.run(config("stage=restore")).folder
     assert read(folder / "run.yaml")["engine"] == {"asked": "suffix", "used": "reference"}
     assert len(asked) == 1, "corrupted runs and restorations share an engine"

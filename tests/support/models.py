@@ -1,14 +1,19 @@
 """Small random models whose effects are large enough to tell right from wrong."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from ktrace.config import ModelConfig
 from ktrace.facts import Span
+from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
+from ktrace.lm.source import find_model
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
+from tests.support.configs import configured
 
 VOCABULARY = 96
 
@@ -46,6 +51,12 @@ def micro_llama(n_layers: int = 4, seed: int = 0, vocabulary: int = VOCABULARY) 
     )
     torch.manual_seed(seed)
     return sharpened(AutoModelForCausalLM.from_config(config), seed)
+
+
+def loaded(folder: Path, **keys: Any) -> LanguageModel:
+    """A model from a folder, with some keys `model.*`."""
+    config = configured(ModelConfig, name="loaded", path=str(folder), modules=None, **keys)
+    return load_language_model(find_model(str(folder)), config)
 
 
 def known_case(

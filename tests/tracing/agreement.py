@@ -12,7 +12,7 @@ import torch
 from ktrace.config import EngineConfig
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.tracing.engine import Case, Engine
+from ktrace.tracing.engine import Case, Engine, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import Mediator
@@ -43,7 +43,7 @@ Found = dict[tuple[int, str], np.ndarray]
 
 def made(lm: LanguageModel, noise: Noise = NOISE) -> Engine:
     """What `engine=suffix` gives, as if the model were a wide one."""
-    return make_engine(EngineConfig(), lm, noise, AS_WIDE)
+    return make_engine(EngineConfig(), lm, noise, Use(mediators_of(lm)), AS_WIDE)
 
 
 def scores(

@@ -1,27 +1,23 @@
 """The embedded model as large ones are loaded: spread by accelerate, or with rounded weights."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ktrace.config import EngineConfig, ModelConfig
+from ktrace.config import EngineConfig
 from ktrace.errors import KtraceError
-from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES
-from ktrace.tracing.engine import Case, Engine, Scores
+from ktrace.tracing.engine import Case, Engine, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
-from tests.support.configs import configured
-from tests.support.models import known_case
+from tests.support.models import known_case, loaded
 from tests.support.places import ROOT
 
 TINY = ROOT / "data" / "tiny"  # wide enough for blocks of rounded weights
@@ -32,11 +28,6 @@ HALF_ON_DISK = {
     **{f"model.layers.{layer}": ("disk", "cpu")[layer % 2] for layer in range(6)},
     "lm_head": "cpu",
 }
-
-
-def loaded(folder: Path, **keys: Any) -> LanguageModel:
-    config = configured(ModelConfig, name="tiny", path=str(folder), modules=None, **keys)
-    return load_language_model(find_model(str(folder)), config)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +68,7 @@ def test_layers_on_disk_give_the_numbers_of_the_whole_model(case: Case) -> None:
     assert max(np.ptp(scores["probability"]) for scores in expected.values()) >= 0.1
     lm = loaded(TINY, dtype="float64", device_map=HALF_ON_DISK)
     assert {p.device.type for p in lm.model.model.layers[2].parameters()} == {"meta"}
-    engine = make_engine(EngineConfig(), lm, NOISE)
+    engine = make_engine(EngineConfig(), lm, NOISE, Use(MEDIATORS))
     assert isinstance(engine, SuffixEngine)
     assert difference(restored(engine, case), expected) <= 1e-12
     two = restored(ReferenceEngine(lm, NOISE), case, MEDIATORS[2:4])
@@ -87,7 +78,7 @@ def test_layers_on_disk_give_the_numbers_of_the_whole_model(case: Case) -> None:
 @pytest.mark.parametrize("bits", ["int4", "int8"])
 def test_both_engines_take_rounded_weights(full: dict[str, Scores], case: Case, bits: str) -> None:
     lm = loaded(TINY, quantization=bits)
-    engine = make_engine(EngineConfig(), lm, NOISE)
+    engine = make_engine(EngineConfig(), lm, NOISE, Use(MEDIATORS))
     assert isinstance(engine, SuffixEngine)
     expected = restored(ReferenceEngine(lm, NOISE), case)
     assert difference(restored(engine, case), expected) <= 1e-5

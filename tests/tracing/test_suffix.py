@@ -20,7 +20,7 @@ from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES, METRICS
-from ktrace.tracing.engine import Case
+from ktrace.tracing.engine import Case, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import make_mediator
@@ -117,16 +117,18 @@ def test_the_suffix_engine_alone_multiplies_by_onednn(
 
 def test_only_wide_models_pack(llama: LanguageModel) -> None:
     for width, packed in ((llama.d_embedding, True), (llama.d_embedding + 1, False)):
-        engine = make_engine(EngineConfig(), llama, NOISE, replace(AS_WIDE, pack_width=width))
+        engine = make_engine(
+            EngineConfig(), llama, NOISE, Use(TWO), replace(AS_WIDE, pack_width=width)
+        )
         assert isinstance(engine, SuffixEngine)
         assert engine.packed == packed
 
 
 def test_the_config_names_the_engine_and_its_budget(llama: LanguageModel) -> None:
-    reference = make_engine(EngineConfig(EngineName.reference), llama, NOISE)
+    reference = make_engine(EngineConfig(EngineName.reference), llama, NOISE, Use(TWO))
     assert isinstance(reference, ReferenceEngine)
     shape = known_case(llama, 1).shape
-    budgeted = make_engine(EngineConfig(row_budget=8), llama, NOISE)
+    budgeted = make_engine(EngineConfig(row_budget=8), llama, NOISE, Use(TWO))
     assert budgeted.cases_together(shape) == 2  # of four rows each
 
 
@@ -367,7 +369,11 @@ def test_the_proof_logs_the_traceback_of_what_it_catches(
         assert isinstance(made(llama), ReferenceEngine)
     assert "(RuntimeError: a bug)" in caplog.text
     assert "in broken" in caplog.text
-    assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING"]
+    assert [record.levelname for record in caplog.records] == [
+        "DEBUG",
+        "DEBUG",
+        "WARNING",
+    ]  # packed, and not
 
 
 def test_a_family_that_cannot_be_proven_falls_back(

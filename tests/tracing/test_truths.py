@@ -63,7 +63,7 @@ def test_positions_before_the_subject_have_no_effect_by_computation_either(
     run_without_shortcut = replace(case, span=case.span._replace(start=0))
     original = engine._logits
     # The noise stays where it was; only the loop over positions begins earlier.
-    monkeypatch.setattr(engine, "_logits", lambda _case, edits: original(case, edits))
+    monkeypatch.setattr(engine, "_logits", lambda _case, *rest: original(case, *rest))
     scores = restored(engine, Mediator("probe", site), run_without_shortcut)[:, :, :2]
     expected = np.broadcast_to(corrupted(engine, case)[:, None, None], scores.shape)
     np.testing.assert_allclose(scores, expected, atol=EXACT)

@@ -9,18 +9,31 @@ Shapes: n_rows of a batch, n_positions of the tokens that the model reads.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 from transformers import Cache
 
+from ktrace.errors import NotReplayedError
 from ktrace.lm.hooks import Args, Kwargs
 
 # An argument's tensors by their shapes; whatever else it is, None.
 Shapes: TypeAlias = "torch.Size | tuple[Shapes, ...] | None"
 # Takes from an argument's axis what belongs to the positions at hand.
 Select = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+class Rows(NamedTuple):
+    """The rows that a block is called on again.
+
+    Attributes:
+        base: which rows of the recorded pass they go on from.
+        n_each: how many go on from each; they follow one another.
+    """
+
+    base: slice
+    n_each: int
 
 
 @dataclass(frozen=True)
@@ -32,11 +45,17 @@ class Axes:
             a bias for keys.
         per_row: entries of the first axis for each row of the batch (ALiBi has one a head); 0 where
             all rows share the argument.
+        alike: whether every row has the same entries, as masks and positions do without padding. An
+            argument that is made from token ids differs from row to row.
     """
 
     positions: int | None
     per_row: int
+    alike: bool = True
 
+
+# Arguments without positions or rows of their own: a replay hands them on as they are.
+_SAME_EVERYWHERE = (bool, int, float, str, torch.dtype, torch.device, nn.Module, Cache)
 
 # Of each tensor of an argument; None stands for what is no tensor.
 AxesOfArgument: TypeAlias = "Axes | list[AxesOfArgument] | None"
@@ -59,12 +78,12 @@ class Call:
     arguments: Mapping[str, object]
     axes: Mapping[str, AxesOfArgument]
 
-    def arguments_on(self, select: Select, cache: Cache, n_rows: int) -> dict[str, object]:
-        """The arguments for some positions, for so many rows, and with another cache."""
+    def arguments_on(self, select: Select, cache: Cache, rows: Rows) -> dict[str, object]:
+        """The arguments for some positions, for other rows, and with another cache."""
         return {
             name: cache
             if isinstance(value, Cache)
-            else _selected(value, self.axes[name], select, n_rows)
+            else _selected(value, self.axes[name], select, rows)
             for name, value in self.arguments.items()
         }
 
@@ -99,6 +118,9 @@ def axes_of(value: object, other: Shapes, n_rows: int, n_positions: int) -> Axes
             changes between the two: sizes of one pass alone may agree by chance.
         n_rows: of the pass.
         n_positions: likewise.
+
+    Raises:
+        NotReplayedError: an axis changes, and nothing says what it is.
     """
     if isinstance(value, list | tuple):
         others: Sequence[Shapes] = [None] * len(value)
@@ -109,6 +131,8 @@ def axes_of(value: object, other: Shapes, n_rows: int, n_positions: int) -> Axes
             for item, of_item in zip(value, others, strict=True)
         ]
     if not isinstance(value, torch.Tensor):
+        if not (value is None or isinstance(value, _SAME_EVERYWHERE)):
+            raise NotReplayedError(f"its blocks take a {type(value).__name__}")
         return None
     sizes = value.shape
     changed = _as_if_changed(sizes, n_rows, n_positions)
@@ -117,11 +141,25 @@ def axes_of(value: object, other: Shapes, n_rows: int, n_positions: int) -> Axes
     # Axes are looked for in their order: that of the rows, which may be heads x rows; then that of
     # the positions, but not of the keys, which are the last axis of a mask (rows, heads, queries,
     # keys) and of a bias (rows, 1, keys).
-    has_rows = len(sizes) > 0 and sizes[0] == n_rows * changed[0]
+    per_row = changed[0] if len(sizes) > 0 and sizes[0] == n_rows * changed[0] else 0
     has_keys = len(sizes) > 2
-    inner = range(1 if has_rows else 0, len(sizes) - 1 if has_keys else len(sizes))
+    inner = range(1 if per_row else 0, len(sizes) - 1 if has_keys else len(sizes))
     grown = [axis for axis in inner if sizes[axis] == n_positions != changed[axis]]
-    return Axes(grown[0] if grown else None, changed[0] if has_rows else 0)
+    explained = {*grown[:1], *([0] if per_row else []), *([len(sizes) - 1] if has_keys else [])}
+    if any(sizes[axis] != changed[axis] for axis in {*range(len(sizes))} - explained):
+        raise NotReplayedError(
+            f"its blocks take a tensor of shape {tuple(sizes)}, {tuple(changed)} in another pass: "
+            "which axis is that of the rows, or of the positions, cannot be told"
+        )
+    return Axes(grown[0] if grown else None, per_row, not per_row or _alike(value, per_row))
+
+
+def _alike(value: torch.Tensor, per_row: int) -> bool:
+    """Whether all rows have the entries of the first."""
+    if value.stride(0) == 0:  # one row, shown as many
+        return True
+    by_row = value.reshape(-1, per_row, *value.shape[1:])
+    return bool((by_row == by_row[:1]).all())
 
 
 def _as_if_changed(sizes: torch.Size, n_rows: int, n_positions: int) -> torch.Size:
@@ -133,15 +171,12 @@ def _as_if_changed(sizes: torch.Size, n_rows: int, n_positions: int) -> torch.Si
     return torch.Size(changed)
 
 
-def _selected(value: object, axes: AxesOfArgument, select: Select, n_rows: int) -> object:
-    """An argument for some positions, and for so many rows.
-
-    Without padding all rows have the same masks and positions: the first row's serve every row.
-    """
+def _selected(value: object, axes: AxesOfArgument, select: Select, rows: Rows) -> object:
+    """An argument for some positions, and for other rows: each has what its base row had."""
     if isinstance(axes, list):
         assert isinstance(value, list | tuple)
         return tuple(
-            _selected(item, of_item, select, n_rows)
+            _selected(item, of_item, select, rows)
             for item, of_item in zip(value, axes, strict=True)
         )
     if axes is None:
@@ -151,7 +186,11 @@ def _selected(value: object, axes: AxesOfArgument, select: Select, n_rows: int) 
         value = select(value, axes.positions)
     if not axes.per_row:
         return value
-    first = value[: axes.per_row]
-    if axes.per_row == 1:
-        return first.expand(n_rows, *first.shape[1:])
-    return first.repeat(n_rows, *[1] * (first.ndim - 1))
+    by_row = value.reshape(-1, axes.per_row, *value.shape[1:])[rows.base]
+    n_rows = len(by_row) * rows.n_each
+    if axes.alike:  # nothing is copied where a row has one entry
+        first = by_row[0]
+        if axes.per_row == 1:
+            return first.expand(n_rows, *first.shape[1:])
+        return first.repeat(n_rows, *[1] * (first.ndim - 1))
+    return by_row.repeat_interleave(rows.n_each, dim=0).flatten(0, 1)

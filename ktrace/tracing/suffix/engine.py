@@ -20,6 +20,7 @@ import torch
 from ktrace.errors import NoMemoryLeftError
 from ktrace.lm.linear import onednn_products
 from ktrace.lm.model import LanguageModel
+from ktrace.terms import METRICS
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator, sites_of
@@ -88,13 +89,25 @@ class SuffixEngine:
 
     @torch.inference_mode()
     def restored(
-        self, group: Sequence[Case], mediators: Sequence[Mediator]
+        self,
+        group: Sequence[Case],
+        mediators: Sequence[Mediator],
+        positions: Sequence[int] | None = None,
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
-        """See `Engine.restored`."""
+        """See `Engine.restored`.
+
+        Args:
+            group: cases of one shape.
+            mediators: what is restored.
+            positions: where alone, in ascending order; None for the subject and all after it. Other
+                positions hold the corrupted run's scores.
+        """
         self.lm.paths.require(*sites_of(mediators))
+        if positions is None:
+            positions = range(group[0].span.start, len(group[0].input_ids))
 
         def restore(part: Sequence[Case], budget: int) -> list[tuple[Case, Mapping[str, Scores]]]:
-            return self._restored(part, mediators, budget)
+            return self._restored(part, mediators, positions, budget)
 
         yield from self._within_memory(group, len(mediators) * self.lm.n_layers, restore)
 
@@ -162,20 +175,25 @@ class SuffixEngine:
         ]
 
     def _restored(
-        self, group: Sequence[Case], mediators: Sequence[Mediator], budget: int
+        self,
+        group: Sequence[Case],
+        mediators: Sequence[Mediator],
+        positions: Sequence[int],
+        budget: int,
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
-        n_layers = self.lm.n_layers
         # A block's output is the next one's input, which is recorded anyway.
         sites = {site for site in sites_of(mediators) if site != "hidden"}
         runs = self._runs(group, sites=sorted(sites))
         results = _without_walk(runs, group, mediators)
-        cells = [Cell(mediator, layer) for mediator in mediators for layer in range(n_layers)]
-        positions = range(group[0].span.start, len(group[0].input_ids))
+        cells = [
+            Cell(mediator, layer)
+            for mediator in mediators
+            for layer in self.lm.paths.layers_with(mediator.site, self.lm.n_layers)
+        ]
         for plan, stretch, scores in self._walked(runs, cells, positions, budget):
             for cell, row in plan.row_of.items():
                 for metric, restored in results[cell.mediator.key].items():
-                    of_cell = restored[:, cell.layer, stretch.start : stretch.stop]
-                    of_cell[:] = scores[metric][:, row].T
+                    restored[:, cell.layer, stretch] = scores[metric][:, row].T
         by_case = {key: _by_case(scores, len(group)) for key, scores in results.items()}
         return [
             (case, {key: scores[number] for key, scores in by_case.items()})
@@ -183,9 +201,9 @@ class SuffixEngine:
         ]
 
     def _walked(
-        self, runs: Runs, cells: Sequence[Cell], positions: range, budget: int
-    ) -> Iterator[tuple[Plan, range, Scores]]:
-        """Walk until every cell that needs it has been restored at every position.
+        self, runs: Runs, cells: Sequence[Cell], positions: Sequence[int], budget: int
+    ) -> Iterator[tuple[Plan, list[int], Scores]]:
+        """Walk until every cell that needs it has been restored at each of some positions.
 
         Yields:
             A plan, the positions that it was walked at, and the scores of its rows there,
@@ -218,16 +236,18 @@ def _without_walk(
 ) -> dict[str, Scores]:
     """Scores that need no walk, `(n_base, n_layers, n_positions)` by metric, by mediator's key.
 
-    The others hold what the corrupted run says: nothing changes before the subject.
+    The others hold what the corrupted run says: nothing changes before the subject. Layers without
+    the mediator's site hold NaN.
     """
     unchanged, last_restored = _known(runs, group)
-    shape = (runs.n_base, runs.lm.n_layers, len(group[0].input_ids))
+    lm = runs.lm
+    shape = (runs.n_base, lm.n_layers, len(group[0].input_ids))
     results = {}
     for mediator in mediators:
-        results[mediator.key] = {
-            metric: np.broadcast_to(values[:, None, None], shape).copy()
-            for metric, values in unchanged.items()
-        }
+        have = lm.paths.layers_with(mediator.site, lm.n_layers)
+        results[mediator.key] = {metric: np.full(shape, np.nan) for metric in METRICS}
+        for metric, values in unchanged.items():
+            results[mediator.key][metric][:, have] = values[:, None, None]
         # Restoring the last block changes the logits of its own position alone.
         if mediator.site == "hidden":
             for metric, values in results[mediator.key].items():

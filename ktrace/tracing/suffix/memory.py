@@ -19,16 +19,18 @@ def rows_that_fit(lm: LanguageModel, n_positions: int, limits: Limits) -> int:
 
     On a CPU it follows from the shapes alone, so that the same facts give the same bits however
     much memory is free; it asks for little. On an accelerator it is a rough count of what a block
-    call allocates, against what is free.
+    call allocates, against what is free: of several, where least is, as every row passes them all.
     """
     size = torch.finfo(lm.model.dtype).bits // 8
-    if lm.device.type == "cpu":
+    accelerators = lm.accelerators
+    if not accelerators:
         cached, largest = (b // (lm.d_inner * size) for b in (_CACHED_BLOCK, LARGEST_CPU_BLOCK))
         rows = min(max(cached, limits.cpu.tokens), largest) // n_positions
     else:
         # Inputs, outputs, residuals, queries, keys and values, and the MLP's inner states, gates.
         numbers = n_positions * (10 * lm.d_embedding + 4 * lm.d_inner)
-        rows = int(_SHARE * _free_bytes(lm.device) / (numbers * size))
+        free = min(_free_bytes(device) for device in accelerators)
+        rows = int(_SHARE * free / (numbers * size))
     return min(_MOST_ROWS, max(1, rows))
 
 

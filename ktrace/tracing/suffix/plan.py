@@ -117,7 +117,7 @@ def make_plan(cells: Sequence[Cell], n_layers: int) -> Plan:
     return Plan(tuple(steps), row_of)
 
 
-def stretches(positions: range, n_positions: int, n_tokens: int) -> list[range]:
+def stretches(positions: Sequence[int], n_positions: int, n_tokens: int) -> list[list[int]]:
     """Cut positions so that the suffixes from each on have at most `n_tokens` tokens together.
 
     Args:
@@ -125,14 +125,14 @@ def stretches(positions: range, n_positions: int, n_tokens: int) -> list[range]:
         n_positions: where they end.
         n_tokens: most tokens of a stretch.
     """
-    found: list[range] = []
+    found: list[list[int]] = []
     room = 0
     for position in positions:
         length = n_positions - position
         if length > room:
-            found.append(range(position, position))
+            found.append([])
             room = n_tokens
-        found[-1] = range(found[-1].start, position + 1)
+        found[-1].append(position)
         room -= length
     return found
 

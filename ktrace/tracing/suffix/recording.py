@@ -33,14 +33,14 @@ class Recording:
         keys: for each layer, `(n_rows, heads, n_positions, d_head)`.
         values: likewise.
         logits: at the last positions, `(n_rows, n_logits, vocabulary)`.
-        blocks_return_tuples: some families' blocks wrap their states in a tuple.
+        in_tuples: how the last block returns its states, see `logits_from`.
     """
 
     calls: Sequence[Call]
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
     logits: torch.Tensor
-    blocks_return_tuples: bool
+    in_tuples: int
 
 
 class Recorder:
@@ -99,7 +99,7 @@ class Recorder:
             keys=[layer.keys for layer in cache.layers],
             values=[layer.values for layer in cache.layers],
             logits=logits[:, -n_logits:],
-            blocks_return_tuples=in_tuples[0],
+            in_tuples=in_tuples[0],
         )
 
     def _require_keys_and_values(self) -> None:

@@ -28,7 +28,7 @@ from ktrace.lm.hooks import (
     with_states,
 )
 from ktrace.lm.model import LanguageModel
-from ktrace.tracing.suffix.calls import Call
+from ktrace.tracing.suffix.calls import Axes, Call, Rows
 from ktrace.tracing.suffix.prefix import Prefix
 from ktrace.tracing.suffix.recording import Recording
 
@@ -97,9 +97,9 @@ def call_block(
         before = pack.positions[0]
         prefix = Prefix(keys[:, :, :before], values[:, :, :before])
         suffixes = states.reshape(len(states) * pack.n_rows, -1, states.shape[-1])
-        arguments = _arguments_of_suffixes(call, pack, prefix, len(suffixes))
+        arguments = _arguments_of_suffixes(call, pack, prefix, Rows(rows, pack.n_rows))
         return _states(call.block(suffixes, **arguments)).view(states.shape)
-    arguments = _arguments_of_pack(call, pack, Prefix(keys, values), states)
+    arguments = _arguments_of_pack(call, pack, Prefix(keys, values), rows)
     return _states(call.block(states, **arguments))
 
 
@@ -109,15 +109,13 @@ def _states(output: object) -> torch.Tensor:
     return states
 
 
-def _arguments_of_suffixes(
-    call: Call, pack: Pack, prefix: Prefix, n_suffixes: int
-) -> dict[str, object]:
+def _arguments_of_suffixes(call: Call, pack: Pack, prefix: Prefix, rows: Rows) -> dict[str, object]:
     [position] = pack.positions
 
     def later(value: torch.Tensor, axis: int) -> torch.Tensor:
         return value.narrow(axis, position, value.shape[axis] - position)
 
-    arguments = call.arguments_on(later, prefix, n_suffixes)
+    arguments = call.arguments_on(later, prefix, rows)
     if "attention_mask" in arguments and arguments["attention_mask"] is None:
         device = call.states.device
         mask = _causal_mask(call.block, position, pack.n_positions, device)
@@ -125,11 +123,9 @@ def _arguments_of_suffixes(
     return arguments
 
 
-def _arguments_of_pack(
-    call: Call, pack: Pack, prefix: Prefix, states: torch.Tensor
-) -> dict[str, object]:
+def _arguments_of_pack(call: Call, pack: Pack, prefix: Prefix, rows: slice) -> dict[str, object]:
     _require_own_mask_alone(call)
-    n_base, device = len(states), states.device
+    n_base, device = len(call.states[rows]), call.states.device
     starts = torch.tensor(
         [position for position in pack.positions for _ in range(pack.n_rows)], device=device
     )
@@ -140,17 +136,17 @@ def _arguments_of_pack(
     places = torch.arange(len(suffix), device=device) - first + starts[suffix]
 
     def placed(value: torch.Tensor, axis: int) -> torch.Tensor:
-        return value.index_select(axis, places)
+        # Where a model is spread, arguments stay where it made them, whatever device a block is on.
+        return value.index_select(axis, places.to(value.device))
 
     others = {name: value for name, value in call.arguments.items() if name != "attention_mask"}
-    arguments = replace(call, arguments=others).arguments_on(placed, prefix, n_base)
+    arguments = replace(call, arguments=others).arguments_on(placed, prefix, Rows(rows, 1))
     everywhere = torch.arange(pack.n_positions, device=device)
     mask = call.arguments["attention_mask"]
     if mask is None:
         mask = (everywhere <= everywhere[:, None])[None, None]
     assert isinstance(mask, torch.Tensor)
-    # Without padding all rows have the same mask.
-    to_prefix = mask[:1].index_select(2, places)
+    to_prefix = mask[:1].to(device).index_select(2, places)
     to_pack = to_prefix.index_select(3, places)
     before = everywhere < starts[suffix][:, None]
     own = suffix[:, None] == suffix
@@ -165,6 +161,9 @@ def _require_own_mask_alone(call: Call) -> None:
     """In a pack, which token sees which must be for our mask to say, and for nothing else."""
     if "attention_mask" not in call.arguments or _is_flash(call.block):
         raise NotReplayedError("its blocks take no mask")
+    axes = call.axes["attention_mask"]
+    if isinstance(axes, Axes) and not axes.alike:
+        raise NotReplayedError("its rows have masks of their own")
     if any(b.ndim == 4 and b.shape[-2] == b.shape[-1] > 1 for b in call.block.buffers()):
         # By distance in the sequence (GPT-Neo), which in a pack says nothing.
         raise NotReplayedError("its blocks have a mask of their own")

@@ -54,8 +54,8 @@ class Runs:
         self.outputs: dict[str, torch.Tensor] = {}
         edits: dict[str, Edit] = {lm.paths.embedding: self._add_noise(noise, group)}
         for layer in range(lm.n_layers):
-            for site in sites:
-                path = lm.paths.sites(layer)[site]
+            have = lm.paths.sites(layer)
+            for path in (have[site] for site in sites if site in have):
                 edits[path] = keep(self.outputs, path)
         rows = torch.cat([ids, ids.repeat_interleave(self.n_samples, dim=0)])
         self.recording: Recording = recorder.record(rows, edits, self.n_answer)
@@ -144,9 +144,10 @@ class Runs:
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """From outputs of the last block, `(rows, d_model)`; `(rows, vocabulary)`."""
-        in_tuples = self.recording.blocks_return_tuples
-        return logits_from(self.lm.model, self.lm.blocks, states, in_tuples=in_tuples)
+        lm, in_tuples = self.lm, self.recording.in_tuples
+        return logits_from(lm.model, lm.blocks, states, in_tuples=in_tuples, device=lm.device)
 
 
 def _as_arrays(scores: Mapping[str, torch.Tensor]) -> Scores:
-    return {metric: values.double().cpu().numpy().ravel() for metric, values in scores.items()}
+    # Widened on the CPU: not every device has float64.
+    return {metric: values.cpu().double().numpy().ravel() for metric, values in scores.items()}

@@ -19,7 +19,7 @@ Change = tuple[list[int], torch.Tensor]
 
 
 class Walk:
-    """Runs every restoration of a plan, from each position of the subject on.
+    """Runs every restoration of a plan, from each of some positions on.
 
     Args:
         runs: what is restored and what it is restored to.
@@ -29,7 +29,7 @@ class Walk:
             base rows included; 1 gives each position calls of its own.
     """
 
-    def __init__(self, runs: Runs, plan: Plan, positions: range, pack_tokens: int) -> None:
+    def __init__(self, runs: Runs, plan: Plan, positions: Sequence[int], pack_tokens: int) -> None:
         self.runs = runs
         self.plan = plan
         self.positions = positions
@@ -105,7 +105,7 @@ class Walk:
     def _edits(self, step: Step, layer: int, pack: Pack, numbers: list[int]) -> dict[str, Edit]:
         """Restore and sever the first tokens of suffixes at the positions with these numbers."""
         paths = self.runs.lm.paths.sites(layer)
-        sites = {*step.restored, *step.severed} if numbers else ()
+        sites = {*step.restored, *step.severed} & paths.keys() if numbers else ()
         return {
             paths[site]: self._set_tokens(
                 [

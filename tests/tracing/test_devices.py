@@ -1,0 +1,304 @@
+"""Every engine on devices that are not here: pretended ones, whose numbers are the CPU's."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import dispatch_model
+from torch import nn
+
+from ktrace.config import EngineConfig, NoiseConfig, NoiseKind
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
+from ktrace.terms import MEDIATOR_NAMES
+from ktrace.tracing.clean import clean_run
+from ktrace.tracing.engine import Case, Engine, Scores, Use
+from ktrace.tracing.engines import make_engine
+from ktrace.tracing.measure import Subject, make_noise
+from ktrace.tracing.mediators import Mediator, make_mediator
+from ktrace.tracing.noise import Noise, RandomNoise
+from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix.engine import SuffixEngine
+from ktrace.tracing.suffix.limits import MEASURED, Limits
+from ktrace.tracing.suffix.memory import rows_that_fit
+from tests.support.accelerator import GIB, Accelerator
+from tests.support.families import tiny_model
+from tests.support.models import known_case, loaded, micro_llama
+
+NOISE = RandomNoise(1.0, samples=2)
+MEDIATORS = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
+# Calls of one size on every device, so that nothing but the device differs.
+SAME = Limits(accelerator=MEASURED.cpu, pack_width=0)
+ROWS = 12
+
+# Of a case, by mediator's key and metric; "corrupted" beside the mediators.
+Found = dict[int, dict[str, Scores]]
+
+
+def suffix(lm: LanguageModel, noise: Noise) -> Engine:
+    return SuffixEngine(lm, noise, ROWS, limits=SAME)
+
+
+def packed(lm: LanguageModel, noise: Noise) -> Engine:
+    return SuffixEngine(lm, noise, ROWS, packed=True, limits=SAME)
+
+
+ENGINES = {"reference": ReferenceEngine, "suffix": suffix, "suffix-packed": packed}
+every_engine = pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+
+
+def traced(
+    engine: Engine, cases: Sequence[Case], mediators: Sequence[Mediator] = MEDIATORS
+) -> Found:
+    """Everything that an engine says of a group."""
+    found: Found = {
+        case.index: {"clean": of.clean, "corrupted": of.corrupted}
+        for case, of in engine.baseline(cases)
+    }
+    for case, restored in engine.restored(cases, mediators):
+        found[case.index] |= restored
+    return found
+
+
+def some(cases: list[Case], make: Callable[..., Engine]) -> list[Case]:
+    """The reference engine takes one case after the other, and its time."""
+    return cases[:1] if make is ReferenceEngine else cases
+
+
+def require_equal(ours: Found, theirs: Found) -> None:
+    """To the bit."""
+    for index, by_key in theirs.items():
+        for key, by_metric in by_key.items():
+            for metric, values in by_metric.items():
+                np.testing.assert_array_equal(
+                    ours[index][key][metric], values, err_msg=f"{key}, {metric}"
+                )
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> LanguageModel:
+    return language_model(micro_llama(3))
+
+
+@pytest.fixture(scope="module")
+def cases(on_cpu: LanguageModel) -> list[Case]:
+    return [known_case(on_cpu, seed, 4, 1, 3) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def expected(on_cpu: LanguageModel, cases: list[Case]) -> Callable[[Callable[..., Engine]], Found]:
+    """What an engine says on the CPU."""
+    known: dict[Callable[..., Engine], Found] = {}
+
+    def of(make: Callable[..., Engine]) -> Found:
+        if make not in known:
+            known[make] = traced(make(on_cpu, NOISE), some(cases, make))
+            restored = known[make][1]["hidden"]["probability"]
+            assert np.ptp(restored) > 0.1  # else every wrong number would look right
+        return known[make]
+
+    return of
+
+
+@pytest.fixture
+def cuda() -> Iterator[Accelerator]:
+    with Accelerator("cuda", 2).here() as accelerator:
+        yield accelerator
+
+
+@pytest.fixture
+def mps() -> Iterator[Accelerator]:
+    with Accelerator("mps").here() as accelerator:
+        yield accelerator
+
+
+REFUSED: dict[str, tuple[Callable[[torch.Tensor], object], type[Exception], str]] = {
+    "two devices": (lambda x: x + x.to("cuda:1"), RuntimeError, "found at least two devices"),
+    "the CPU": (lambda x: x @ torch.ones(2), RuntimeError, "cuda:0 and cpu"),
+    "the CPU within torch": (
+        lambda x: nn.functional.layer_norm(x, (2,), torch.ones(2)),
+        RuntimeError,
+        "cuda:0 and cpu",
+    ),
+    "an index there": (lambda x: torch.ones(2)[x.long()], RuntimeError, "should be either on cpu"),
+    "an index elsewhere": (
+        lambda x: x.index_select(0, torch.tensor([0])),
+        RuntimeError,
+        "cuda:0 and cpu",
+    ),
+    "numpy": (lambda x: x.numpy(), TypeError, "can't convert cuda:0 device type tensor to numpy"),
+    "numpy, unasked": (lambda x: np.asarray(x), TypeError, "can't convert cuda:0"),
+    "a third device": (lambda x: x.to("cuda:2"), RuntimeError, "invalid device ordinal"),
+}
+
+
+@pytest.mark.parametrize(("use", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_the_pretended_device_refuses_what_a_real_one_does(
+    cuda: Accelerator,
+    use: Callable[[torch.Tensor], object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        use(torch.ones(2, device="cuda"))
+
+
+def test_tensors_are_where_torch_would_have_them(cuda: Accelerator) -> None:
+    x = torch.ones(2, 3, device="cuda")
+    first, second, cpu = (torch.device(name) for name in ("cuda:0", "cuda:1", "cpu"))
+    there = [x, x + 1, x[0], x.new_zeros(2), torch.zeros_like(x), x.double(), x * torch.tensor(2.0)]
+    there += [x[torch.tensor([0])], x.expand(4, 2, 3), torch.as_tensor(np.ones(2), device="cuda")]
+    assert {tensor.device for tensor in there} == {first}
+    moved = [x.to("cuda:1"), x.cuda(1), x.to(torch.ones(1, device="cuda:1")), x.to(1)]
+    assert {tensor.device for tensor in moved} == {second}
+    back = [x.cpu(), x.to("cpu"), torch.zeros_like(x, device="cpu"), torch.ones(2), x.cpu() + 1]
+    assert {tensor.device for tensor in back} == {cpu}
+    layer = nn.Linear(3, 2)
+    weight = layer.weight
+    assert layer.to("cuda:1").weight is weight
+    assert weight.device == layer(moved[0]).device == second
+    with torch.device("cuda:1"):
+        assert torch.arange(3).device == second
+    copied = torch.ones(2)
+    assert torch.as_tensor(copied, device="cuda").device == first
+    assert copied.device == cpu
+
+
+def test_mps_has_no_float64(mps: Accelerator) -> None:
+    x = torch.ones(2, device="mps")
+    assert x.device == torch.device("mps", 0)
+    for use in (
+        lambda: x.double(),
+        lambda: torch.zeros(2, dtype=torch.float64, device="mps"),
+        lambda: torch.from_numpy(np.ones(2)).to("mps"),
+    ):
+        with pytest.raises(TypeError, match="MPS framework doesn't support float64"):
+            use()
+
+
+@every_engine
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_every_engine_gives_the_cpus_numbers(
+    expected: Callable[..., Found], cases: list[Case], make: Callable[..., Engine], kind: str
+) -> None:
+    with Accelerator(kind).here():
+        lm = language_model(micro_llama(3).to(kind))
+        assert lm.device == torch.device(kind, 0)
+        found = traced(make(lm, NOISE), some(cases, make))
+    require_equal(found, expected(make))
+
+
+@pytest.mark.parametrize("kind", list(NoiseKind))
+def test_every_noise_is_the_cpus_on_mps(
+    mps: Accelerator, on_cpu: LanguageModel, cases: list[Case], kind: NoiseKind
+) -> None:
+    lm = language_model(micro_llama(3).to("mps"))
+    subjects = [
+        Subject(ids, ids, str(ids), "", (answer,)) for answer, ids in enumerate([(4, 5), (7, 9)])
+    ]
+    config = NoiseConfig(kind=kind, samples=1)
+    there, here = (make_noise(config, model, subjects) for model in (lm, on_cpu))
+    assert there.sigma == here.sigma
+    subject = torch.randn(2, lm.d_embedding, generator=torch.Generator().manual_seed(0))
+    case = known_case(on_cpu, 0, 4, 1, 3)
+    corrupted = there.noise.corrupt(case, subject.to("mps"))
+    assert corrupted.device.type == "mps"
+    assert torch.equal(corrupted.cpu(), here.noise.corrupt(case, subject))
+
+
+def test_clean_runs_and_their_states_are_the_cpus(
+    mps: Accelerator, on_cpu: LanguageModel, cases: list[Case]
+) -> None:
+    lm = language_model(micro_llama(3).to("mps"))
+    ids, answer = cases[0].input_ids, cases[0].answer_ids
+    there, here = (clean_run(model, ids, answer) for model in (lm, on_cpu))
+    assert (there.predicted_ids, there.probability) == (here.predicted_ids, here.probability)
+    for site, states in here.activations.items():
+        assert np.array_equal(there.activations[site].numpy(), states.numpy())
+
+
+def spread(embedding: object, *layers: object, norm: object, head: object) -> dict[str, object]:
+    """A `model.device_map` of a Llama."""
+    body = {"embed_tokens": embedding, "rotary_emb": embedding, "norm": norm}
+    body |= {f"layers.{layer}": place for layer, place in enumerate(layers)}
+    return {**{f"model.{name}": place for name, place in body.items()}, "lm_head": head}
+
+
+SPREAD: dict[str, Any] = {
+    "by itself": "auto",
+    "two devices": spread(0, 0, 1, 1, norm=1, head=1),
+    "back and forth": spread("cuda:1", 0, 1, 0, norm=1, head=0),
+    "the last block in memory": spread(1, 0, 1, "cpu", norm=0, head=1),
+    "the ends in memory": spread("cpu", 0, 1, 1, norm=1, head="cpu"),
+    "all but a block in memory": spread("cpu", "cpu", 1, "cpu", norm="cpu", head="cpu"),
+}
+every_map = pytest.mark.parametrize("device_map", SPREAD.values(), ids=SPREAD)
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder: Path) -> LanguageModel:
+    lm = loaded(model_folder, attention="eager")
+    for weight in lm.model.parameters():
+        # As it is after a move. In a file weights lie as the file has them, where vectors of them
+        # may begin elsewhere, and are added up in another order.
+        weight.data = weight.data.clone()
+    return lm
+
+
+def in_short(lm: LanguageModel, cases: Sequence[Case]) -> list[Found]:
+    """By each engine; the slow one restores one fact, by one mediator."""
+    reference = traced(ReferenceEngine(lm, NOISE), cases[:1], MEDIATORS[1:2])
+    return [reference, *(traced(make(lm, NOISE), cases) for make in (suffix, packed))]
+
+
+@pytest.fixture(scope="module")
+def of_whole(whole: LanguageModel, whole_cases: list[Case]) -> list[Found]:
+    return in_short(whole, whole_cases)
+
+
+@pytest.fixture(scope="module")
+def whole_cases(whole: LanguageModel) -> list[Case]:
+    return [known_case(whole, seed, 4, 1, 3) for seed in (1, 2)]
+
+
+@every_map
+def test_a_model_on_two_devices_gives_the_cpus_numbers(
+    model_folder: Path, whole_cases: list[Case], of_whole: list[Found], device_map: Any
+) -> None:
+    with Accelerator("cuda", 2).here():
+        lm = loaded(model_folder, attention="eager", device_map=device_map)
+        assert lm.device.type == "cuda"
+        found = in_short(lm, whole_cases)
+    for ours, theirs in zip(found, of_whole, strict=True):
+        require_equal(ours, theirs)
+
+
+def test_suffixes_are_packed_on_two_devices_too(
+    cuda: Accelerator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine's proof meets packs of several positions, where the model is wide enough."""
+    wide = tiny_model("LlamaForCausalLM", hidden_size=96, num_hidden_layers=2)
+    lm = language_model(dispatch_model(wide, spread(0, 1, 0, norm=1, head=0)))
+    assert {weight.device.index for weight in lm.model.parameters()} == {0, 1}
+    with caplog.at_level(logging.INFO):
+        engine = make_engine(EngineConfig(), lm, NOISE, Use(MEDIATORS[1:2]), SAME)
+    assert isinstance(engine, SuffixEngine)
+    assert engine.packed, caplog.text
+
+
+@pytest.mark.parametrize("fullest", [0, 1])
+def test_rows_are_those_that_fit_on_the_fullest_device(
+    cuda: Accelerator, model_folder: Path, fullest: int
+) -> None:
+    """Every row of a block call passes them all."""
+    lm = loaded(model_folder, device_map=SPREAD["the ends in memory"])
+    roomy = rows_that_fit(lm, 4, SAME)
+    cuda.free = {fullest: GIB // 2**10}
+    fitting = rows_that_fit(lm, 4, SAME)
+    assert 1 < fitting < roomy / 4
+    cuda.free = {0: GIB // 2**10, 1: GIB // 2**10}
+    assert fitting == rows_that_fit(lm, 4, SAME)

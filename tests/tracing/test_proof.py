@@ -1,0 +1,296 @@
+"""Models that a replay would get wrong: each is replayed exactly, or not at all."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from ktrace.config import EngineConfig
+from ktrace.lm.load import language_model
+from ktrace.lm.model import LanguageModel
+from ktrace.terms import MEDIATOR_NAMES
+from ktrace.tracing.engine import Engine, Shape, Use
+from ktrace.tracing.engines import make_engine
+from ktrace.tracing.mediators import Mediator, make_mediator
+from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix.engine import SuffixEngine
+from ktrace.tracing.suffix.plan import Cell
+from tests.support.models import known_case, micro_llama
+from tests.tracing.agreement import AS_WIDE, NOISE, largest_difference, scores
+
+ALL = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
+HIDDEN = ALL[:1]
+LONGEST = 14
+
+
+def engine_of(lm: LanguageModel, mediators: list[Mediator] = ALL, longest: int = LONGEST) -> Engine:
+    use = Use(mediators, [Shape(7, 1), Shape(longest, 2)])
+    return make_engine(EngineConfig(), lm, NOISE, use, AS_WIDE)
+
+
+def require_exact(lm: LanguageModel, engine: Engine, longest: int = LONGEST) -> None:
+    """On three facts in one group, of the longest length and of another."""
+    for n_positions in (7, longest):
+        cases = [known_case(lm, seed, n_positions) for seed in (1, 2, 3)]
+        expected = scores(ReferenceEngine(lm, NOISE), cases, HIDDEN)
+        assert largest_difference(scores(engine, cases, HIDDEN), expected) <= 1e-12
+
+
+def llama() -> Any:
+    return micro_llama().double()
+
+
+def blocks_given(model: Any, make: Callable[[torch.Tensor], object], use: Any) -> Any:
+    """Blocks with one more argument, made from the token ids, and used on the block's input."""
+    body = model.model
+    original = body.forward
+
+    def forward(input_ids: torch.Tensor, **options: Any) -> Any:
+        return original(input_ids=input_ids, extra=make(input_ids), **options)
+
+    body.forward = forward
+    for block in body.layers:
+        block.forward = _with_extra(block.forward, use)
+    return model
+
+
+def _with_extra(block: Any, use: Any) -> Any:
+    def forward(hidden_states: torch.Tensor, extra: Any = None, **options: Any) -> Any:
+        return block(use(hidden_states, extra), **options)
+
+    return forward
+
+
+def table(width: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(96, width, generator=generator).double()
+
+
+@pytest.mark.parametrize(
+    ("make", "use"),
+    [
+        # Per-layer inputs, as of the Gemma-4 kind.
+        (lambda ids: table()[ids], lambda states, extra: states + extra),
+        # The token ids themselves.
+        (lambda ids: ids, lambda states, extra: states + table()[extra]),
+        # One number a row.
+        (lambda ids: table(1)[ids[:, 0]], lambda states, extra: states * (1 + extra[:, None])),
+        # In a tuple, as rotary embeddings are.
+        (
+            lambda ids: (table()[ids], table(1)[ids]),
+            lambda states, extra: states * extra[1] + extra[0],
+        ),
+    ],
+    ids=["inputs of each layer", "token ids", "a number a row", "a tuple"],
+)
+def test_arguments_that_differ_between_rows(make: Any, use: Any) -> None:
+    lm = language_model(blocks_given(llama(), make, use))
+    engine = engine_of(lm)
+    assert isinstance(engine, SuffixEngine)
+    require_exact(lm, engine)
+
+
+def mlps_give(model: Any, change: Callable[..., torch.Tensor]) -> Any:
+    for layer in model.model.layers:
+        layer.mlp.forward = _changed(layer.mlp.forward, change)
+    return model
+
+
+def _changed(original: Any, change: Any) -> Any:
+    return lambda states: change(original(states))
+
+
+def blocks_give(model: Any, change: Callable[..., torch.Tensor]) -> Any:
+    for number, block in enumerate(model.model.layers):
+        block.forward = _changed_block(block.forward, change, number)
+    return model
+
+
+def _changed_block(original: Any, change: Any, number: int) -> Any:
+    def forward(hidden_states: torch.Tensor, **options: Any) -> Any:
+        return change(original(hidden_states, **options), number)
+
+    return forward
+
+
+def from_the_ninth_token() -> Any:
+    """Its blocks do otherwise with nine tokens or more."""
+    return mlps_give(llama(), lambda out: out * (1.5 if out.shape[1] >= 9 else 1.0))
+
+
+def after_the_head() -> Any:
+    """Its blocks read what each pass, also the head's over one token, writes at its beginning."""
+    model, memo = llama(), {"n": 0}
+    body = model.model
+    original = body.forward
+
+    def forward(input_ids: torch.Tensor, **options: Any) -> Any:
+        memo["n"] = input_ids.shape[1]
+        return original(input_ids=input_ids, **options)
+
+    body.forward = forward
+    return mlps_give(model, lambda out: out * (1 + 0.05 * memo["n"]))
+
+
+def from_an_earlier_block() -> Any:
+    """Blocks add what the first one gave, which is no argument."""
+    memo: dict[str, torch.Tensor] = {}
+
+    def change(states: torch.Tensor, number: int) -> torch.Tensor:
+        if number == 0:
+            memo["first"] = states
+        return states if number == 0 else states + 0.5 * memo["first"]
+
+    return blocks_give(llama(), change)
+
+
+def from_the_position_before() -> Any:
+    """Blocks mix each position with the one before, without a cache."""
+    return blocks_give(
+        llama(),
+        lambda states, _: states + torch.nn.functional.pad(states, (0, 0, 1, 0))[:, :-1],
+    )
+
+
+def by_the_number_of_tokens() -> Any:
+    return blocks_give(llama(), lambda states, _: states * (1 + 0.1 * states.shape[1]))
+
+
+def by_the_place_in_the_call() -> Any:
+    """Positions counted from the first token of a call."""
+
+    def change(states: torch.Tensor, _: int) -> torch.Tensor:
+        places = torch.arange(states.shape[1], dtype=states.dtype)
+        return states * (1 + 0.1 * places[:, None])
+
+    return blocks_give(llama(), change)
+
+
+def in_a_dictionary() -> Any:
+    return blocks_given(
+        llama(),
+        lambda ids: {"inputs": table()[ids]},
+        lambda states, extra: states + extra["inputs"],
+    )
+
+
+def rows_on_another_axis() -> Any:
+    return blocks_given(
+        llama(),
+        lambda ids: table()[ids].transpose(0, 1),
+        lambda states, extra: states + extra.transpose(0, 1),
+    )
+
+
+def an_average_over_positions() -> Any:
+    """Of all that were read so far: a running sum, which a suffix does not begin at."""
+
+    def change(states: torch.Tensor, _: int) -> torch.Tensor:
+        counts = torch.arange(1, states.shape[1] + 1, dtype=states.dtype)
+        return states + states.cumsum(1) / counts[:, None]
+
+    return blocks_give(llama(), change)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (from_the_ninth_token, "of 14 is off by"),
+        (after_the_head, "is off by"),
+        (from_an_earlier_block, ""),
+        (from_the_position_before, "is off by"),
+        (by_the_number_of_tokens, "is off by"),
+        (by_the_place_in_the_call, "is off by"),
+        (an_average_over_positions, "is off by"),
+        (in_a_dictionary, "its blocks take a dict"),
+        (rows_on_another_axis, "which axis is that of the rows"),
+    ],
+)
+def test_what_cannot_be_replayed_falls_back_and_says_why(
+    make: Callable[[], Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = language_model(make())
+    with caplog.at_level(logging.WARNING, logger="ktrace"):
+        assert isinstance(engine_of(lm, HIDDEN), ReferenceEngine)
+    [record] = caplog.records
+    message = record.getMessage()
+    assert message.startswith("engine=suffix cannot be proven on LlamaForCausalLM (")
+    assert message.endswith("): going on with engine=reference")
+    assert reason in message
+    if "off by" in reason:
+        assert "log p of hidden at layer " in message
+
+
+def test_the_proof_reaches_as_far_as_the_longest_prompt() -> None:
+    """Below nine tokens nothing is wrong, and nothing longer will come."""
+    lm = language_model(from_the_ninth_token())
+    engine = engine_of(lm, HIDDEN, longest=8)
+    assert isinstance(engine, SuffixEngine)
+    require_exact(lm, engine, longest=8)
+
+
+def a_window_counted_from_the_end(model: Any) -> Any:
+    """Keys before the last eight count less: in a pack, the last are another suffix's."""
+    for layer in model.model.layers:
+        layer.self_attn.forward = _fewer_keys(layer.self_attn.forward)
+    return model
+
+
+def _fewer_keys(original: Any) -> Any:
+    def forward(hidden_states: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
+        mask = attention_mask.clone()
+        if mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, torch.finfo(hidden_states.dtype).min)
+        mask[..., : max(0, mask.shape[-1] - 8)] -= 1
+        return original(hidden_states, attention_mask=mask, **options)
+
+    return forward
+
+
+def test_packs_are_proven_as_long_as_they_get() -> None:
+    model = llama()
+    model.set_attn_implementation("eager")
+    lm = language_model(a_window_counted_from_the_end(model))
+    engine = engine_of(lm, HIDDEN)
+    assert isinstance(engine, ReferenceEngine) or not engine.packed
+    require_exact(lm, engine)
+
+
+@contextmanager
+def no_severing_in_the_path() -> Iterator[None]:
+    original = Cell.path_until
+
+    def path_until(self: Cell, layer: int, n_layers: int) -> Any:
+        path = original(self, layer, n_layers)
+        return path[:3] if isinstance(path, tuple) else path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cell, "path_until", path_until)
+        yield
+
+
+def test_a_mediator_is_proven_in_windows_that_part_late(caplog: pytest.LogCaptureFixture) -> None:
+    """One that a user adds: it restores a window of MLP outputs, and severs attention."""
+    lm = language_model(llama())
+    both = Mediator("mlp_attn_severed", "mlp", severs="attn", window=1)
+    assert isinstance(engine_of(lm, [both]), SuffixEngine)
+    with no_severing_in_the_path(), caplog.at_level(logging.WARNING, logger="ktrace"):
+        assert isinstance(engine_of(lm, [both]), ReferenceEngine)
+    assert "log p of mlp_attn_severed-w" in caplog.text
+
+
+def test_only_what_is_in_use_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of one mediator does not pay for the others."""
+    seen: set[str] = set()
+    original = SuffixEngine.restored
+
+    def restored(self: Any, group: Any, mediators: Any, *rest: Any) -> Any:
+        seen.update(mediator.key for mediator in mediators)
+        return original(self, group, mediators, *rest)
+
+    monkeypatch.setattr(SuffixEngine, "restored", restored)
+    engine_of(language_model(llama()), [make_mediator("mlp", 10)])
+    assert seen == {"mlp-w1", "mlp-w2", "mlp-w3", "mlp-w10"}
