@@ -80,7 +80,7 @@ def analyze(
         run_folder, averaging, asked=asked, limit=limit, partial=partial, parquet=parquet
     )
     tables = {
-        "candidates": candidate_table(run.survey.folders, limit),
+        "candidates": candidate_table(run.survey.clean.values(), run.survey.corrupted.values()),
         "aie": aie_table(run),
         "intervals": run.aie,
         "contrasts": run.contrasts,
