@@ -99,12 +99,12 @@ def _of_role(cell: Mapping[Hashable, Any], smallest: float) -> RoleLayers:
 def in_words(found: Layers) -> str:
     """The answer as a paragraph: which layers, how sure, and what that does not tell."""
     one = found["mediators"][found["mediator"]][found["role"]]
-    where = f"At the {found['role']} token, restoring {mediator_title(found['mediator'])}"
+    where = f"At the {found['role']} token, {mediator_title(found['mediator'])}"
     low, high = one["ci"]
     sure = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
     share = "" if one["ie_te"] is None else f", {one['ie_te']:.0%} of the total effect"
     sentences = [
-        f"{where} has its strongest average effect at layer {one['peak']} "
+        f"{where}: the average effect is strongest at layer {one['peak']} "
         f"({one['aie']:.3f}{sure}{share})."
     ]
     if one["layers"]:

@@ -162,7 +162,7 @@ def test_which_layers_and_how_sure() -> None:
     one = found["mediators"]["hidden"]["last subject"]
     assert (one["layers"], one["may_peak_in"], one["note"]) == ([1, 2], "1-2", "")
     words = in_words(found)
-    assert "restoring MLP outputs, window 3 has its strongest average effect at layer" in words
+    assert "MLP outputs, window 3: the average effect is strongest at layer " in words
     assert "may lie in layers 1-2; an editor would be given layers=[1, 2]" in words
     assert words.endswith(CAUTION)
     few = peak_table(effects_of(curves[:5]), Averaging(), aie_of(curves[:5]))
