@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from ktrace.config import ModelConfig
 from ktrace.errors import KtraceError
 from ktrace.lm.architecture import Architecture, known_paths
+from ktrace.lm.memory import within_memory
 from ktrace.lm.model import Config, LanguageModel
 from ktrace.lm.paths import LAYER, ModulePaths
 from ktrace.lm.premises import require_premises
@@ -98,7 +99,7 @@ def _load_weights(
     if is_placed_when_loaded(config, architecture):
         device_map = device_map or {"": str(device)}
     try:
-        with _own_report():
+        with _own_report(), within_memory("while the model is loaded"):
             # Typed as if it returned the model alone.
             model, report = architecture.loader.from_pretrained(
                 source.location,
@@ -128,6 +129,7 @@ def _load_weights(
     return loaded
 
 
+@within_memory("while the model is loaded")
 def _placed(model: PreTrainedModel, device: torch.device, attention: str | None) -> PreTrainedModel:
     moved: PreTrainedModel = cast(Any, model).to(device)
     if attention is None and moved.device.type == "cpu" and moved.dtype == torch.float32:
@@ -169,6 +171,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(first) + (f" and {more} more" if more else "")
 
 
+@within_memory("with prompts of a few tokens")
 def language_model(
     model: PreTrainedModel, tokenizer: Tokenizer = None, paths: ModulePaths | None = None
 ) -> LanguageModel:
@@ -264,7 +267,8 @@ def _device(name: str) -> torch.device:
     if device.type == "meta":
         raise KtraceError(f"model.device={name!r} holds no numbers; {choices}")
     try:
-        torch.empty(0, device=device)
+        with within_memory(f"on model.device={name}"):  # others may have taken all of it
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         why = _first_line(error)
         if isinstance(error, NotImplementedError | ImportError):  # a paragraph about dispatch

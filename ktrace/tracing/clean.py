@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ktrace.lm.hooks import hooked, keep
+from ktrace.lm.memory import within_memory
 from ktrace.lm.model import LanguageModel
 
 
@@ -26,6 +27,7 @@ class CleanRun:
     activations: dict[str, torch.Tensor]
 
 
+@within_memory("in the clean run of one prompt")
 @torch.inference_mode()
 def clean_run(
     lm: LanguageModel, input_ids: tuple[int, ...], answer_ids: tuple[int, ...] = ()

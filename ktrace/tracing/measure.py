@@ -10,6 +10,7 @@ import torch
 
 from ktrace.config import Foil, NoiseConfig, NoiseKind
 from ktrace.facts import Fact, FactSet, Span
+from ktrace.lm.memory import within_memory
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import EncodedPrompt, answer_token_ids, subject_token_ids
 from ktrace.tracing.encode import EncodedFact, located, require_known
@@ -219,6 +220,7 @@ MAKERS: Mapping[NoiseKind, Maker] = {
 }
 
 
+@within_memory("while the noise is measured")
 def make_noise(
     config: NoiseConfig,
     lm: LanguageModel,

@@ -11,7 +11,7 @@ a device lacks, other rounding, and what runs in other threads, where modes do n
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -57,7 +57,7 @@ class Accelerator:
     kind: str = "cuda"
     count: int = 1
     free: dict[int, int] = field(default_factory=dict)
-    fails_at: frozenset[int] = frozenset()
+    fails_at: Container[int] = ()
     largest: int | None = None
     error: Callable[[], Exception] = out_of_memory
     n_operations: int = 0
