@@ -39,6 +39,11 @@ def out_of_memory() -> Exception:
     return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
+def mps_out_of_memory() -> Exception:
+    """The same on a Mac, where it is no exception of its own."""
+    return RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB, max allowed: 9.07 GB)")
+
+
 @dataclass
 class Accelerator:
     """Pretended devices, and what happens on them.

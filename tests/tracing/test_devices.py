@@ -29,9 +29,9 @@ from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import MEASURED, Limits
 from ktrace.tracing.suffix.memory import rows_that_fit
 from ktrace.tracing.suffix.proof import judge
-from tests.support.accelerator import GIB, Accelerator, out_of_memory
+from tests.support.accelerator import GIB, Accelerator, mps_out_of_memory, out_of_memory
 from tests.support.families import tiny_model
-from tests.support.models import known_case, loaded, micro_llama
+from tests.support.models import as_moved, known_case, loaded, micro_llama
 
 NOISE = RandomNoise(1.0, samples=2)
 MEDIATORS = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
@@ -245,12 +245,7 @@ every_map = pytest.mark.parametrize("device_map", SPREAD.values(), ids=SPREAD)
 
 @pytest.fixture(scope="module")
 def whole(model_folder: Path) -> LanguageModel:
-    lm = loaded(model_folder, attention="eager")
-    for weight in lm.model.parameters():
-        # As it is after a move. In a file weights lie as the file has them, where vectors of them
-        # may begin elsewhere, and are added up in another order.
-        weight.data = weight.data.clone()
-    return lm
+    return as_moved(loaded(model_folder, attention="eager"))
 
 
 def in_short(lm: LanguageModel, cases: Sequence[Case]) -> list[Found]:
@@ -361,7 +356,7 @@ def test_batches_shrink_until_they_fit(
 
 NO_MEMORY: dict[str, Callable[[], Exception]] = {
     "cuda": out_of_memory,
-    "mps": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB, ..."),
+    "mps": mps_out_of_memory,
     "mps, one buffer": lambda: RuntimeError("Invalid buffer size: 20.00 GiB"),
     "cublas": lambda: RuntimeError(
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
