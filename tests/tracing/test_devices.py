@@ -1,6 +1,8 @@
 """Every engine on devices that are not here: pretended ones, whose numbers are the CPU's."""
 
 import logging
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from accelerate import dispatch_model
 from torch import nn
 
 from ktrace.config import EngineConfig, NoiseConfig, NoiseKind
-from ktrace.errors import NoMemoryLeftError
+from ktrace.errors import KtraceError, NoMemoryLeftError
 from ktrace.lm.load import language_model
 from ktrace.lm.memory import MORE_ROOM
 from ktrace.lm.model import LanguageModel
@@ -418,3 +420,29 @@ def test_a_model_that_does_not_fit_is_said_in_a_line(
         doing = "while the model is loaded" if number else "(on model|while the model)"
         with pytest.raises(NoMemoryLeftError, match=f"^out of memory {doing}"):
             loaded(model_folder, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"device": "mps"}, "model.dtype=float64 cannot be on model.device=mps (Cannot convert a"),
+        ({"device": "auto"}, "model.dtype=float64 cannot be on model.device=mps (Cannot convert a"),
+        ({"device_map": {"": "mps"}}, "the model cannot be loaded: Cannot convert a MPS Tensor"),
+    ],
+    ids=str,
+)
+def test_float64_on_mps_is_refused_in_a_line(
+    mps: Accelerator, model_folder: Path, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(KtraceError, match=re.escape(message)) as raised:
+        loaded(model_folder, dtype="float64", **keys)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_checkpoint_in_float64_is_refused_on_mps_too(
+    mps: Accelerator, model_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "wide")
+    loaded(model_folder, dtype="float64", device="cpu").model.save_pretrained(tmp_path / "wide")
+    with pytest.raises(KtraceError, match=r"^model.dtype=float64 cannot be on model\.device=mps"):
+        loaded(tmp_path / "wide", dtype="auto", device="mps")
