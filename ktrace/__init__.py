@@ -4,6 +4,7 @@
     trace = ktrace.trace(model, prompt, subject)    every layer and position of one prompt
     trace.plot(); trace.to_frame()                  a figure; a pandas frame
     ktrace.load_effects(run_folder)                 the frame of a stored run, without torch
+    ktrace.average(frame_or_folder, by=...)         averages with their intervals
     ktrace.load_activations(run_folder, ...)        clean activations of a stored run
 
 Runs over many facts are commands: `python -m ktrace --help`. Errors that a person can mend are
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ktrace.analysis.activations import load_activations
+    from ktrace.analysis.average import average
     from ktrace.analysis.effects import load_effects
     from ktrace.api import Trace, load_model, trace
     from ktrace.errors import KtraceError
@@ -25,13 +27,22 @@ if TYPE_CHECKING:
 _HOMES = {
     "KtraceError": "ktrace.errors",
     "Trace": "ktrace.api",
+    "average": "ktrace.analysis.average",
     "load_activations": "ktrace.analysis.activations",
     "load_effects": "ktrace.analysis.effects",
     "load_model": "ktrace.api",
     "trace": "ktrace.api",
 }
 
-__all__ = ["KtraceError", "Trace", "load_activations", "load_effects", "load_model", "trace"]
+__all__ = [
+    "KtraceError",
+    "Trace",
+    "average",
+    "load_activations",
+    "load_effects",
+    "load_model",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ called here; the same schema checks them.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,14 @@ from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES, METRICS
-from ktrace.tracing.encode import clean_fact, decoded, encode_fact
+from ktrace.tracing.answers import baselines, restorations
+from ktrace.tracing.encode import (
+    clean_fact,
+    decoded,
+    encode_facts,
+    require_numbers,
+    require_scores,
+)
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
@@ -63,6 +71,7 @@ class Trace:
         corrupted: scores of the corrupted run, `(n_samples,)`.
         restored: scores of the corrupted-with-restoration run,
             `(n_samples, n_layers, n_positions)`.
+        also: other right answers, as text: probabilities are of all of them together.
     """
 
     model: str
@@ -83,6 +92,7 @@ class Trace:
     clean: Scores
     corrupted: Scores
     restored: Scores
+    also: tuple[str, ...] = ()
 
     @property
     def p_clean(self) -> float:
@@ -114,6 +124,8 @@ class Trace:
         return case_frame(
             model=self.model,
             mediator=self.mediator,
+            prompt=self.prompt,
+            subject=self.subject,
             tokens=self.tokens,
             roles=self.roles,
             clean=self.clean,
@@ -179,11 +191,14 @@ def trace(
     prompt: str,
     subject: str,
     mediator: str = "hidden",
-    answer: str | None = None,
+    answer: str | Sequence[str] | None = None,
     *,
     window: int | None = None,
     whole_answer: bool = False,
     subject_start: int | None = None,
+    separator: str = "auto",
+    chat: bool = False,
+    bos: str = "keep",
     engine: str = "suffix",
     noise_facts: str | None = None,
     **noise: Any,
@@ -200,11 +215,15 @@ def trace(
         subject: the part of the prompt to corrupt.
         mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp` or `attn`.
         answer: must be what the model predicts, as only candidates are traced; None takes the
-            prediction.
+            prediction. Of a list of right answers one must be it; their probabilities are added.
         window: layers restored together by `mlp` and `attn`; None for the model's own.
         whole_answer: whether all tokens of the answer are scored (`dataset.answer=full`), not the
             first alone.
         subject_start: first character of the subject, where the prompt holds it more than once.
+        separator: what stands between prompt and answer: `auto`, `space` or `none`.
+        chat: whether the prompt is the user's turn in the tokenizer's chat template.
+        bos: `strip` leaves one of two BOS tokens: that of a prompt which has its own, and the
+            tokenizer's.
         engine: `suffix` or `reference`.
         noise_facts: a file of facts to measure the noise on, in place of the embedded ones.
         **noise: keys `noise.*` of the config: `kind` (`gaussian` by default), `multiple` or `std`,
@@ -221,9 +240,12 @@ def trace(
         raise KtraceError(
             f"model={model!r:.60} is no model with a tokenizer: give what ktrace.load_model returns"
         )
-    asked: dict[str, object] = {"prompt": prompt, "subject": subject, "attribute": answer}
+    first, *also = [answer] if answer is None or isinstance(answer, str) else [*answer] or [" "]
+    asked: dict[str, object] = {"prompt": prompt, "subject": subject, "attribute": first}
+    asked |= {"also": also} if also else {}
     asked["subject_start"] = subject_start
     asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
+    asked |= {"separator": separator, "chat": chat, "bos": bos}
     asked |= {} if noise_facts is None else {"noise_facts": noise_facts}
     config = composed(
         [
@@ -247,36 +269,39 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     lm.paths.require(*mediator.sites)
     facts = facts_of(config.dataset)
     fact = facts.facts[0]
-    whole = config.dataset.answer is Answer.full
-    encoded = encode_fact(lm, fact, whole_answer=whole)
+    [encoded] = encode_facts(lm, facts.facts, config.dataset)
     run, left_out = clean_fact(lm, fact, encoded)
     if run is None:
         raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
     if left_out:
         raise KtraceError(
-            f"answer={fact.attribute!r}: {left_out} ({decoded(lm, run.predicted_ids)!r}, "
+            f"answer={' | '.join(fact.answers)!r}: {left_out} ({decoded(lm, run.predicted_ids)!r}, "
             f"p = {run.predicted_probability:.3f}), and only candidates are traced; leave answer "
             "out to take the prediction"
         )
     noise_facts = noise_facts_of(config.dataset)
-    measured = measured_noise(lm, config.noise, facts, [encoded], noise_facts, whole_answer=whole)
+    measured = measured_noise(lm, config.noise, facts, [encoded], config.dataset, noise_facts)
     for reason in measured.unusable.values():
         raise KtraceError(
             f"noise.kind={config.noise.kind.value} cannot corrupt {fact.subject!r}: {reason}"
         )
     ids = encoded.prompt.input_ids
-    case = Case(0, ids, encoded.span, encoded.answer_ids)
-    use = Use([mediator], [case.shape])
-    engine = make_engine(config.engine, lm, measured.noise, use)
-    [(_, baseline)] = engine.baseline([case])
+    answer_ids = run.predicted_ids
+    also = tuple(other for other in encoded.answers if other != answer_ids)
+    case = Case(0, ids, encoded.span, answer_ids, also=also)
+    longest = case.shape._replace(n_answer=encoded.n_answer)
+    engine = make_engine(config.engine, lm, measured.noise, Use([mediator], [longest]))
+    [(_, baseline)] = baselines(engine, [case])
+    require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
     # As the stages do: what a restoration does not change keeps the very scores of the baseline.
-    [(_, restored)] = engine.restored([replace(case, baseline=baseline)], [mediator])
+    [(_, restored)] = restorations(engine, [replace(case, baseline=baseline)], [mediator])
+    require_scores(lm, fact, mediator, restored[mediator.key])
     return Trace(
         model=lm.name,
         prompt=fact.prompt,
         subject=fact.subject,
-        answer=decoded(lm, encoded.answer_ids),
-        answer_ids=encoded.answer_ids,
+        answer=decoded(lm, answer_ids),
+        answer_ids=answer_ids,
         foils=tuple(decoded(lm, ids) for ids in baseline.foil_ids),
         tokens=encoded.prompt.tokens,
         input_ids=ids,
@@ -290,6 +315,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         clean=baseline.clean,
         corrupted=baseline.corrupted,
         restored=restored[mediator.key],
+        also=tuple(decoded(lm, other) for other in also),
     )
 
 

@@ -9,6 +9,8 @@ class Metric(Enum):
 
     An answer of several tokens is read under teacher forcing: each token is scored given those
     before it; all metrics but the probability, which is their product, are sums over the tokens.
+    Of several right answers the probability is the sum, and `log_probability` its logarithm; the
+    others are of the one that is predicted (docs/datasets.md).
 
     Attributes:
         probability: unitless, in [0, 1].
@@ -42,6 +44,13 @@ ROLES = (
     "further",
     "last",
 )
+
+# What facts may share that makes them dependent: the units of intervals. The first by default.
+CLUSTERS = ("relation_id", "subject", "attribute")
+
+# Effects and differences below it count as none, in the metric's unit, unless the config says
+# otherwise.
+SMALLEST_EFFECT = 0.01
 
 # By name, in the order of panels and tables: from what is restored as a whole to its parts.
 # ktrace/tracing/mediators.py says what each restores and severs.
@@ -84,6 +93,27 @@ def noise_key(settings: Mapping[str, object]) -> str:
         parts.append("foil-corrupted")
     if "samples" in settings:
         parts += [f"n{settings['samples']}", f"seed{settings['seed']}"]
+    return "-".join(parts)
+
+
+def dataset_key(name: str, settings: Mapping[str, object]) -> str:
+    """What a dataset's folder is called: its name, and how prompts and answers are put.
+
+    Other answers or prompts have other candidates, so theirs is a folder apart.
+
+    Args:
+        name: of the dataset.
+        settings: its fingerprint, such as `answer`; settings that are the default may be absent.
+    """
+    parts = [name]
+    if settings.get("answer") == "full":
+        parts.append("full")
+    if "separator" in settings:
+        parts.append(f"separator-{settings['separator']}")
+    if settings.get("chat"):
+        parts.append("chat")
+    if "bos" in settings:
+        parts.append(f"bos-{settings['bos']}")
     return "-".join(parts)
 
 

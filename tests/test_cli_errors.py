@@ -117,14 +117,17 @@ GOOD = json.dumps(FACT | {"attribute": "Paris"}) + "\n"
         ("", ["dataset.path=facts.jsonl holds no facts"]),
         (GOOD + "{oops\n", ["facts.jsonl, line 2: malformed JSON"]),
         (GOOD + GOOD, ["facts.jsonl, line 2: known_id=7 is already at facts.jsonl, line 1"]),
-        (GOOD + json.dumps(FACT), ["facts.jsonl, line 2: no attribute"]),
+        (
+            GOOD + json.dumps(FACT | {"subject": None}),
+            ["facts.jsonl, line 2: no subject, attribute"],
+        ),
         (
             GOOD.replace(" is in", ", the Eiffel Tower"),
             ["facts.jsonl, line 1: subject 'Eiffel Tower' is more than once in the prompt"],
         ),
         (GOOD.replace('subject": "', 'subject": "X'), ["subject 'XEiffel Tower' is not in the pr"]),
     ],
-    ids=["missing", "empty", "malformed", "same-id", "no-answer", "subject-twice", "no-subject"],
+    ids=["missing", "empty", "malformed", "same-id", "no-fields", "subject-twice", "no-subject"],
 )
 def test_a_bad_dataset(
     ktrace: Ktrace, own: tuple[str, ...], content: str | None, parts: list[str], in_folder: Path
@@ -165,8 +168,12 @@ def truncate_config(folder: Path) -> None:
         (without("tokenizer.json"), ["tokenizer"]),
         (
             with_config(architectures=["RwkvForCausalLM"], model_type="rwkv"),
+            ["RwkvForCausalLM cannot be traced: its blocks hand on a state beside what they give"],
+        ),
+        (
+            with_config(architectures=["ViTModel"], model_type="vit"),
             [
-                "architecture RwkvForCausalLM is not known",
+                "architecture ViTModel is not known",
                 "GPT2LMHeadModel",
                 "LlamaForCausalLM",
                 "[LAYER_NUM]",
@@ -181,6 +188,7 @@ def truncate_config(folder: Path) -> None:
         "no-config",
         "cut-config",
         "no-tokenizer",
+        "refused-architecture",
         "unknown-architecture",
         "unknown-type",
         "fewer-weights",

@@ -72,7 +72,12 @@ def analyze(
     run = average_run(
         run_folder, averaging, asked=asked, limit=limit, partial=partial, parquet=parquet
     )
-    tables = {"aie": aie_table(run), "samples": sample_table(run), "facts": fact_table(run, metric)}
+    tables = {
+        "aie": aie_table(run),
+        "intervals": run.aie,
+        "samples": sample_table(run),
+        "facts": fact_table(run, metric),
+    }
     summary = summarize(run, metric, limit)
     files = [*write_tables(folder, tables), folder / "summary.json", parquet]
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

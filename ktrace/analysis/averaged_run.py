@@ -10,8 +10,19 @@ import pandas as pd
 import pyarrow as pa
 
 from ktrace.analysis.effects import effect_tables, effects_file
-from ktrace.analysis.estimate import average_indirect_effects, spread_over_samples
-from ktrace.analysis.per_fact import MediatorEffects, TotalEffects, reduce_mediator
+from ktrace.analysis.estimate import (
+    AverageTotalEffect,
+    average_indirect_effects,
+    average_total_effect,
+    spread_over_samples,
+)
+from ktrace.analysis.intervals import Clusters
+from ktrace.analysis.per_fact import (
+    MediatorEffects,
+    TotalEffects,
+    clusters_of,
+    reduce_mediator,
+)
 from ktrace.analysis.rows import Averaging
 from ktrace.analysis.stored import Survey, batches, survey
 from ktrace.errors import KtraceError
@@ -41,6 +52,7 @@ class RunAverages:
         averaging: how positions were averaged.
         effects: each mediator reduced to its facts, in the order of panels.
         total: total effects of its traced facts.
+        clusters: of the same facts.
         aie: AIE of every mediator and metric (`average_indirect_effects`).
         samples: its spread over noise samples (`spread_over_samples`).
         missing: what an unfinished run lacks.
@@ -51,6 +63,7 @@ class RunAverages:
     averaging: Averaging
     effects: Sequence[MediatorEffects]
     total: TotalEffects
+    clusters: Clusters
     aie: pd.DataFrame
     samples: pd.DataFrame
     missing: Sequence[str]
@@ -70,6 +83,10 @@ class RunAverages:
     def of(self, key: str) -> MediatorEffects:
         """The effects of one mediator."""
         return self.effects[self.keys.index(key)]
+
+    def total_effect(self, metric: str) -> AverageTotalEffect:
+        """The average total effect in one metric."""
+        return average_total_effect(self.total, metric, self.clusters, self.averaging.interval)
 
     def aie_in(self, metric: str) -> pd.DataFrame:
         """The rows of `aie` in one metric."""
@@ -123,7 +140,8 @@ def average_run(
         survey=found,
         averaging=averaging,
         effects=effects,
-        total=TotalEffects.of(found),
+        total=TotalEffects.of(found, found.traced),
+        clusters=clusters_of(found, found.traced, averaging.cluster),
         aie=pd.concat(averages, ignore_index=True),
         samples=pd.concat(samples, ignore_index=True),
         missing=[*found.lacking, *chosen.missing],

@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages, average_run
-from ktrace.analysis.estimate import average_total_effect
 from ktrace.analysis.figures.draw import COMPARISON_FIGURES, draw_comparison
 from ktrace.analysis.figures.style import remove_older
 from ktrace.analysis.paired import (
@@ -25,11 +24,12 @@ from ktrace.terms import METRICS
 
 _AIE_COLUMNS = [
     *("run", "model", "dataset", "noise", "mediator", "metric", "role", "layer", "depth"),
-    *("aie", "ci_low", "ci_high", "n_facts"),
+    *("aie", "ci_low", "ci_high", "n_facts", "n_clusters", "ie_te", "ie_te_low", "ie_te_high"),
 ]
 _DIFFERENCE_COLUMNS = [
     *("run", "baseline", "mediator", "metric", "role", "depth"),
-    *("difference", "ci_low", "ci_high", "n_facts"),
+    *("difference", "ci_low", "ci_high", "band_low", "band_high", "n_facts", "n_clusters"),
+    *("ci_over", "ci_note", "beyond", "beyond_all"),
 ]
 
 # What tells a run from the others in tables and titles, and the run.
@@ -125,7 +125,7 @@ def _run_table(runs: Labelled, metric: str) -> pd.DataFrame:
 
 
 def _run_row(label: str, run: RunAverages, baseline: RunAverages, metric: str) -> dict[str, object]:
-    found = average_total_effect(*run.total.in_metric(metric))
+    found = run.total_effect(metric)
     pairs = shared_facts(baseline, run)
     row: dict[str, object] = {
         "run": label,
@@ -174,8 +174,7 @@ def _differences(runs: Labelled, metric: str) -> tuple[pd.DataFrame, list[str]]:
             if not pairs:
                 notes.append(f"{key}: {label} shares no traced fact with {baseline}")
                 continue
-            scheme = run.averaging.scheme
-            frame = effect_differences(first.of(key), run.of(key), pairs, metric, scheme)
+            frame = effect_differences(first.of(key), run.of(key), pairs, metric, run.averaging)
             frames.append(frame.assign(run=label, baseline=baseline, mediator=key))
     if not frames:
         return pd.DataFrame(columns=_DIFFERENCE_COLUMNS), notes

@@ -29,7 +29,9 @@ from ktrace.store import CleanRecord, RestoredRecord, RunFolders
 from ktrace.store.records import Scores
 from ktrace.terms import METRICS
 
-_CATEGORIES = ("model", "mediator", "metric", "token", "role")
+_OF_FACT = ("relation_id", "subject", "prompt")
+_CATEGORIES = ("model", "mediator", "metric", "token", "role", *_OF_FACT)
+_MAY_BE_MISSING = ("role", "relation_id")
 _TYPES = {
     "model": pa.dictionary(pa.int8(), pa.string()),
     "known_id": pa.int64(),
@@ -43,10 +45,13 @@ _TYPES = {
     "clean": pa.float32(),
     "corrupted": pa.float32(),
     "restored": pa.float32(),
+    "relation_id": pa.dictionary(pa.int32(), pa.string()),
+    "subject": pa.dictionary(pa.int32(), pa.string()),
+    "prompt": pa.dictionary(pa.int32(), pa.string()),
 }
 # Measured: parquet files are written twice as fast when it is known that nothing is missing.
 _SCHEMA = pa.schema(
-    [pa.field(name, kind, nullable=name == "role") for name, kind in _TYPES.items()]
+    [pa.field(name, kind, nullable=name in _MAY_BE_MISSING) for name, kind in _TYPES.items()]
 )
 COLUMNS = tuple(_SCHEMA.names)
 
@@ -75,12 +80,26 @@ def load_effects(
     Returns:
         One row for each (fact, mediator, metric, sample, layer, position) with the columns
         `COLUMNS`. `mediator` is the store's key (`hidden`, `mlp-w10`); `role` is one of the scheme
-        `rome`, missing before the subject; scores are float32, probabilities unitless in [0, 1].
+        `rome`, missing before the subject; `relation_id` is missing where the fact has none; scores
+        are float32, probabilities unitless in [0, 1].
 
     Raises:
         KtraceError: the folder holds no restorations, or of some facts only; parts of different
             settings, or a damaged part.
     """
+    tables = list(stored_tables(run_folder, limit, metrics, partial=partial))
+    frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    return frame
+
+
+def stored_tables(
+    run_folder: str | Path,
+    limit: int | None = None,
+    metrics: Sequence[str] = METRICS,
+    *,
+    partial: bool = False,
+) -> Iterator[pa.Table]:
+    """The frame of `load_effects` in pieces: some facts, one mediator and one metric at a time."""
     folders = RunFolders(Path(run_folder).resolve())
     if not folders.mediator_keys():
         raise KtraceError(f"{run_folder} holds no restorations: run stage=restore or stage=all")
@@ -97,14 +116,9 @@ def load_effects(
             f"{run_folder} is not complete ({'; '.join(lacking)}): finish the run, give limit=, or "
             "partial=True for what is there"
         )
-    tables = [
-        table
-        for key in keys
-        for batch in batches(found, key)
-        for table in effect_tables(found, key, batch, metrics)
-    ]
-    frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
-    return frame
+    for key in keys:
+        for batch in batches(found, key):
+            yield from effect_tables(found, key, batch, metrics)
 
 
 def effect_tables(
@@ -131,6 +145,7 @@ def effect_tables(
         "position": cells.numbers(_POSITION),
         "token": _tokens(clean, cells),
         "role": _roles(clean, cells),
+        **{name: _texts([getattr(one, name) for one in clean], cells) for name in _OF_FACT},
     }
     for metric in metrics:
         scores = {
@@ -195,10 +210,20 @@ def _roles(clean: Sequence[CleanRecord], cells: _Cells) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes == -1), list(rows("rome")))
 
 
+def _texts(values: Sequence[str], cells: _Cells) -> pa.DictionaryArray:
+    """One text for each fact; an empty one is missing."""
+    texts = list(dict.fromkeys(value for value in values if value))
+    number = {text: code for code, text in enumerate(texts)}
+    codes = np.repeat(np.array([number.get(value, -1) for value in values], np.int32), cells.sizes)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes == -1), texts)
+
+
 def case_frame(
     *,
     model: str,
     mediator: str,
+    prompt: str,
+    subject: str,
     tokens: Sequence[str],
     roles: Sequence[str | None],
     clean: Scores,
@@ -210,6 +235,8 @@ def case_frame(
     Args:
         model: its name.
         mediator: its key, such as `mlp-w10`.
+        prompt: its text.
+        subject: the part of it that was corrupted.
         tokens: of the prompt, `(n_positions,)`.
         roles: in the scheme `rome`, None before the subject, `(n_positions,)`.
         clean: `(n_samples,)` for each metric.
@@ -217,7 +244,7 @@ def case_frame(
         restored: `(n_samples, n_layers, n_positions)` for each metric.
 
     Returns:
-        A row for each metric, sample, layer and position; `known_id` is 0.
+        A row for each metric, sample, layer and position; `known_id` is 0, `relation_id` missing.
     """
     frames = []
     for metric in METRICS:
@@ -235,14 +262,15 @@ def case_frame(
                 }
             )
         )
-    frame: pd.DataFrame = pd.concat(frames, ignore_index=True).assign(
-        known_id=np.int64(0), model=model, mediator=mediator
-    )
+    frame: pd.DataFrame = pd.concat(frames, ignore_index=True).assign(known_id=np.int64(0))
     at = frame["position"].to_numpy()
     frame["token"] = pd.Categorical(np.asarray(tokens, dtype=object)[at])
     frame["role"] = pd.Categorical(np.asarray(roles, dtype=object)[at], categories=rows("rome"))
-    for name, categories in (("model", [model]), ("mediator", [mediator]), ("metric", METRICS)):
-        frame[name] = pd.Categorical(frame[name], categories=categories)
+    same = {"model": model, "mediator": mediator, "subject": subject, "prompt": prompt}
+    for name, value in same.items():
+        frame[name] = pd.Categorical([value] * len(frame))
+    frame["relation_id"] = pd.Categorical([None] * len(frame), categories=pd.Index([], dtype=str))
+    frame["metric"] = pd.Categorical(frame["metric"], categories=METRICS)
     ordered: pd.DataFrame = frame[list(COLUMNS)]
     return ordered
 

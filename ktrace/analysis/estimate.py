@@ -3,46 +3,155 @@
 Axes are those of per_fact.py.
 """
 
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 
-from ktrace.analysis.intervals import Array, interval, ratio
-from ktrace.analysis.per_fact import MediatorEffects, pooling
+from ktrace.analysis.intervals import (
+    FACTS,
+    Array,
+    Averages,
+    Clusters,
+    Drawn,
+    averages,
+    effect_range,
+    intraclass_correlation,
+    total_range,
+)
+from ktrace.analysis.per_fact import MediatorEffects, TotalEffects
 from ktrace.analysis.rows import Averaging, rows
 from ktrace.terms import METRICS
 
+FACTS_AND_SAMPLES = "facts_and_samples"
+
+
+def cell_table(
+    cells: Averages, limits: tuple[float, float], *, at_once: bool = False
+) -> pd.DataFrame:
+    """Averages with their intervals, a row for each cell.
+
+    Args:
+        cells: from `averages`.
+        limits: what they lie in.
+        at_once: whether bounds that hold for all cells together are wanted, too.
+
+    Returns:
+        Columns `aie, ci_low, ci_high, n_facts, n_clusters, ci_over, ci_note`, and `band_low,
+        band_high`. `ci_over` says what was drawn; where there is no interval, bounds are NaN,
+        `ci_over` is empty, and `ci_note` says why.
+    """
+    low, high = cells.interval(limits=limits)
+    columns = {
+        "aie": cells.value,
+        "ci_low": low,
+        "ci_high": high,
+        "n_facts": cells.n_facts,
+        "n_clusters": cells.n_clusters,
+        "ci_over": cells.over,
+        "ci_note": cells.note,
+    }
+    if at_once:
+        columns["band_low"], columns["band_high"] = cells.at_once(limits)
+    frame: pd.DataFrame = pd.DataFrame(columns)
+    return frame
+
+
+def difference_table(
+    apart: Array, clusters: Clusters, limits: tuple[float, float], smallest: float
+) -> pd.DataFrame:
+    """Means of paired differences with their intervals, a row for each cell.
+
+    Args:
+        apart: `(n_facts, n_cells)`; NaN where a fact has not both.
+        clusters: of the facts.
+        limits: what differences lie in.
+        smallest: differences below it count as none.
+
+    Returns:
+        `difference` in place of `aie`, the other columns of `cell_table`, and `beyond`, whether the
+        interval excludes 0 and the difference counts, `beyond_all`, the same of the bounds that
+        hold for all cells together.
+    """
+    table = cell_table(averages(apart, np.ones(len(apart)), clusters), limits, at_once=True)
+    table = table.rename(columns={"aie": "difference"})
+    counts = table["difference"].abs() >= smallest
+    for name, bounds in (("beyond", "ci"), ("beyond_all", "band")):
+        excludes = (table[f"{bounds}_low"] > 0) | (table[f"{bounds}_high"] < 0)
+        table[name] = excludes & counts
+    return table
+
 
 def average_indirect_effects(effects: MediatorEffects, averaging: Averaging) -> pd.DataFrame:
-    """AIE by metric, role and layer.
+    """AIE by metric, role and layer, and the share of the total effect that comes back.
 
     Args:
         effects: one mediator, reduced with the same `averaging`.
-        averaging: rows and pooling.
+        averaging: rows, pooling, and what intervals cover.
 
     Returns:
-        Columns `mediator, metric, role, layer, aie, ci_low, ci_high, n_facts`; no row where no
-        fact has the role. The interval is at 95 %, over facts.
+        Columns `mediator, metric, role, layer`, those of `cell_table` with bounds for all cells of
+        a heatmap together, and `ie_te, ie_te_low, ie_te_high` (`_shares`); no row where no fact has
+        the role.
     """
-    divisor, weights = pooling(effects.counts, averaging.pool)
-    _, n_metrics, n_rows, n_layers = effects.totals.shape
-    found = np.full((3, n_metrics, n_rows, n_layers), np.nan)
-    for row in range(n_rows):
-        if not weights[:, row].any():
-            continue
-        totals = effects.totals[:, :, row] / divisor[:, row, None, None]
-        flat = totals.reshape(len(totals), -1)
-        bounds = interval(flat, weights[:, row])
-        cells = np.stack([ratio(flat, weights[:, row]), *bounds])
-        found[:, :, row] = cells.reshape(3, n_metrics, n_layers)
-    frame = _cells(effects, averaging.scheme)
-    for name, values in zip(("aie", "ci_low", "ci_high"), found, strict=True):
-        frame[name] = values.ravel()
-    n_facts = (effects.counts > 0).sum(axis=0)
-    frame["n_facts"] = np.tile(np.repeat(n_facts, n_layers), n_metrics)
+    frames = []
+    for number, metric in enumerate(METRICS):
+        curves, weights = effects.curves(metric, averaging.pool)
+        n_facts, n_rows, n_layers = curves.shape
+        by_cell = np.repeat(weights, n_layers, axis=1)
+        cells = averages(curves.reshape(n_facts, -1), by_cell, effects.clusters)
+        if averaging.interval == FACTS_AND_SAMPLES:
+            cells = replace(
+                cells, drawn=_drawn(effects.by_sample[:, number].reshape(-1, n_rows * n_layers))
+            )
+        table = cell_table(cells, effect_range(metric), at_once=True)
+        shares = _shares(
+            curves, weights, effects.total_effects[:, number], effects.clusters, metric
+        )
+        frames.append(pd.concat([table, shares], axis=1))
+    names = _cells(effects, averaging.scheme)
+    frame = pd.concat([names, pd.concat(frames, ignore_index=True)], axis=1)
     kept: pd.DataFrame = frame[frame["n_facts"] > 0].reset_index(drop=True)
     return kept
+
+
+def _drawn(by_sample: Array) -> Drawn:
+    """What the draw of the noise adds to averages, from `(n_samples, n_cells)`."""
+    n_samples = len(by_sample)
+    spread = by_sample.var(axis=0, ddof=1) if n_samples > 1 else np.zeros(by_sample.shape[1])
+    return Drawn(spread / n_samples, n_samples)
+
+
+def _shares(
+    curves: Array, weights: Array, total_effects: Array, clusters: Clusters, metric: str
+) -> pd.DataFrame:
+    """Indirect over total effect, both summed over facts: how much of it comes back.
+
+    Args:
+        curves: `(n_facts, n_rows, n_layers)`.
+        weights: `(n_facts, n_rows)`.
+        total_effects: `(n_facts,)`.
+        clusters: of the facts.
+        metric: of the effects.
+
+    Returns:
+        Columns `ie_te, ie_te_low, ie_te_high`, a row for each cell; all NaN where the interval of
+        the mean total effect of the same facts includes 0 or is missing: the share would be one of
+        nothing.
+    """
+    n_facts, _, n_layers = curves.shape
+    totals = total_effects[:, None] * weights
+    low, high = averages(totals, weights, clusters).interval(limits=total_range(metric))
+    told = np.repeat((low > 0) | (high < 0), n_layers)
+    by_cell, sizes = (np.repeat(values, n_layers, axis=1) for values in (totals, weights))
+    cells = averages(curves.reshape(n_facts, -1), by_cell, clusters, sizes)
+    bounds = (cells.value, *cells.interval())
+    names = ("ie_te", "ie_te_low", "ie_te_high")
+    frame: pd.DataFrame = pd.DataFrame(
+        {name: np.where(told, values, np.nan) for name, values in zip(names, bounds, strict=True)}
+    )
+    return frame
 
 
 def spread_over_samples(effects: MediatorEffects, scheme: str) -> pd.DataFrame:
@@ -83,36 +192,54 @@ class AverageTotalEffect(TypedDict):
     """What the corruption does to one metric, as `summary.json` has it.
 
     `clean` and `corrupted` are means over facts and noise samples, `ate` is their difference;
-    `ate_ci` is None, None where there are fewer than two facts, and `ate_sample_sd`, the standard
-    deviation between the ATEs of the single samples, None for one sample.
+    `ate_ci` is None, None where there is no interval, and `ate_ci_note` says why; `ate_ci_over`
+    says what was drawn. `n_clusters` counts the clusters of the facts, and `icc` is the intraclass
+    correlation of their total effects, None where it has no meaning; `ate_sample_sd`, the standard
+    deviation between the ATEs of the single samples, is None for one sample.
     """
 
     clean: float
     corrupted: float
     ate: float
     ate_ci: list[float | None]
+    ate_ci_over: str
+    ate_ci_note: str
+    n_clusters: int
+    icc: float | None
     ate_sample_sd: float | None
 
 
-def average_total_effect(clean: Array, corrupted: Array) -> AverageTotalEffect:
-    """ATE with its interval over facts, and its spread over noise samples.
+def average_total_effect(
+    total: TotalEffects, metric: str, clusters: Clusters, interval: str = FACTS
+) -> AverageTotalEffect:
+    """ATE with its interval, and its spread over noise samples.
 
     Args:
-        clean: the clean score that each sample is compared with, `(n_facts, n_samples)`.
-        corrupted: the corrupted score, likewise.
+        total: effects of the facts.
+        metric: which.
+        clusters: of the facts.
+        interval: what it covers, see `Averaging`.
     """
+    clean, corrupted = total.in_metric(metric)
     effects = clean - corrupted
-    effect = effects.mean(axis=1)
-    low, high = interval(effect[:, None], np.ones(len(effect)))
-    by_sample = effects.mean(axis=0)
+    effect, by_sample = effects.mean(axis=1), effects.mean(axis=0)
+    cells = averages(effect[:, None], np.ones(len(effect)), clusters)
+    if interval == FACTS_AND_SAMPLES:
+        cells = replace(cells, drawn=_drawn(by_sample[:, None]))
+    [row] = cell_table(cells, total_range(metric)).itertuples()
     return {
         "clean": float(clean.mean()),
         "corrupted": float(corrupted.mean()),
         "ate": float(effect.mean()),
-        "ate_ci": [_number(low[0]), _number(high[0])],
+        "ate_ci": [number(row.ci_low), number(row.ci_high)],
+        "ate_ci_over": row.ci_over,
+        "ate_ci_note": row.ci_note,
+        "n_clusters": int(row.n_clusters),
+        "icc": number(intraclass_correlation(effect, clusters)),
         "ate_sample_sd": float(by_sample.std(ddof=1)) if len(by_sample) > 1 else None,
     }
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)  # JSON has no NaN
+def number(value: float) -> float | None:
+    """As JSON has it, which knows no NaN."""
+    return None if np.isnan(value) else float(value)

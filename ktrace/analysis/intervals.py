@@ -1,147 +1,429 @@
-"""95 % intervals: of averages over facts, by a studentized bootstrap; and Student's t.
+"""Intervals of averages over facts, in closed form: of each cell alone, and of many cells at once.
 
 An average is a ratio, total over weight: with every fact weighing 1 it is the mean over facts, with
-numbers of positions as weights it is the mean over positions. Facts are drawn again, never
-positions or samples: those of one fact are not independent.
+numbers of positions as weights it is the mean over positions, with total effects as weights it is
+the share of them that comes back. Positions and samples of one fact are never units: they are not
+independent. Neither are facts of one relation, so that relations are the units where facts have
+them.
 
-Not a percentile interval: it is too narrow for few facts (it holds the mean of ten skewed values in
-87 % of cases), because it does not know that the spread is estimated, too.
-benchmarks/coverage.py measures both.
+The standard error is that of leaving out one unit at a time (the jackknife; Efron and Tibshirani,
+*An Introduction to the Bootstrap*, 1993, chapter 11), the quantile Student's t with (effective
+units − 1) degrees. Where few units carry the effect, the side of the long tail is lengthened by the
+inverse of the cubic that removes skewness from a studentized mean (Hall, *On the removal of
+skewness by transformation*, Journal of the Royal Statistical Society B 54, 1992, 221–228), never
+shortened. Where an interval could not hold its level there is none, and a note says why.
+benchmarks/coverage.py measures all of it; docs/analysis.md has the formulas and the limits.
 
-Axes: n_facts, what is drawn; n_cells, averages that are taken of the same facts, each of its own
-metric, row or layer.
+Axes: n_facts, of a run; n_units, what is drawn; n_cells, averages of the same facts, each of its
+own metric, row or layer.
 """
 
-from functools import cache, lru_cache
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr, stdtrit
 
-N_RESAMPLES = 2000
 LEVEL = 0.95
-_SEED = 0
-# Resamples of so few facts repeat each other, and Student's t takes their place, to the digits of
-# the printed tables.
-_FEW_FACTS = 7
-_TABLE_DIGITS = 4
+FACTS = "facts"
+# Effective units below which there is no interval.
+FEWEST_FACTS, FEWEST_CLUSTERS = 8.0, 5.0
+# Units from which on an interval of many cells at once holds its level.
+FEWEST_AT_ONCE = 40
+_DRAWS, _SEED = 2000, 0  # of the largest deviation among many cells
 # Relative spread that is rounding and no spread.
 _ROUNDING = 1e-6
+_ALL_REAL = (-np.inf, np.inf)
+
+NO_SPREAD = "no spread between units"
+ONE_SAMPLE = "one noise sample"
+NO_TOTAL = "the interval of the total effect includes 0"
 
 Array = npt.NDArray[np.float64]
+Bounds = tuple[Array, Array]
 
 
-def ratio(totals: Array, weights: Array) -> Array:
-    """Sum of totals over sum of weights, along facts.
+def t_quantile(degrees: float, level: float = LEVEL) -> float:
+    """Two-sided quantile of Student's t.
 
     Args:
-        totals: `(n_facts, n_cells)`.
-        weights: `(n_facts,)`, at least one above 0.
+        degrees: of freedom, above 0; they may be fractional.
+        level: of the interval.
     """
-    found: Array = totals.sum(axis=0) / weights.sum()
+    return float(stdtrit(degrees, (1 + level) / 2))
+
+
+def effect_range(metric: str, n_effects: int = 1) -> tuple[float, float]:
+    """What a metric's effects lie in.
+
+    Args:
+        metric: of the effects.
+        n_effects: how many differences of scores are subtracted from each other or are one, so
+            that a difference of the effects of two runs has 2.
+    """
+    return (-float(n_effects), float(n_effects)) if metric == "probability" else _ALL_REAL
+
+
+def total_range(metric: str) -> tuple[float, float]:
+    """What a metric's total effects lie in: a run does not diverge from itself."""
+    return (-np.inf, 0.0) if metric == "kl" else effect_range(metric)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Which facts share what makes them dependent.
+
+    Attributes:
+        name: what they share, such as `relation_id`; `facts` where each stands for itself.
+        codes: a number for each cluster, `(n_facts,)`.
+    """
+
+    name: str
+    codes: npt.NDArray[np.intp]
+
+    @classmethod
+    def none(cls, n_facts: int) -> "Clusters":
+        """Every fact stands for itself."""
+        return cls(FACTS, np.arange(n_facts))
+
+    @classmethod
+    def of(cls, name: str, labels: Sequence[Hashable]) -> "Clusters":
+        """By the value that facts share; a fact without one stands for itself.
+
+        Args:
+            name: what the values are, such as `relation_id`.
+            labels: of each fact; empty, None or NaN where it has none.
+        """
+        numbers: dict[Hashable, int] = {}
+        # A fact without a label has a key of its own.
+        keys = [(i, None) if _is_missing(label) else (0, label) for i, label in enumerate(labels)]
+        codes = [numbers.setdefault(key, len(numbers)) for key in keys]
+        return cls(name, np.array(codes, dtype=np.intp))
+
+    def __getitem__(self, chosen: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> "Clusters":
+        """Of some facts."""
+        return replace(self, codes=self.codes[chosen])
+
+
+def _is_missing(label: Hashable) -> bool:
+    return label is None or label == "" or label != label  # NaN
+
+
+@dataclass(frozen=True)
+class Block:
+    """Averages of the same facts.
+
+    Attributes:
+        value: total over weight, `(n_cells,)`.
+        pull: what the average would change by without a unit, `(n_units, n_cells)`.
+        units: the units' numbers: those of clusters, or of facts.
+        skew: of the average, λ, in [−1, 1], `(n_cells,)`.
+        n_effective: units of equal size that would say as much.
+        n_facts: facts with weight.
+        n_clusters: clusters that they lie in.
+        over: what the units are.
+        note: why there is no interval, in any of the cells.
+        varies: which cells have spread, `(n_cells,)`.
+    """
+
+    value: Array
+    pull: Array
+    units: npt.NDArray[np.intp]
+    skew: Array
+    n_effective: float
+    n_facts: int
+    n_clusters: int
+    over: str
+    note: str
+    varies: npt.NDArray[np.bool_]
+
+    @property
+    def n_units(self) -> int:
+        """What is drawn."""
+        return len(self.pull)
+
+    @cached_property
+    def variance(self) -> Array:
+        """Of the average, over units, `(n_cells,)`."""
+        n_units = self.n_units
+        found: Array = (n_units - 1) / max(n_units, 1) * (self.pull**2).sum(axis=0)
+        return found
+
+
+def block(totals: Array, weights: Array, clusters: Clusters, sizes: Array | None = None) -> Block:
+    """Averages of the same facts, and what their intervals are made of.
+
+    Args:
+        totals: `(n_facts, n_cells)`, no NaN.
+        weights: `(n_facts,)`.
+        clusters: of the facts.
+        sizes: what makes a unit large, `(n_facts,)`: facts of size 0 do not count. None: weights.
+    """
+    sizes = weights if sizes is None else sizes
+    has = sizes > 0
+    totals, weights, sizes, codes = totals[has], weights[has], sizes[has], clusters.codes[has]
+    n_facts, n_clusters = len(totals), len(np.unique(codes))
+    # Fewer clusters than that say nothing about other clusters.
+    by_cluster = FEWEST_CLUSTERS <= n_clusters < n_facts
+    units = codes if by_cluster else np.flatnonzero(has)
+    order = np.argsort(units, kind="stable")
+    numbers, starts = np.unique(units[order], return_index=True)
+    y, w, s = (_summed(values[order], starts) for values in (totals, weights[:, None], sizes))
+    weight = w.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = y.sum(axis=0) / weight
+        apart = y - value * w
+        pull = apart / (weight - w)
+        share = s[:, None] / s.sum()
+        skew = _skew(apart / share) * (share**3).sum() / (share**2).sum() ** 1.5
+    varies = np.abs(apart).max(axis=0, initial=0) > _ROUNDING * np.abs(y).max(axis=0, initial=0)
+    # Rounded as it is printed: the last bits of a sum decide nothing.
+    n_effective = round(float(s.sum() ** 2 / (s**2).sum()), 3) if len(s) else 0.0
+    fewest, over = (FEWEST_CLUSTERS, clusters.name) if by_cluster else (FEWEST_FACTS, FACTS)
+    what = "clusters" if by_cluster else "facts"
+    note = f"fewer than {fewest:g} effective {what}" if n_effective < fewest else ""
+    skew = np.clip(np.nan_to_num(skew), -1, 1)
+    return Block(value, pull, numbers, skew, n_effective, n_facts, n_clusters, over, note, varies)
+
+
+def _summed(values: Array, starts: npt.NDArray[np.intp]) -> Array:
+    """Sums of consecutive facts, along the first axis."""
+    found: Array = np.add.reduceat(values, starts, axis=0) if len(values) else values
     return found
 
 
-def interval(totals: Array, weights: Array) -> tuple[Array, Array]:
-    """Bootstrap-t interval of `ratio`.
+def _skew(values: Array) -> Array:
+    """Third central moment over the second to 1.5, along units."""
+    n_units = max(len(values), 1)
+    apart = values - values.sum(axis=0) / n_units
+    found: Array = ((apart**3).sum(axis=0) / n_units) / ((apart**2).sum(axis=0) / n_units) ** 1.5
+    return found
 
-    The standard error is that of a ratio, by linearisation (Cochran, *Sampling Techniques*, 1977,
-    section 2.11; for weights of 1 it is that of a mean), the interval that of Efron and Tibshirani,
-    *An Introduction to the Bootstrap*, 1993, section 12.5. The seed is fixed: the same values give
-    the same interval.
+
+@dataclass(frozen=True)
+class Drawn:
+    """Noise samples, which were drawn, too: every fact's sample s starts from the same seed.
+
+    Attributes:
+        variance: of the average, over samples, `(n_cells,)`.
+        n_samples: how many.
+    """
+
+    variance: Array
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Averages whose facts may differ, and their intervals.
+
+    Attributes:
+        blocks: cells of the same facts each.
+        cells: the place of each block's cells, in the order of `blocks`.
+        drawn: what the draw of the noise adds, or None.
+    """
+
+    blocks: Sequence[Block]
+    cells: Sequence[npt.NDArray[np.intp]]
+    drawn: Drawn | None = None
+
+    @property
+    def n_cells(self) -> int:
+        """Of all blocks."""
+        return sum(map(len, self.cells))
+
+    def _each(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+        found = np.empty(self.n_cells, dtype=dtype)
+        for one, at in zip(self.blocks, self.cells, strict=True):
+            found[at] = getattr(one, name)
+        return found
+
+    @property
+    def value(self) -> Array:
+        """`(n_cells,)`."""
+        return self._each("value", np.float64).astype(np.float64)
+
+    @property
+    def n_facts(self) -> npt.NDArray[np.generic]:
+        """`(n_cells,)`."""
+        return self._each("n_facts", np.int64)
+
+    @property
+    def n_clusters(self) -> npt.NDArray[np.generic]:
+        """`(n_cells,)`."""
+        return self._each("n_clusters", np.int64)
+
+    @property
+    def note(self) -> npt.NDArray[np.generic]:
+        """Why a cell has no interval; empty where it has one, `(n_cells,)`."""
+        found = self._each("note", object)
+        found[~self._each("varies", np.bool_).astype(np.bool_) & (found == "")] = NO_SPREAD
+        if self.drawn is not None and self.drawn.n_samples < 2:
+            found[found == ""] = ONE_SAMPLE
+        return found
+
+    @property
+    def over(self) -> npt.NDArray[np.generic]:
+        """What was drawn; empty where there is no interval, `(n_cells,)`."""
+        found = self._each("over", object)
+        if self.drawn is not None:
+            found = found + " and samples"
+        found[self.note != ""] = ""
+        return found
+
+    def interval(self, level: float = LEVEL, limits: tuple[float, float] = _ALL_REAL) -> Bounds:
+        """Lower and upper bounds, each cell alone.
+
+        Args:
+            level: of the interval.
+            limits: what averages lie in.
+
+        Returns:
+            `(n_cells,)` each; NaN where there is none.
+        """
+        low, high = np.full((2, self.n_cells), np.nan)
+        has = self.note == ""
+        for one, at in zip(self.blocks, self.cells, strict=True):
+            if has[at].any():
+                variance, degrees, skew = one.variance, one.n_effective - 1, one.skew
+                if self.drawn is not None:
+                    variance, degrees, skew = _joined(one, self.drawn, at)
+                sides = _half_widths(degrees, skew, level)
+                low[at], high[at] = one.value + np.array([[-1], [1]]) * sides * np.sqrt(variance)
+        low[~has], high[~has] = np.nan, np.nan
+        return np.clip(low, *limits), np.clip(high, *limits)
+
+    def at_once(
+        self, limits: tuple[float, float] = _ALL_REAL, fewest: int = FEWEST_AT_ONCE
+    ) -> Bounds:
+        """Bounds that hold for all cells together.
+
+        The level of the single interval is that of the largest of all cells' deviations, where
+        each unit pulls on all cells at once (the multiplier bootstrap; Chernozhukov, Chetverikov
+        and Kato, *Annals of Statistics* 41, 2013).
+
+        Args:
+            limits: what averages lie in.
+            fewest: units; cells of fewer have none.
+
+        Returns:
+            `(n_cells,)` each; NaN where there is none.
+        """
+        enough = self._each("n_units", np.int64).astype(np.int64) >= fewest
+        counts = (self.note == "") & enough
+        bounds = self.interval(self._level_at_once(counts), limits)
+        for bound in bounds:
+            bound[~counts] = np.nan
+        return bounds
+
+    def _level_at_once(self, counts: npt.NDArray[np.bool_]) -> float:
+        largest = np.zeros(_DRAWS, dtype=np.float32)
+        for one, at in zip(self.blocks, self.cells, strict=True):
+            if counts[at].any():
+                pull = one.pull[:, counts[at]]
+                pull = (pull / np.sqrt((pull**2).sum(axis=0))).astype(np.float32)
+                drawn = _multipliers(one.over == FACTS, int(one.units.max()) + 1)[one.units]
+                np.maximum(largest, np.abs(pull.T @ drawn).max(axis=0), out=largest)
+        beyond = 2 * (1 - ndtr(np.quantile(largest, LEVEL).astype(np.float64)))
+        return 1 - float(beyond) if counts.any() else LEVEL
+
+
+@lru_cache(maxsize=4)
+def _multipliers(facts: bool, n_units: int) -> npt.NDArray[np.float32]:
+    """Independent normal numbers of each unit, the same whichever others there are.
 
     Args:
-        totals: `(n_facts, n_cells)`.
-        weights: `(n_facts,)`; facts that weigh 0 do not count.
+        facts: whether units are facts; clusters have other numbers.
+        n_units: how many.
 
     Returns:
-        Lower and upper bounds, `(n_cells,)`; NaN for fewer than two facts.
+        `(n_units, n_draws)`.
     """
-    totals, weights = totals[weights > 0], weights[weights > 0]
-    n_facts, n_cells = totals.shape
-    if n_facts < 2:
-        return np.full(n_cells, np.nan), np.full(n_cells, np.nan)
-    mean = ratio(totals, weights)
-    residuals = totals - mean * weights[:, None]
-    spread = np.sqrt((residuals**2).sum(axis=0) / (n_facts - 1))
-    spread[spread <= _ROUNDING * np.abs(totals).max(axis=0)] = 0.0
-    error = spread * np.sqrt(n_facts) / weights.sum()
-    varies = spread > 0
-    # Without spread every resample is the mean itself.
-    low, high = mean.copy(), mean.copy()
-    if n_facts <= _FEW_FACTS:
-        quantile = round(t_quantile(n_facts - 1), _TABLE_DIGITS)
-        low -= quantile * error
-        high += quantile * error
-    elif varies.any():
-        statistic = _statistic(residuals[:, varies] / spread[varies], weights / weights.mean())
-        tail = (1 - LEVEL) / 2
-        # The upper quantile gives the lower bound.
-        low[varies] -= _quantile(statistic, 1 - tail) * error[varies]
-        high[varies] -= _quantile(statistic, tail) * error[varies]
-    return low, high
+    generator = np.random.default_rng([_SEED, facts])
+    return generator.standard_normal((n_units, _DRAWS), dtype=np.float32)
 
 
-@cache
-def t_quantile(degrees: int) -> float:
-    """Two-sided quantile of Student's t at `LEVEL`.
+def _joined(one: Block, drawn: Drawn, at: npt.NDArray[np.intp]) -> tuple[Array, Array, Array]:
+    """Variance, degrees of freedom and skewness of facts and samples together.
 
-    With t = sqrt(degrees) tan(angle) the density is that of cos(angle)^(degrees - 1), which is
-    smooth on a bounded interval, so a sum over a grid integrates it.
-
-    Args:
-        degrees: of freedom.
+    The degrees are those of Satterthwaite, *Biometrics Bulletin* 2, 1946.
     """
-    angles = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angles) ** (degrees - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    angle = np.interp(LEVEL, below / below[-1], angles)
-    return float(np.sqrt(degrees) * np.tan(angle))
-
-
-def _statistic(residuals: Array, weights: Array) -> npt.NDArray[np.float32]:
-    """(Resampled − estimated) / its own standard error, sorted, `(n_cells, n_resamples)`.
-
-    Args:
-        residuals: in units of their standard deviation, so that single precision serves,
-            `(n_facts, n_cells)`.
-        weights: in units of their mean, `(n_facts,)`.
-    """
-    n_facts = len(residuals)
-    drawn = _draws(n_facts)
-    values, weight = residuals.astype(np.float32), weights.astype(np.float32)
-    total = values.T @ drawn
-    squares = (values**2).T @ drawn
-    if (weight == 1).all():
-        mean = total / np.float32(n_facts)
-        squares -= mean * total
-    else:
-        mean = total / (weight @ drawn)
-        # Residuals about the resample's own ratio: r − mean × w.
-        squares += mean * (mean * (weight**2 @ drawn) - 2 * ((values * weight[:, None]).T @ drawn))
-    # Both scales cancel: the resample's error is sqrt(n / (n − 1) × squares) / its total weight.
+    of_samples = drawn.variance[at]
+    variance = one.variance + of_samples
     with np.errstate(invalid="ignore", divide="ignore"):
-        statistic = total / np.sqrt(squares * np.float32(n_facts / (n_facts - 1)))
-    # A resample of one and the same value has no standard error, and says nothing.
-    statistic[squares <= _ROUNDING * n_facts] = np.nan
-    ordered: npt.NDArray[np.float32] = np.sort(statistic, axis=1)  # NaN go last
-    return ordered
+        squares = one.variance**2 / (one.n_effective - 1)
+        degrees = variance**2 / (squares + of_samples**2 / (drawn.n_samples - 1))
+        return variance, degrees, one.skew * (one.variance / variance) ** 1.5
 
 
-@lru_cache(maxsize=8)
-def _draws(n_facts: int) -> npt.NDArray[np.float32]:
-    """How often each fact is drawn in each resample, `(n_facts, n_resamples)`."""
-    generator = np.random.default_rng(_SEED)
-    drawn = generator.multinomial(n_facts, np.full(n_facts, 1 / n_facts), size=N_RESAMPLES)
-    return np.ascontiguousarray(drawn.T, dtype=np.float32)
+def _half_widths(degrees: float | Array, skew: Array, level: float) -> Array:
+    """Below and above, in standard errors, `(2, n_cells)`."""
+    t = np.broadcast_to(stdtrit(degrees, (1 + level) / 2), skew.shape)
+    a = np.abs(skew) / 3
+    with np.errstate(invalid="ignore", divide="ignore"):
+        long = np.where(a > 0, (1 - np.cbrt(1 - 3 * a * (t + a / 2))) / a, t)
+    # Of a tiny λ the difference of two numbers near 1 is rounding.
+    long = np.where(a < 1e-9, t, np.maximum(t, long))
+    return np.stack([np.where(skew < 0, long, t), np.where(skew > 0, long, t)])
 
 
-def _quantile(ordered: npt.NDArray[np.float32], probability: float) -> Array:
-    """Of each row without the NaN at its end; linear between order statistics."""
-    last = (~np.isnan(ordered)).sum(axis=1) - 1
-    place = last * probability
-    below = np.floor(place).astype(np.intp)
-    rows = np.arange(len(ordered))
-    lower = ordered[rows, below].astype(np.float64)
-    upper = ordered[rows, np.minimum(below + 1, last)].astype(np.float64)
-    found: Array = lower + (upper - lower) * (place - below)
-    return found
+def averages(
+    totals: Array, weights: Array, clusters: Clusters, sizes: Array | None = None
+) -> Averages:
+    """Averages of cells that need not have the same facts.
+
+    Args:
+        totals: `(n_facts, n_cells)`; a fact with NaN in a cell does not count there.
+        weights: `(n_facts, n_cells)`, or `(n_facts,)` where all cells have the same.
+        clusters: of the facts.
+        sizes: what makes a unit large, as `weights`; a fact of size 0 does not count. None: the
+            weights.
+    """
+    sizes = weights if sizes is None else sizes
+    missing = np.isnan(totals)
+    if weights.ndim == 1 and not missing.any():
+        return Averages([block(totals, weights, clusters, sizes)], [np.arange(totals.shape[1])])
+    weights, sizes = (
+        np.where(missing, 0, values if values.ndim > 1 else values[:, None])
+        for values in (weights, sizes)
+    )
+    # Cells of the same weights are one block.
+    _, first, which = np.unique(
+        np.concatenate([weights, sizes]), axis=1, return_index=True, return_inverse=True
+    )
+    cells = [np.flatnonzero(which.ravel() == number) for number in range(len(first))]
+    totals = np.where(missing, 0, totals)
+    blocks = [
+        block(totals[:, at], weights[:, one], clusters, sizes[:, one])
+        for one, at in zip(first, cells, strict=True)
+    ]
+    return Averages(blocks, cells)
+
+
+def intraclass_correlation(values: Array, clusters: Clusters) -> float:
+    """How alike facts of one cluster are: the share of the variance that lies between clusters.
+
+    One-way analysis of variance with unequal sizes (Donner, *International Statistical Review* 54,
+    1986): about 0 for independent facts, 1 for clusters of equal facts.
+
+    Args:
+        values: of the facts, `(n_facts,)`; NaN do not count.
+        clusters: of the facts.
+
+    Returns:
+        NaN where there is one cluster, no cluster of several facts, or no spread.
+    """
+    has = ~np.isnan(values)
+    values, codes = values[has], np.unique(clusters.codes[has], return_inverse=True)[1].ravel()
+    sizes = np.bincount(codes)
+    n_facts, n_clusters = len(values), len(sizes)
+    if n_clusters < 2 or n_clusters == n_facts:
+        return float("nan")
+    means = np.bincount(codes, values) / sizes
+    between = (sizes * (means - values.mean()) ** 2).sum() / (n_clusters - 1)
+    within = ((values - means[codes]) ** 2).sum() / (n_facts - n_clusters)
+    typical = (n_facts - (sizes**2).sum() / n_facts) / (n_clusters - 1)
+    spread = between + (typical - 1) * within
+    return float((between - within) / spread) if spread > 0 else float("nan")

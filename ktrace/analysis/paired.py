@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages
-from ktrace.analysis.intervals import Array, interval, ratio
-from ktrace.analysis.per_fact import MediatorEffects
-from ktrace.analysis.rows import rows
+from ktrace.analysis.estimate import difference_table
+from ktrace.analysis.intervals import Array, averages, effect_range
+from ktrace.analysis.per_fact import MediatorEffects, clusters_of
+from ktrace.analysis.rows import Averaging, rows
 from ktrace.terms import METRICS
 
 # Indices of one fact in the first run and in the other.
@@ -60,16 +61,17 @@ def total_difference(
     """
     mine, theirs = np.array(pairs).T
     apart = _total(other, theirs, metric) - _total(first, mine, metric)
-    low, high = interval(apart[:, None], np.ones(len(apart)))
-    return Difference(apart.mean(), low[0], high[0])
+    clusters = clusters_of(first.survey, mine.tolist(), first.averaging.cluster)
+    cells = averages(apart[:, None], np.ones(len(apart)), clusters)
+    low, high = cells.interval(limits=effect_range(metric, 2))
+    return Difference(float(cells.value[0]), float(low[0]), float(high[0]))
 
 
 def _total(run: RunAverages, indices: npt.NDArray[np.int64], metric: str) -> Array:
     """Total effects of some facts, `(n_facts,)`."""
-    clean, corrupted = run.total.in_metric(metric)
     where = {index: row for row, index in enumerate(run.survey.traced)}
     chosen = [where[index] for index in indices.tolist()]
-    found: Array = (clean - corrupted).mean(axis=1)[chosen]
+    found: Array = run.total.mean[chosen, METRICS.index(metric)]
     return found
 
 
@@ -78,7 +80,7 @@ def effect_differences(
     other: MediatorEffects,
     pairs: Sequence[Pair],
     metric: str,
-    scheme: str,
+    averaging: Averaging,
 ) -> pd.DataFrame:
     """Indirect effects of the other run minus those of the first.
 
@@ -87,31 +89,29 @@ def effect_differences(
         other: the same of what it is compared with.
         pairs: at least one, of facts that both hold.
         metric: of the effects.
-        scheme: of the rows.
+        averaging: rows, and the smallest difference that counts.
 
     Returns:
-        Columns `depth, difference, role, ci_low, ci_high, n_facts, metric`; no row where no pair
-        has the role.
+        Columns `metric, role, depth` and those of `difference_table`; no row where no pair has the
+        role.
     """
     mine = {index: row for row, index in enumerate(first.indices)}
     theirs = {index: row for row, index in enumerate(other.indices)}
     left, right = np.array([(mine[a], theirs[b]) for a, b in pairs], dtype=np.intp).T
     depths = depth_grid(first.n_layers, other.n_layers)
-    frames = []
-    for row, role in enumerate(rows(scheme)):
-        have = (first.counts[left, row] > 0) & (other.counts[right, row] > 0)
-        if not have.any():
-            continue
-        apart = (
-            _curves(other, row, metric, depths)[right[have]]
-            - _curves(first, row, metric, depths)[left[have]]
-        )
-        weights = np.ones(len(apart))
-        low, high = interval(apart, weights)
-        frame = pd.DataFrame({"depth": depths, "difference": ratio(apart, weights)})
-        frames.append(frame.assign(role=role, ci_low=low, ci_high=high, n_facts=len(apart)))
-    found: pd.DataFrame = pd.concat(frames, ignore_index=True).assign(metric=metric)
-    return found
+    apart = _at_depths(other, metric, depths)[right] - _at_depths(first, metric, depths)[left]
+    table = difference_table(
+        apart.reshape(len(pairs), -1),
+        first.clusters[left],
+        effect_range(metric, 2),
+        averaging.smallest,
+    )
+    names = rows(averaging.scheme)
+    table.insert(0, "metric", metric)
+    table.insert(1, "role", np.repeat(names, len(depths)))
+    table.insert(2, "depth", np.tile(depths, len(names)))
+    kept: pd.DataFrame = table[table["n_facts"] > 0].reset_index(drop=True)
+    return kept
 
 
 def depth_grid(first: int, second: int) -> Array:
@@ -127,15 +127,15 @@ def depth_grid(first: int, second: int) -> Array:
     return np.linspace(0, 1, min(first, second)) if min(first, second) > 1 else np.zeros(1)
 
 
-def _curves(effects: MediatorEffects, row: int, metric: str, depths: Array) -> Array:
-    """Effects of each fact in one row at relative depths, `(n_facts, n_depths)`."""
-    totals = effects.totals[:, METRICS.index(metric), row]
-    curves: Array = totals / np.maximum(effects.counts[:, row, None], 1)
-    n_layers = curves.shape[1]
+def _at_depths(effects: MediatorEffects, metric: str, depths: Array) -> Array:
+    """Effects at relative depths, `(n_facts, n_rows, n_depths)`; NaN where a fact lacks the row."""
+    curves, weights = effects.curves(metric, "facts")
+    curves = np.where(weights[..., None] > 0, curves, np.nan)
+    n_layers = curves.shape[-1]
     if n_layers == len(depths):
         return curves
     place = depths * (n_layers - 1)
     below = np.minimum(np.floor(place).astype(np.intp), n_layers - 1)
     above = np.minimum(below + 1, n_layers - 1)
-    found: Array = curves[:, below] + (curves[:, above] - curves[:, below]) * (place - below)
+    found: Array = curves[..., below] + (curves[..., above] - curves[..., below]) * (place - below)
     return found

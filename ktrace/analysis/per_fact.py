@@ -6,14 +6,15 @@ Axes: n_facts, those of one mediator (or all that are traced); n_metrics, in the
 n_samples, draws of the noise; n_rows, those of a role scheme; n_layers; n_positions, of a prompt.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.intervals import Array
-from ktrace.analysis.rows import Averaging, membership, rows
+from ktrace.analysis.intervals import Array, Clusters
+from ktrace.analysis.rows import Averaging, membership
 from ktrace.analysis.stored import Survey
 from ktrace.store import CorruptedRecord, RestoredRecord
 from ktrace.terms import METRICS
@@ -42,6 +43,9 @@ class MediatorEffects:
         counts: positions in each row, `(n_facts, n_rows)`.
         by_sample: AIE of each noise sample alone, `(n_samples, n_metrics, n_rows, n_layers)`; NaN
             where no fact has the row.
+        total_effects: averaged over samples, `(n_facts, n_metrics)`.
+        clusters: of the facts.
+        relations: `relation_id` of the facts; may be empty.
         grids: by the fact's index.
     """
 
@@ -50,12 +54,41 @@ class MediatorEffects:
     totals: Array
     counts: Array
     by_sample: Array
+    total_effects: Array
+    clusters: Clusters
+    relations: tuple[str, ...]
     grids: Mapping[int, FactGrid]
 
     @property
     def n_layers(self) -> int:
         """Layers of the model."""
         return int(self.totals.shape[-1])
+
+    def curves(self, metric: str, pool: str) -> tuple[Array, Array]:
+        """What facts give to each row and layer, and what it weighs.
+
+        Args:
+            metric: of the effects.
+            pool: see `pooling`.
+
+        Returns:
+            `(n_facts, n_rows, n_layers)` and `(n_facts, n_rows)`.
+        """
+        divisor, weights = pooling(self.counts, pool)
+        return self.totals[:, METRICS.index(metric)] / divisor[..., None], weights
+
+
+def clusters_of(found: Survey, indices: Sequence[int], cluster: str | None) -> Clusters:
+    """Which facts of a run are dependent.
+
+    Args:
+        found: the run.
+        indices: of the facts, in their order.
+        cluster: one of `ktrace.terms.CLUSTERS`, or None.
+    """
+    if cluster is None:
+        return Clusters.none(len(indices))
+    return Clusters.of(cluster, [getattr(found.clean[index], cluster) for index in indices])
 
 
 def pooling(counts: Array, pool: str) -> tuple[Array, Array]:
@@ -86,54 +119,53 @@ def reduce_mediator(
         averaging: rows, and the weights of `by_sample`.
         records: at least one, in any order; one is in memory at a time.
     """
-    sums = _Sums(found, averaging)
-    for record in records:
-        sums.add(record)
-    order = sorted(range(len(sums.indices)), key=sums.indices.__getitem__)
+    facts = sorted(
+        (_reduced(found, record, averaging) for record in records), key=lambda f: f.index
+    )
+    # In the order of the dataset, whatever the parts: other sums would differ in their last bits.
+    indices = tuple(fact.index for fact in facts)
+    counts = np.stack([fact.counts for fact in facts])
+    _, weights = pooling(counts, averaging.pool)
     with np.errstate(invalid="ignore"):
-        by_sample = sums.samples / sums.weights[:, None]
+        by_sample = sum(fact.by_sample for fact in facts) / weights.sum(axis=0)[:, None]
     return MediatorEffects(
-        key,
-        tuple(sums.indices[i] for i in order),
-        np.stack([sums.totals[i] for i in order]),
-        np.stack([sums.counts[i] for i in order]),
-        by_sample,
-        {sums.indices[i]: sums.grids[i] for i in order},
+        key=key,
+        indices=indices,
+        totals=np.stack([fact.totals for fact in facts]),
+        counts=counts,
+        by_sample=by_sample,
+        total_effects=TotalEffects.of(found, indices).mean,
+        clusters=clusters_of(found, indices, averaging.cluster),
+        relations=tuple(found.clean[index].relation_id for index in indices),
+        grids={fact.index: fact.grid for fact in facts},
     )
 
 
-@dataclass
-class _Sums:
-    """What facts add up to, in the order in which they come."""
+class _Reduced(NamedTuple):
+    """One fact of one mediator; `by_sample` is what it adds to `MediatorEffects.by_sample`."""
 
-    found: Survey
-    averaging: Averaging
-    indices: list[int] = field(default_factory=list)
-    totals: list[Array] = field(default_factory=list)
-    counts: list[Array] = field(default_factory=list)
-    grids: list[FactGrid] = field(default_factory=list)
+    index: int
+    totals: Array
+    counts: Array
+    by_sample: Array
+    grid: FactGrid
 
-    def __post_init__(self) -> None:
-        n_rows = len(rows(self.averaging.scheme))
-        self.weights = np.zeros(n_rows)
-        self.samples: Array = np.zeros((1, 1, n_rows, 1))
 
-    def add(self, record: RestoredRecord) -> None:
-        """Take one fact."""
-        effects = indirect_effects(record, self.found.corrupted[record.index])
-        clean = self.found.clean[record.index]
-        members = membership(clean.roles, clean.span, self.averaging)
-        # (n_metrics, n_samples, n_layers, n_rows) to (n_metrics, n_samples, n_rows, n_layers)
-        by_row = np.swapaxes(effects @ members, -1, -2)
-        counts = members.sum(axis=0)
-        mean = effects.mean(axis=1)
-        self.indices.append(record.index)
-        self.totals.append(by_row.mean(axis=1))
-        self.counts.append(counts)
-        self.grids.append(FactGrid(mean.astype(np.float32)))
-        divisor, weight = pooling(counts, self.averaging.pool)
-        self.samples = self.samples + by_row.swapaxes(0, 1) / divisor[:, None]
-        self.weights += weight
+def _reduced(found: Survey, record: RestoredRecord, averaging: Averaging) -> _Reduced:
+    effects = indirect_effects(record, found.corrupted[record.index])
+    clean = found.clean[record.index]
+    members = membership(clean.roles, clean.span, averaging)
+    # (n_metrics, n_samples, n_layers, n_rows) to (n_metrics, n_samples, n_rows, n_layers)
+    by_row = np.swapaxes(effects @ members, -1, -2)
+    counts = members.sum(axis=0)
+    divisor, _ = pooling(counts, averaging.pool)
+    return _Reduced(
+        record.index,
+        by_row.mean(axis=1),
+        counts,
+        by_row.swapaxes(0, 1) / divisor[:, None],
+        FactGrid(effects.mean(axis=1).astype(np.float32)),
+    )
 
 
 def indirect_effects(restored: RestoredRecord, corrupted: CorruptedRecord) -> Array:
@@ -145,7 +177,7 @@ def indirect_effects(restored: RestoredRecord, corrupted: CorruptedRecord) -> Ar
 
 @dataclass(frozen=True)
 class TotalEffects:
-    """What total effects of the traced facts are made of, in the order of the dataset.
+    """What total effects are made of.
 
     Attributes:
         clean: the score that each sample is compared with, `(n_facts, n_metrics, n_samples)`.
@@ -156,12 +188,18 @@ class TotalEffects:
     corrupted: Array
 
     @classmethod
-    def of(cls, found: Survey) -> "TotalEffects":
-        """The total effects of a run."""
-        records = [found.corrupted[index] for index in found.traced]
+    def of(cls, found: Survey, indices: Sequence[int]) -> "TotalEffects":
+        """The total effects of some facts of a run."""
+        records = [found.corrupted[index] for index in indices]
         clean = [[record.clean[metric] for metric in METRICS] for record in records]
         corrupted = [[record.corrupted[metric] for metric in METRICS] for record in records]
         return cls(np.array(clean, np.float64), np.array(corrupted, np.float64))
+
+    @property
+    def mean(self) -> Array:
+        """Over samples, `(n_facts, n_metrics)`."""
+        found: Array = (self.clean - self.corrupted).mean(axis=-1)
+        return found
 
     def in_metric(self, metric: str) -> tuple[Array, Array]:
         """Clean and corrupted scores in one metric, `(n_facts, n_samples)` both."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.terms import ROLES
+from ktrace.terms import CLUSTERS, ROLES, SMALLEST_EFFECT
 
 SCHEMES: dict[str, dict[str, str]] = {
     "rome": {role: role for role in ROLES},
@@ -35,11 +35,18 @@ class Averaging:
         single_token: where the only token of a subject counts: `last`, under last subject alone;
             `both`, under first subject, too, as in the published averages.
         pool: what weighs the same: `facts`, or, as in the published averages, `positions`.
+        cluster: what facts share that makes them dependent, one of `ktrace.terms.CLUSTERS`; None
+            where facts count as independent.
+        interval: what intervals say was drawn: `facts`, or `facts_and_samples` of the noise.
+        smallest: effects and differences below it count as none, in the metric's unit.
     """
 
     scheme: str = "rome"
     single_token: str = "last"
     pool: str = "facts"
+    cluster: str | None = CLUSTERS[0]
+    interval: str = "facts"
+    smallest: float = SMALLEST_EFFECT
 
 
 def rows(scheme: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from ktrace.analysis.averaged_run import RunAverages
-from ktrace.analysis.estimate import AverageTotalEffect, average_total_effect
+from ktrace.analysis.estimate import AverageTotalEffect
 from ktrace.analysis.peaks import AveragePeak, average_peaks
 from ktrace.analysis.stored import MeasuredOn, Survey
 from ktrace.store.layout import Provenance, provenance_of
@@ -24,8 +24,9 @@ class RoleRules(TypedDict):
 class Summary(TypedDict):
     """The content of `summary.json`, in its order.
 
-    `p_clean`, `p_corrupted`, `ate` and `ate_ci` are in the first metric, the probability; `metrics`
-    has the same of each; `peaks`, by mediator and role, are in `metric`, which the figures show.
+    `p_clean`, `p_corrupted`, `ate`, `ate_ci`, `n_clusters` and `icc` are in the first metric, the
+    probability; `metrics` has the same of each; `peaks`, by mediator and role, are in `metric`,
+    which the figures show.
     """
 
     n_facts: int
@@ -37,6 +38,8 @@ class Summary(TypedDict):
     p_corrupted: float
     ate: float
     ate_ci: list[float | None]
+    n_clusters: int
+    icc: float | None
     metrics: Mapping[str, AverageTotalEffect]
     sigma: float
     sigma_measured_on: MeasuredOn | None
@@ -46,6 +49,9 @@ class Summary(TypedDict):
     metric: str
     roles: RoleRules
     pool: str
+    cluster: str | None
+    interval: str
+    smallest: float
     settings: Mapping[str, JsonObject | None]
     provenance: Provenance
     peaks: Mapping[str, Mapping[str, AveragePeak]]
@@ -66,7 +72,7 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
         KtraceError: a damaged part.
     """
     found, averaging, example = run.survey, run.averaging, run.survey.example
-    metrics = {name: average_total_effect(*run.total.in_metric(name)) for name in METRICS}
+    metrics = {name: run.total_effect(name) for name in METRICS}
     first, aie = metrics[METRICS[0]], run.aie_in(metric)
     return {
         "n_facts": len(found.clean),
@@ -78,6 +84,8 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
         "p_corrupted": first["corrupted"],
         "ate": first["ate"],
         "ate_ci": first["ate_ci"],
+        "n_clusters": first["n_clusters"],
+        "icc": first["icc"],
         "metrics": metrics,
         "sigma": example.sigma,
         "sigma_measured_on": found.sigma_measured_on,
@@ -88,6 +96,9 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
         "metric": metric,
         "roles": {"scheme": averaging.scheme, "single_token": averaging.single_token},
         "pool": averaging.pool,
+        "cluster": averaging.cluster,
+        "interval": averaging.interval,
+        "smallest": averaging.smallest,
         "settings": {key: found.folders.restored(key).fingerprint() for key in run.keys},
         "provenance": provenance_of(found.folders, run.keys),
         "peaks": {key: average_peaks(aie[aie["mediator"] == key], metric) for key in run.keys},

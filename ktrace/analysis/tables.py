@@ -12,7 +12,7 @@ from ktrace.files import write_text
 from ktrace.terms import METRICS
 
 _NAMES = ("model", "dataset", "noise")
-_AIE = ("mediator", "metric", "role", "layer", "aie", "ci_low", "ci_high", "n_facts")
+_AIE = ("mediator", "metric", "role", "layer", "aie", "ci_low", "ci_high", "n_facts", "n_clusters")
 
 
 def aie_table(run: RunAverages) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from ktrace.config.checks import parse_shard
 from ktrace.config.schema import (
     NOISE_KEYS,
     Answer,
+    Bos,
     ColumnsConfig,
     DatasetConfig,
     Dtype,
@@ -21,12 +22,14 @@ from ktrace.config.schema import (
     Quantization,
     RoleScheme,
     RunConfig,
+    Separator,
     Stage,
 )
 
 __all__ = [
     "NOISE_KEYS",
     "Answer",
+    "Bos",
     "ColumnsConfig",
     "DatasetConfig",
     "Dtype",
@@ -40,6 +43,7 @@ __all__ = [
     "Quantization",
     "RoleScheme",
     "RunConfig",
+    "Separator",
     "Stage",
     "parse_shard",
 ]

@@ -6,6 +6,7 @@ from math import inf
 
 from ktrace.config.schema import (
     NOISE_KEYS,
+    AnalysisConfig,
     DatasetConfig,
     Foil,
     ModelConfig,
@@ -16,6 +17,7 @@ from ktrace.config.schema import (
     Stage,
 )
 from ktrace.errors import KtraceError
+from ktrace.terms import CLUSTERS
 
 # One folder level, portable, and never "." or "..": a name from a config must not leave output_dir.
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
@@ -45,6 +47,7 @@ def check(config: RunConfig) -> None:
     parse_shard(config.shard)
     _check_bounds(config)
     _check_noise(config.noise)
+    _check_analysis(config.analysis)
     _check_comparison(config)
     if not config.mediator.names:
         raise KtraceError("mediator.names is empty: name at least one mediator")
@@ -112,6 +115,11 @@ def _check_dataset(dataset: DatasetConfig) -> None:
             raise KtraceError(
                 f"dataset.{key}={value!r} is for dataset=hub, and there is no dataset.hub"
             )
+    if dataset.also and (dataset.prompt is None or dataset.attribute is None):
+        raise KtraceError(
+            f"dataset.also={dataset.also} is for dataset=prompt with a dataset.attribute; in a "
+            "file, attribute may be a list"
+        )
     if dataset.prompt is None:
         if dataset.path is None:
             raise KtraceError("dataset.path is not set: give dataset.path=... or dataset=prompt")
@@ -144,6 +152,14 @@ def parse_shard(text: str) -> tuple[int, int]:
             f"shard={text!r} is out of range: k/n with k from 1 to n, such as 1/8 and 8/8"
         )
     return number, count
+
+
+def _check_analysis(analysis: AnalysisConfig) -> None:
+    if analysis.cluster not in (None, *CLUSTERS):
+        raise KtraceError(
+            f"analysis.cluster={analysis.cluster!r} is nothing that facts share: choose "
+            f"from {', '.join(CLUSTERS)}, or null"
+        )
 
 
 def _check_comparison(config: RunConfig) -> None:

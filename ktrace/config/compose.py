@@ -61,6 +61,7 @@ def _hub_name(repository: object, *chosen: object) -> str:
 
 def _prompt_name(subject: object, *rest: object) -> str:
     """A folder for one prompt: readable, and another one for every other prompt."""
+    rest = tuple(part for part in rest if part != [])  # no other answers, as by default
     slug = re.sub(r"[^a-z0-9]+", "-", str(subject).lower()).strip("-")[:24].strip("-")
     digest = hashlib.sha256(repr((subject, *rest)).encode(errors="surrogatepass")).hexdigest()
     return "-".join(part for part in ("prompt", slug, digest[:8]) if part)

@@ -7,12 +7,13 @@ from typing import NamedTuple
 from ktrace import terms
 from ktrace.config.schema import (
     NOISE_KEYS,
-    Answer,
+    Bos,
     DatasetConfig,
     Dtype,
     ModelConfig,
     NoiseConfig,
     RunConfig,
+    Separator,
 )
 from ktrace.errors import KtraceError
 
@@ -96,7 +97,19 @@ def model_fingerprint(model: ModelConfig, identity: str) -> Fingerprint:
 
 def dataset_fingerprint(dataset: DatasetConfig, facts: Content) -> Fingerprint:
     """See `Fingerprints.dataset`."""
-    return {**facts._asdict(), "answer": dataset.answer.value}
+    return {**facts._asdict(), **_scored(dataset)}
+
+
+def _scored(dataset: DatasetConfig) -> dict[str, object]:
+    """What is scored of answers, and how they and prompts are put where that is not the default."""
+    found: dict[str, object] = {"answer": dataset.answer.value}
+    if dataset.separator is not Separator.auto:
+        found["separator"] = dataset.separator.value
+    if dataset.chat:
+        found["chat"] = True
+    if dataset.bos is not Bos.keep:
+        found["bos"] = dataset.bos.value
+    return found
 
 
 def noise_fingerprint(noise: NoiseConfig) -> Fingerprint:
@@ -115,8 +128,8 @@ def noise_fingerprint(noise: NoiseConfig) -> Fingerprint:
 
 
 def dataset_key(dataset: DatasetConfig) -> str:
-    """Folder of a dataset: its name; whole answers have other candidates, and a folder apart."""
-    return dataset.name + ("-full" if dataset.answer is Answer.full else "")
+    """Folder of a dataset; see `ktrace.terms.dataset_key`."""
+    return terms.dataset_key(dataset.name, _scored(dataset))
 
 
 def noise_key(noise: NoiseConfig) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from ktrace.terms import Metric
+from ktrace.terms import CLUSTERS, SMALLEST_EFFECT, Metric
 
 
 class Stage(Enum):
@@ -108,6 +108,13 @@ class Pool(Enum):
     positions = "positions"
 
 
+class Interval(Enum):
+    """What intervals say was drawn: facts (or their clusters), or samples of the noise, too."""
+
+    facts = "facts"
+    facts_and_samples = "facts_and_samples"
+
+
 class EngineName(Enum):
     """What computes the scores; every engine gives the same numbers."""
 
@@ -194,6 +201,21 @@ class Answer(Enum):
     full = "full"  # all of its tokens, each given those before it
 
 
+class Separator(Enum):
+    """What is put between a prompt and its answer; `auto` puts what the joined text needs."""
+
+    auto = "auto"
+    space = "space"
+    none = "none"
+
+
+class Bos(Enum):
+    """Whether a prompt that has a BOS token of its own gets the tokenizer's as well."""
+
+    keep = "keep"
+    strip = "strip"
+
+
 @dataclass
 class ColumnsConfig:
     """Where a file of another schema keeps the fields of a fact; `a.b` is b inside a."""
@@ -223,6 +245,9 @@ class DatasetConfig:
     url: str | None = None  # where a missing file is downloaded from
     sha256: str | None = None  # of the canonical JSON, checked after reading
     answer: Answer = Answer.first_token
+    separator: Separator = Separator.auto
+    chat: bool = False  # whether prompts are the user's turn in the tokenizer's chat template
+    bos: Bos = Bos.keep
     hub: str | None = None  # dataset repository; `path` are data files in it, if anything
     subset: str | None = None  # which of its configurations
     split: str | None = None  # of it
@@ -231,6 +256,7 @@ class DatasetConfig:
     prompt: str | None = None  # in place of a file
     subject: str | None = None
     attribute: str | None = None  # null: what the model predicts
+    also: list[str] = field(default_factory=list)  # other right answers of that prompt
     subject_start: int | None = None  # character, where the prompt holds the subject twice
     # Facts whose subjects the noise is measured on; null: the dataset's own.
     noise_facts: str | None = None
@@ -250,6 +276,11 @@ class AnalysisConfig:
 
     partial: bool = False  # whether to take what is there of an unfinished run
     pool: Pool = Pool.facts
+    # What facts share that makes them dependent (ktrace.terms.CLUSTERS); null: nothing.
+    cluster: str | None = CLUSTERS[0]
+    interval: Interval = Interval.facts
+    # Effects and differences below it count as none, in the metric's unit.
+    smallest: float = field(default=SMALLEST_EFFECT, metadata={"least": 0})
     facts: list[int] = field(default_factory=list)  # known_ids that get heatmaps of their own
 
 

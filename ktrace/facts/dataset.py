@@ -21,6 +21,7 @@ def facts_of(dataset: DatasetConfig) -> FactSet:
             dataset.subject or "",
             dataset.attribute,
             subject_start=dataset.subject_start,
+            also=dataset.also,
         )
     if dataset.hub is not None:
         return load_hub_facts(dataset)

@@ -6,12 +6,13 @@ Every complaint names the file and the record, or the config key.
 import http.client
 import logging
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ktrace.errors import KtraceError
-from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_of, fact_set, renamed
+from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_set
 from ktrace.facts.formats import FORMATS, Records, parse
+from ktrace.facts.record import OPEN, Notes, fact_of, renamed
 from ktrace.files import new_file
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def load_facts(
             `.parquet`.
         url: where a missing file is downloaded from; nothing is written before it is checked.
         sha256: expected digest of the records' canonical JSON (sorted keys, no spaces, UTF-8).
-        columns: for files of another schema, column by field; see `ktrace.facts.fact.renamed`.
+        columns: for files of another schema, column by field; see `ktrace.facts.record.renamed`.
 
     Raises:
         KtraceError: the file is missing, empty or malformed, a record does not fit the schema, a
@@ -69,6 +70,7 @@ def prompt_facts(
     attribute: str | None = None,
     *,
     subject_start: int | None = None,
+    also: Sequence[str] = (),
 ) -> FactSet:
     """A dataset of one fact, `known_id` 0.
 
@@ -77,6 +79,7 @@ def prompt_facts(
         subject: a part of the prompt.
         attribute: the answer; None for what the model predicts.
         subject_start: which one is meant, where the prompt holds the subject more than once.
+        also: other right answers.
 
     Raises:
         KtraceError: the subject is not in the prompt, or more than once without `subject_start`.
@@ -85,10 +88,13 @@ def prompt_facts(
         "known_id": 0,
         "prompt": prompt,
         "subject": subject,
-        "attribute": attribute,
+        "attribute": [attribute, *also] if also else attribute,
         "subject_start": subject_start,
     }
-    return fact_set((fact_of(record, "dataset.prompt", open_answer=True),), "dataset.prompt")
+    notes = Notes()
+    fact = fact_of(record, "dataset.prompt", notes)
+    _log(notes, "dataset.prompt", but=OPEN)  # which is the rule for one prompt
+    return fact_set((fact,), "dataset.prompt")
 
 
 def _format(path: Path) -> str:
@@ -118,12 +124,20 @@ def checked_facts(
         _check_digest(records, sha256, source)
     except RecursionError as error:
         raise KtraceError(f"{source}: malformed JSON: it is nested too deeply") from error
+    notes = Notes()
     facts = tuple(
-        fact_of(renamed(record, columns or {}, row, where), where)
+        fact_of(renamed(record, columns or {}, row, where), where, notes)
         for row, (where, record) in enumerate(records)
     )
     _check_unique(facts, [where for where, _ in records])
+    _log(notes, source)
     return facts
+
+
+def _log(notes: Notes, source: str, but: str = "") -> None:
+    for kind, line in notes.lines():
+        if kind != but:
+            log.warning("%s: %s", source, line)
 
 
 def _expanded(path: Path) -> Path:

@@ -1,6 +1,6 @@
 """From the subject's characters to its tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 
@@ -11,17 +11,22 @@ class Span(NamedTuple):
     stop: int
 
 
-def token_span(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> Span:
-    """Tokens that hold any character of `[start, stop)`.
+def token_span(
+    offsets: Sequence[tuple[int, int]], start: int, stop: int, blank: Container[int] = ()
+) -> Span:
+    """From the first token that holds any character of `[start, stop)` to the last.
 
     Only character offsets are trusted: whitespace words and re-tokenised subjects go wrong on
     punctuation, possessives and merged tokens. A token that reaches beyond the subject (a subject
-    that is part of a longer word) belongs to it. Special tokens have empty offsets and never do.
+    that is part of a longer word) belongs to it. Special tokens have empty offsets and never do,
+    nor do tokens that hold nothing but blanks of it: the word behind it may begin with its last
+    one.
 
     Args:
         offsets: `(first character, one past the last)` for each token, shape `(n_positions, 2)`.
         start: first character of the subject.
         stop: one past its last character.
+        blank: places of characters of which nothing shows (`ktrace.facts.text.blanks`).
 
     Raises:
         ValueError: no token holds any of the characters.
@@ -29,7 +34,7 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> Spa
     inside = [
         position
         for position, (first, last) in enumerate(offsets)
-        if first < last and first < stop and last > start
+        if any(place not in blank for place in range(max(first, start), min(last, stop)))
     ]
     if not inside:
         raise ValueError(f"no token covers the characters {start} to {stop}")

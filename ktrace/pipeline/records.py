@@ -41,12 +41,15 @@ def clean_record(
     run, left_out = clean_fact(lm, fact, encoded)
     roles = role_of_positions(encoded.span, len(prompt.input_ids))
     activations = run.activations if run else {}
+    # Of several right answers the predicted one is scored by every metric.
+    own = encoded.answer_ids if run is None or left_out else run.predicted_ids
+    also = [ids for ids in encoded.answers if ids != own]
     return CleanRecord(
         index=index,
         known_id=fact.known_id,
         prompt=fact.prompt,
         subject=fact.subject,
-        attribute=fact.attribute,
+        attribute=" | ".join(fact.answers),
         relation_id=fact.relation_id,
         left_out=left_out,
         is_candidate=not left_out,
@@ -55,7 +58,9 @@ def clean_record(
         offsets=np.array(prompt.offsets, dtype=np.int64),
         roles=[role or "" for role in roles],
         span=encoded.span,
-        answer_ids=np.array(encoded.answer_ids, dtype=np.int64),
+        answer_ids=np.array(own, dtype=np.int64),
+        also_ids=np.array([token for ids in also for token in ids], dtype=np.int64),
+        also_lengths=np.array([len(ids) for ids in also], dtype=np.int64),
         predicted_ids=np.array(run.predicted_ids if run else (), dtype=np.int64),
         predicted=decoded(lm, run.predicted_ids) if run else "",
         predicted_probability=run.predicted_probability if run else float("nan"),
@@ -121,7 +126,10 @@ def case_of(record: CleanRecord) -> "Case":
     from ktrace.tracing.engine import Case
 
     ids, answer = (tuple(ids.tolist()) for ids in (record.input_ids, record.answer_ids))
-    return Case(record.index, ids, Span(*record.span), answer)
+    ends = np.cumsum(record.also_lengths)[:-1]
+    also = np.split(record.also_ids, ends) if len(record.also_lengths) else []
+    others = tuple(tuple(other.tolist()) for other in also)
+    return Case(record.index, ids, Span(*record.span), answer, also=others)
 
 
 def baseline_of(record: CorruptedRecord) -> "Baseline":

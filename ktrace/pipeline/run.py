@@ -99,8 +99,15 @@ def _alone(folders: RunFolders) -> AbstractContextManager[None]:
 def _averaging(config: RunConfig) -> "Averaging":
     from ktrace.analysis.rows import Averaging
 
-    roles = config.roles
-    return Averaging(roles.scheme.value, roles.single_token.value, config.analysis.pool.value)
+    roles, analysis = config.roles, config.analysis
+    return Averaging(
+        scheme=roles.scheme.value,
+        single_token=roles.single_token.value,
+        pool=analysis.pool.value,
+        cluster=analysis.cluster,
+        interval=analysis.interval.value,
+        smallest=analysis.smallest,
+    )
 
 
 def _compare(config: RunConfig) -> Outcome:

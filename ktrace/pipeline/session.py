@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ktrace.config import Answer, EngineName, ModelConfig
+from ktrace.config import EngineName, ModelConfig
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import ModelSource
 from ktrace.pipeline.assignment import Assignment
 from ktrace.pipeline.origin import about_dataset, about_model, about_noise
 from ktrace.pipeline.runlog import RunLog
-from ktrace.tracing.encode import encode_fact
+from ktrace.tracing.encode import about_answers, encode_facts
 from ktrace.tracing.engine import Case, Engine, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_facts
@@ -46,10 +46,8 @@ class Session:
             fingerprint=assignment.prints.corrupted,
         )
         run_log.save()
-        self.encoded = [
-            encode_fact(self.lm, fact, whole_answer=self._whole_answer)
-            for fact in assignment.facts.facts
-        ]
+        self.encoded = encode_facts(self.lm, assignment.facts.facts, config.dataset)
+        run_log.add(answers=about_answers(self.encoded))
 
     @cached_property
     def tracer(self) -> "Tracer":
@@ -72,8 +70,8 @@ class Session:
             assignment.config.noise,
             assignment.facts,
             self.encoded,
+            dataset,
             assignment.noise_facts,
-            whole_answer=self._whole_answer,
         )
         measured_on = {
             "dataset": Path(dataset.noise_facts).stem if dataset.noise_facts else dataset.name,
@@ -82,10 +80,6 @@ class Session:
         }
         self.log.add(noise=about_noise(measured.sigma, measured.level, measured_on))
         return measured
-
-    @property
-    def _whole_answer(self) -> bool:
-        return self.assignment.config.dataset.answer is Answer.full
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,7 @@ def run_clean(session: "Session", folders: RunFolders, lacking: Sequence[int]) -
 
 def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
     """Store the corrupted runs of candidates, and why the noise cannot corrupt others."""
+    from ktrace.tracing.answers import baselines
     from ktrace.tracing.encode import require_numbers
 
     tracer, lm, log = session.tracer, session.lm, session.log
@@ -234,7 +235,7 @@ def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case
                 writer.add(uncorrupted_record(known_id, group[0], noise, reason).row())
                 return
             # As a whole even where some of it is stored: other company, other bits.
-            for case, baseline in tracer.engine.baseline(group):
+            for case, baseline in baselines(tracer.engine, group):
                 if case.index in lacking["corrupted"]:
                     fact = facts[case.index]
                     require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
@@ -245,6 +246,9 @@ def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case
 
 def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
     """Store the restorations of corrupted facts, by every mediator of the run."""
+    from ktrace.tracing.answers import restorations
+    from ktrace.tracing.encode import require_scores
+
     tracer, assignment = session.tracer, session.assignment
     facts, mediators = assignment.facts.facts, assignment.mediators
     by_index = {case.index: case for case in cases}
@@ -266,11 +270,13 @@ def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"
             chosen = [mediator for mediator in mediators if mediator.key in batch]
             together = " ".join(mediator.key for mediator in chosen)
             group = [by_index[index] for index in unit]
-            for case, restored in tracer.engine.restored(group, chosen):
-                for key, scores in restored.items():
+            for case, restored in restorations(tracer.engine, group, chosen):
+                fact = facts[case.index]
+                for mediator in chosen:
+                    key = mediator.key
                     if case.index in lacking[key]:
-                        known_id = facts[case.index].known_id
-                        record = RestoredRecord(case.index, known_id, together, scores)
+                        require_scores(session.lm, fact, mediator, restored[key])
+                        record = RestoredRecord(case.index, fact.known_id, together, restored[key])
                         writers[key].add(record.row())
 
         work(f"restoring {', '.join(writers)}", units, writers, compute)

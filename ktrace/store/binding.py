@@ -16,7 +16,7 @@ from pathlib import Path
 from ktrace.errors import KtraceError
 from ktrace.files import new_file
 from ktrace.store.schema import VERSION, JsonObject
-from ktrace.terms import noise_key
+from ktrace.terms import dataset_key, noise_key
 
 FILE = "store.json"
 _MOST_BYTES = 2**20
@@ -127,13 +127,12 @@ def require_own_names(folder: Path, names: Mapping[str, str], found: Binding) ->
             )
 
 
-def names_told(about: JsonObject) -> dict[str, str]:
-    """What the folders of a run were called, as far as a part's provenance tells."""
+def names_told(about: JsonObject, fingerprint: JsonObject) -> dict[str, str]:
+    """What the folders of a run were called, as far as a part's provenance and fingerprint tell."""
     try:
         config = about["config"]
         model, dataset = config["model"]["name"], config["dataset"]
-        full = "-full" if dataset.get("answer") == "full" else ""
-        names = {"model": model, "dataset": f"{dataset['name']}{full}"}
+        names = {"model": model, "dataset": dataset_key(dataset["name"], fingerprint["dataset"])}
     except (AttributeError, KeyError, TypeError):
         return {}
     return {kind: name for kind, name in names.items() if isinstance(name, str)}

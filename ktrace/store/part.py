@@ -153,7 +153,8 @@ def binding_of(path: Path) -> Binding:
         KtraceError: it is of another schema version, or may not be read.
     """
     about, _ = read_provenance(path)
-    return Binding(read_fingerprint(path), names_told(about))
+    fingerprint = read_fingerprint(path)
+    return Binding(fingerprint, names_told(about, fingerprint))
 
 
 def read_provenance(path: Path) -> tuple[JsonObject, int]:

@@ -28,6 +28,10 @@ _CORRUPTED_COLUMNS = tuple(name for name in CORRUPTED if name not in _SCORE_COLU
 _RESTORED_COLUMNS = tuple(name for name in RESTORED if name not in METRICS)
 
 
+def _none() -> Integers:
+    return np.empty(0, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class CleanRecord:
     """The clean run of a fact.
@@ -37,7 +41,7 @@ class CleanRecord:
         known_id: the fact's own number.
         prompt: its text.
         subject: the part of it that is corrupted.
-        attribute: the answer.
+        attribute: the answer; several right ones with ` | ` between them.
         relation_id: what it is a fact about; may be empty.
         left_out: why it is no candidate; empty for candidates.
         is_candidate: whether the model predicts the answer.
@@ -46,13 +50,16 @@ class CleanRecord:
         offsets: first character of each token and one past its last, `(n_positions, 2)`.
         roles: of each position, in the scheme `rome`; empty before the subject.
         span: first position of the subject, and one past its last.
-        answer_ids: what is scored, `(n_answer,)`; none where the answer has no token.
+        answer_ids: what is scored, `(n_answer,)`; none where the answer has no token. Of several
+            right answers the predicted one, else the first.
         predicted_ids: what the model predicts in its place, likewise.
         predicted: the same as text.
         predicted_probability: of that; NaN for a prompt that was not run.
         probability: of the answer; NaN where there is none.
         states: by site, `(n_layers, n_positions, d_model)`, bfloat16 as the bits in uint16; empty
             for facts that are no candidates; no site where they were not read.
+        also_ids: tokens of the other right answers, one answer after another.
+        also_lengths: how many each of them has, `(n_answers - 1,)`.
     """
 
     index: int
@@ -74,6 +81,8 @@ class CleanRecord:
     predicted_probability: float
     probability: float
     states: Mapping[str, Array] = field(default_factory=dict)
+    also_ids: Integers = field(default_factory=_none)
+    also_lengths: Integers = field(default_factory=_none)
 
     def row(self) -> Row:
         """By column."""

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ktrace.terms import METRICS
 
-VERSION = 4
+VERSION = 6
 
 # One fact by column, as parts hold it; records.py has it typed. `index`, the row of the fact in its
 # dataset, is always among them.
@@ -56,6 +56,9 @@ CLEAN: Schema = {
     "roles": Field(TEXT, ("position",)),  # empty before the subject
     "span": Field("int64", ("bound",)),
     "answer_ids": Field("int64", ("answer_token",)),  # what is scored; none where it has no token
+    # Other right answers, one after another, and how many tokens each has.
+    "also_ids": Field("int64", ("answer_token",)),
+    "also_lengths": Field("int64", ("answer",)),
     "predicted_ids": Field("int64", ("answer_token",)),
     "predicted": Field(TEXT),
     "predicted_probability": Field("float32"),

@@ -1,5 +1,6 @@
 """The clean run: prediction, score, and the states of every site."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,10 @@ class CleanRun:
         predicted_ids: the most probable next token (argmax); where an answer of several tokens is
             given, what greedy decoding says up to the first token that differs from it.
         predicted_probability: of those tokens together.
-        probability: of the answer, all its tokens together; NaN where none is given.
+        probability: of the answer, all its tokens together, and of those that differ from it in
+            an allowed last token; NaN where none is given.
         activations: by site, `(n_layers, n_positions, d_model)`, in the model's dtype, on the CPU.
+            Layers without the site hold NaN.
     """
 
     predicted_ids: tuple[int, ...]
@@ -30,7 +33,10 @@ class CleanRun:
 @within_memory("in the clean run of one prompt")
 @torch.inference_mode()
 def clean_run(
-    lm: LanguageModel, input_ids: tuple[int, ...], answer_ids: tuple[int, ...] = ()
+    lm: LanguageModel,
+    input_ids: tuple[int, ...],
+    answer_ids: tuple[int, ...] = (),
+    last_ids: tuple[int, ...] = (),
 ) -> CleanRun:
     """Run one prompt. One at a time, so that its bits do not depend on its company.
 
@@ -38,6 +44,7 @@ def clean_run(
         lm: the model.
         input_ids: the prompt.
         answer_ids: tokens that are scored after it.
+        last_ids: where several are right in the place of the last of these, all of them.
     """
     n_prompt = len(input_ids)
     kept: dict[tuple[str, int], torch.Tensor] = {}
@@ -55,13 +62,24 @@ def clean_run(
     same = [token == expected for token, expected in zip(greedy, answer_ids, strict=False)]
     n_said = 1 + (same.index(False) if False in same else len(greedy) - 1)
     forced = log_probabilities[range(len(answer_ids)), answer_ids] if answer_ids else None
+    if forced is not None and len(last_ids) > 1:
+        forced[-1] = log_probabilities[len(answer_ids) - 1, list(last_ids)].logsumexp(dim=-1)
     said = log_probabilities[range(n_said), greedy[:n_said]]
     return CleanRun(
         predicted_ids=tuple(greedy[:n_said]),
         predicted_probability=float(said.sum().exp()),
         probability=float("nan") if forced is None else float(forced.sum().exp()),
-        activations={
-            site: torch.stack([kept[site, layer] for layer in range(lm.n_layers)])
-            for site in lm.paths.sites(0)
-        },
+        activations=_by_site(kept, lm.n_layers),
     )
+
+
+def _by_site(
+    kept: Mapping[tuple[str, int], torch.Tensor], n_layers: int
+) -> dict[str, torch.Tensor]:
+    """Of each site that some layer has, `(n_layers, n_positions, d_model)`; NaN in others."""
+    some = {site: states for (site, _), states in kept.items()}
+    nothing = {site: torch.full_like(states, float("nan")) for site, states in some.items()}
+    return {
+        site: torch.stack([kept.get((site, layer), nothing[site]) for layer in range(n_layers)])
+        for site in some
+    }

@@ -58,6 +58,8 @@ class Case:
         answer_ids: the tokens whose probability is scored after the prompt.
         baseline: where the fact has been run without restoration before. `Engine.restored` then
             gives these very scores where restoring changes nothing, and takes the same foil.
+        also: other right answers. An engine adds the probability of those that differ from
+            `answer_ids` in their last token alone; ktrace/tracing/answers.py adds the others'.
     """
 
     index: int
@@ -65,6 +67,7 @@ class Case:
     span: Span
     answer_ids: tuple[int, ...]
     baseline: Baseline | None = None
+    also: tuple[tuple[int, ...], ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -75,6 +78,12 @@ class Case:
     def forced_ids(self) -> tuple[int, ...]:
         """What the model reads: the prompt, and the answer without its last token."""
         return self.input_ids + self.answer_ids[:-1]
+
+    @property
+    def last_ids(self) -> tuple[int, ...]:
+        """Tokens that are right in the last place, behind the answer's others: its own first."""
+        start = self.answer_ids[:-1]
+        return (self.answer_ids[-1], *(ids[-1] for ids in self.also if ids[:-1] == start))
 
 
 @dataclass(frozen=True)
@@ -112,5 +121,6 @@ class Engine(Protocol):
 
         `(n_samples, n_layers, n_positions)` for each metric. Positions before the subject hold the
         corrupted run's scores: the noise does not reach them, so restoring them changes nothing.
+        Layers without the site that a mediator restores hold NaN: there is nothing to restore.
         """
         ...

@@ -1,19 +1,20 @@
 """A noise from its config, measured on the subjects of a dataset."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ktrace.config import Foil, NoiseConfig, NoiseKind
+from ktrace.config import DatasetConfig, Foil, NoiseConfig, NoiseKind
 from ktrace.facts import Fact, FactSet, Span
 from ktrace.lm.memory import within_memory
 from ktrace.lm.model import LanguageModel
-from ktrace.lm.tokens import EncodedPrompt, answer_token_ids, subject_token_ids
-from ktrace.tracing.encode import EncodedFact, located, require_known
+from ktrace.lm.tokens import EncodedPrompt, subject_token_ids
+from ktrace.tracing.encode import EncodedFact, Encoder, require_known
 from ktrace.tracing.noise import (
     ConstantNoise,
     Draw,
@@ -40,6 +41,7 @@ class Subject:
         text: the subject.
         relation: of its fact.
         answer_ids: tokens that are scored of its fact's answer: none where it has no token.
+        also: the same of its other right answers.
     """
 
     alone: tuple[int, ...]
@@ -47,6 +49,12 @@ class Subject:
     text: str
     relation: str
     answer_ids: tuple[int, ...]
+    also: tuple[tuple[int, ...], ...] = ()
+
+    def answers_otherwise(self, other: "Subject") -> bool:
+        """Whether all right answers differ: none begins another, and so none lacks tokens."""
+        pairs = product((self.answer_ids, *self.also), (other.answer_ids, *other.also))
+        return all(parting(mine, theirs) is not None for mine, theirs in pairs)
 
 
 @torch.inference_mode()
@@ -91,7 +99,7 @@ def partners_of(subjects: Sequence[Subject], among: Sequence[Subject]) -> dict[i
                 subject.relation in ("", other.relation)
                 and other.text != subject.text
                 and other.in_prompt != subject.in_prompt
-                and parting(subject.answer_ids, other.answer_ids) is not None
+                and subject.answers_otherwise(other)
             ):
                 found.setdefault(other.in_prompt, Partner(other.in_prompt, other.answer_ids))
         partners[index] = list(found.values())
@@ -251,9 +259,8 @@ def measured_noise(
     config: NoiseConfig,
     facts: FactSet,
     encoded: Sequence[EncodedFact],
+    dataset: DatasetConfig,
     noise_facts: FactSet | None = None,
-    *,
-    whole_answer: bool = False,
 ) -> MeasuredNoise:
     """The noise of a config, measured on every subject of a dataset.
 
@@ -262,27 +269,30 @@ def measured_noise(
         config: the keys `noise.*`.
         facts: the whole dataset, so that `dataset.limit` does not change a fact's numbers.
         encoded: the same.
+        dataset: the keys `dataset.*`, by which it was encoded.
         noise_facts: what the noise is measured on and takes partners from; None for `facts`.
-        whole_answer: whether all tokens of an answer are scored, as in `encoded`.
     """
     subjects = [
-        _subject(lm, fact, own.prompt, own.span, own.answer_ids)
+        replace(_subject(lm, fact, own.prompt, own.span), answer_ids=own.answer_ids, also=own.also)
         for fact, own in zip(facts.facts, encoded, strict=True)
     ]
     if noise_facts is None:
         return make_noise(config, lm, subjects)
+    encoder = Encoder(lm, dataset)
     measured_on = []
     for fact in noise_facts.facts:
-        answer = answer_token_ids(lm.tokenizer, fact.prompt, fact.attribute)
-        scored = answer if whole_answer else answer[:1]
-        measured_on.append(_subject(lm, fact, *located(lm, fact), scored))
+        if config.kind is NoiseKind.token_replacement:  # which alone asks for their answers
+            own = encoder.encoded(fact)
+            subject = _subject(lm, fact, own.prompt, own.span)
+            measured_on.append(replace(subject, answer_ids=own.answer_ids, also=own.also))
+        else:
+            measured_on.append(_subject(lm, fact, *encoder.located(fact)))
     return make_noise(config, lm, subjects, measured_on)
 
 
-def _subject(
-    lm: LanguageModel, fact: Fact, prompt: EncodedPrompt, span: Span, answer_ids: tuple[int, ...]
-) -> Subject:
+def _subject(lm: LanguageModel, fact: Fact, prompt: EncodedPrompt, span: Span) -> Subject:
+    """Without its answers."""
     alone = subject_token_ids(lm.tokenizer, fact.subject)
     require_known(lm, fact, alone)
     in_prompt = prompt.input_ids[span.start : span.stop]
-    return Subject(alone, in_prompt, fact.subject, fact.relation_id, answer_ids)
+    return Subject(alone, in_prompt, fact.subject, fact.relation_id, ())

@@ -15,6 +15,7 @@ import torch
 from ktrace.lm.hooks import Edit, hooked, keep
 from ktrace.lm.memory import fewer_samples, within_memory
 from ktrace.lm.model import LanguageModel
+from ktrace.terms import METRICS
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.mediators import Mediator, sites_of
 from ktrace.tracing.noise import Noise
@@ -78,12 +79,12 @@ class ReferenceEngine:
     def _restored(self, case: Case, mediator: Mediator) -> Scores:
         n_layers, n_positions = self.lm.n_layers, len(case.input_ids)
         shape = (self.noise.samples, n_layers, n_positions)
+        have = self.lm.paths.layers_with(mediator.site, n_layers)
         # Before the subject nothing changes.
-        scores = {
-            metric: np.broadcast_to(values[:, None, None], shape).astype(np.float64)
-            for metric, values in self._baseline(case).corrupted.items()
-        }
-        places = product(range(n_layers), range(case.span.start, n_positions))
+        scores = {metric: np.full(shape, np.nan) for metric in METRICS}
+        for metric, values in self._baseline(case).corrupted.items():
+            scores[metric][:, have] = values[:, None, None]
+        places = product(have, range(case.span.start, n_positions))
         cells = ((mediator, *place) for place in places)
         for (_, layer, position), cell in self.cells(case, cells):
             for metric, values in cell.items():
@@ -132,12 +133,12 @@ class ReferenceEngine:
         for number, (mediator, layer, position) in enumerate(cells):
             rows = self._rows(number)
             for restored in mediator.restored_layers(layer, n_layers):
-                path = paths.sites(restored)[mediator.site]
-                changes.setdefault(path, []).append((rows, position, None))
+                if path := paths.sites(restored).get(mediator.site):
+                    changes.setdefault(path, []).append((rows, position, None))
             for severed in mediator.severed_layers(layer, n_layers):
-                path = paths.sites(severed)[str(mediator.severs)]
-                corrupted = held[path][_NOISED:, position]
-                changes.setdefault(path, []).append((rows, position, corrupted))
+                if path := paths.sites(severed).get(str(mediator.severs)):
+                    corrupted = held[path][_NOISED:, position]
+                    changes.setdefault(path, []).append((rows, position, corrupted))
         return {path: _changed(of_path) for path, of_path in changes.items()}
 
     def _keeping(
@@ -145,7 +146,7 @@ class ReferenceEngine:
     ) -> dict[str, Edit]:
         """Edits that keep every output of some sites, `(1 + S, n_positions, d_model)`, by path."""
         layers = (self.lm.paths.sites(layer) for layer in range(self.lm.n_layers))
-        paths = [of_layer[str(site)] for of_layer in layers for site in sites]
+        paths = [of_layer[str(site)] for of_layer in layers for site in sites if site in of_layer]
         return {path: keep(kept, path) for path in paths}
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ktrace.tracing.engine import Case, Foils
+from ktrace.tracing.noise import parting
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,14 @@ class Targets:
 
     Attributes:
         answers: token ids, `(n_facts, n_answer)`.
+        last: of each fact, every token that is right in its answer's last place.
         foils: token ids, `(n_facts, n_samples, n_answer)`.
         clean: probabilities of the clean run, `(n_facts, n_answer, vocabulary)`.
         clean_entropy: of those, in nats, `(n_facts, n_answer)`.
     """
 
     answers: torch.Tensor
+    last: Sequence[tuple[int, ...]]
     foils: torch.Tensor
     clean: torch.Tensor
     clean_entropy: torch.Tensor
@@ -40,12 +43,19 @@ def make_targets(
         group: `n_facts` cases; those with a baseline keep its foils.
         clean_logits: `(n_facts, n_answer, vocabulary)`.
         corrupted_logits: `(n_facts, n_samples, n_answer, vocabulary)`.
-        named_foils: foils of a case, or None for what the corrupted run finds most probable.
+        named_foils: foils of a case, or None for what the corrupted run finds most probable and
+            no right answer has there.
     """
     device = clean_logits.device
     answers = torch.tensor([case.answer_ids for case in group], device=device)
     mean = _widened(corrupted_logits).softmax(dim=-1).mean(dim=1)
-    likely = mean.scatter(-1, answers[..., None], -1.0).argmax(dim=-1)
+    wrong = mean.scatter(-1, answers[..., None], -1.0)
+    for number, case in enumerate(group):
+        for ids in case.also:
+            place = parting(case.answer_ids, ids)
+            assert place is not None  # of right answers none begins another
+            wrong[number, place, ids[place]] = -1.0
+    likely = wrong.argmax(dim=-1)
     foils = likely[:, None].repeat(1, corrupted_logits.shape[1], 1)
     for number, case in enumerate(group):
         known = named_foils(case) if case.baseline is None else case.baseline.foil_ids
@@ -53,7 +63,8 @@ def make_targets(
             foils[number] = torch.tensor(known, device=device)
     log_clean = _widened(clean_logits).log_softmax(dim=-1)
     clean = log_clean.exp()
-    return Targets(answers, foils, clean, -(clean * log_clean).sum(dim=-1))
+    last = [case.last_ids for case in group]
+    return Targets(answers, last, foils, clean, -(clean * log_clean).sum(dim=-1))
 
 
 def score(logits: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
@@ -86,6 +97,10 @@ def score(logits: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
         dim=1,
     )
     normaliser = logit - log_probability
+    for number, ids in enumerate(targets.last):
+        if len(ids) > 1:
+            right = wide[:, number, :, -1, list(ids)].logsumexp(dim=-1)
+            log_probability[:, number, :, -1] = right - normaliser[:, number, :, -1]
     by_token = {
         "log_probability": log_probability,
         "logit": logit,

@@ -37,8 +37,8 @@ from tests.support.stores import (
     write_run,
 )
 
-COLUMNS = (
-    "model,dataset,noise,mediator,metric,role,layer,aie,ci_low,ci_high,n_facts"  # the contract
+COLUMNS = (  # the contract
+    "model,dataset,noise,mediator,metric,role,layer,aie,ci_low,ci_high,n_facts,n_clusters"
 )
 KEYS = ["hidden", "mlp-w3"]
 
@@ -116,8 +116,14 @@ SEED = {
     ("scheme", "groups"), [("rome", {role: role for role in ROLES}), ("seed", SEED)]
 )
 def test_aie_equals_what_the_parts_give_by_hand(
-    tmp_path: Path, scheme: str, groups: dict[str, str], pool: str, single_token: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    groups: dict[str, str],
+    pool: str,
+    single_token: str,
 ) -> None:
+    monkeypatch.setattr("ktrace.analysis.intervals.FEWEST_FACTS", 2.01)
     run = write_run(tmp_path).run
     analyze(run, averaging=Averaging(scheme, single_token, pool))
     text = (run / "analysis" / "aie.csv").read_text()
@@ -142,11 +148,12 @@ def compare_with_parts(found: pd.DataFrame, expected: pd.DataFrame, groups: dict
     assert list(found.index) == list(expected.index)
     np.testing.assert_allclose(found["aie"], expected["mean"], rtol=0, atol=1e-12)
     assert found["n_facts"].tolist() == expected["count"].tolist()
-    several = found["n_facts"] > 1
+    assert found["n_clusters"].tolist() == expected["count"].tolist(), "they have no relation"
     inside = (found["ci_low"] <= found["aie"]) & (found["aie"] <= found["ci_high"])
-    assert inside[several].all()
-    assert several.any()
-    assert found.loc[~several, ["ci_low", "ci_high"]].isna().all(axis=None)
+    told = found["n_facts"] > 2
+    assert inside[told].all()
+    assert told.any()
+    assert found.loc[~told, ["ci_low", "ci_high"]].isna().all(axis=None)
 
 
 def test_the_summary_has_the_keys_of_the_contract(folders: RunFolders, analysis: Analysis) -> None:
@@ -162,8 +169,9 @@ def test_the_summary_has_the_keys_of_the_contract(folders: RunFolders, analysis:
     assert summary["p_clean"] == pytest.approx(clean.mean(), abs=1e-12)
     assert summary["p_corrupted"] == pytest.approx(corrupted.mean(), abs=1e-12)
     assert summary["ate"] == pytest.approx((clean - corrupted).mean(), abs=1e-12)
-    low, high = summary["ate_ci"]
-    assert low < summary["ate"] < high
+    assert summary["ate_ci"] == [None, None]
+    assert summary["metrics"]["probability"]["ate_ci_note"] == "fewer than 8 effective facts"
+    assert (summary["n_clusters"], summary["icc"]) == (5, None)
     assert list(summary["peaks"]) == KEYS
 
 
@@ -181,7 +189,14 @@ def test_peaks_are_the_largest_cells(folders: RunFolders, analysis: Analysis) ->
 def test_every_mediator_has_its_figures(folders: RunFolders, analysis: Analysis) -> None:
     stems = ["aie-hidden", "aie-mlp-w3", "aie", "lines", "peaks"]
     expected = {folders.analysis / f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
-    names = ("aie.csv", "samples.csv", "facts.csv", "summary.json", "effects.parquet")
+    names = (
+        "aie.csv",
+        "intervals.csv",
+        "samples.csv",
+        "facts.csv",
+        "summary.json",
+        "effects.parquet",
+    )
     tables = {folders.analysis / name for name in (*names, "report.html")}
     assert set(analysis.figures) == expected
     assert set(analysis.files) == expected | tables

@@ -30,6 +30,7 @@ from tests.support.stores import (
     known_id,
     p_corrupted,
     p_restored,
+    subject,
     write_clean,
     write_corrupted,
     write_restored,
@@ -39,6 +40,7 @@ from tests.support.stores import (
 COLUMNS = [
     *("model", "known_id", "mediator", "metric", "sample", "layer", "position", "token", "role"),
     *("clean", "corrupted", "restored"),
+    *("relation_id", "subject", "prompt"),
 ]
 
 
@@ -56,7 +58,12 @@ def test_the_columns_are_those_of_the_contract(folders: RunFolders) -> None:
     assert set(effects["model"]) == {"toy"}
     assert set(effects["mediator"]) == {"hidden", "mlp-w3"}
     assert list(effects["metric"].unique()) == list(METRICS)
-    assert [effects[name].dtype for name in COLUMNS[-3:]] == [np.float32] * 3
+    assert [effects[name].dtype for name in COLUMNS[-6:-3]] == [np.float32] * 3
+    assert effects["relation_id"].isna().all(), "these facts have none"
+    of_fact = effects[["known_id", "subject", "prompt"]].drop_duplicates()
+    assert sorted(map(tuple, of_fact.to_numpy().tolist())) == [
+        (known_id(index), subject(index), "".join(FACTS[index].tokens)) for index in CANDIDATES
+    ]
 
 
 def test_every_cell_has_its_own_values(folders: RunFolders) -> None:

@@ -1,19 +1,32 @@
 """Estimators on the first three candidates of a store, whose numbers are worked out by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from ktrace.analysis import intervals
 from ktrace.analysis.averaged_run import RunAverages, average_run
-from ktrace.analysis.estimate import average_total_effect
+from ktrace.analysis.estimate import AverageTotalEffect, average_total_effect
+from ktrace.analysis.intervals import Clusters
 from ktrace.analysis.peaks import average_peaks, peak_layers
+from ktrace.analysis.per_fact import TotalEffects
 from ktrace.analysis.rows import Averaging
 from ktrace.analysis.tables import fact_table
-from ktrace.store import RunFolders
+from ktrace.store import RestoredRecord, RunFolders
 from ktrace.terms import METRICS
-from tests.support.stores import FACTS, known_id, p_clean, p_corrupted, write_restored, write_run
+from tests.support.stores import (
+    FACTS,
+    known_id,
+    p_clean,
+    p_corrupted,
+    p_restored,
+    write_restored,
+    write_run,
+)
 
 # Effects at layer 0 by fact and position; roles stand in stores.FACTS. Exact in float32.
 EFFECTS = {
@@ -44,7 +57,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> RunFolders:
     return folders
 
 
-def averages(folders: RunFolders, **options: str) -> RunAverages:
+def averages(folders: RunFolders, **options: Any) -> RunAverages:
     return average_run(folders.run, Averaging(**options), limit=max(EFFECTS) + 1)
 
 
@@ -90,15 +103,48 @@ def test_the_only_token_of_a_subject_counts_once_unless_both_is_asked(folders: R
     assert layer(run.aie, "n_facts")["first subject"] == 3
 
 
-def test_the_interval_is_over_facts(folders: RunFolders) -> None:
+def test_the_interval_is_over_facts(folders: RunFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = averages(folders)
+    chosen = run.aie[run.aie["role"] == "last subject"]
+    assert chosen[["ci_low", "ci_high"]].isna().all(axis=None), "three facts say nothing of others"
+    assert set(chosen["ci_note"]) == {"fewer than 8 effective facts"}
+    monkeypatch.setattr(intervals, "FEWEST_FACTS", 2)
     run = averages(folders)
     # 0.75, 0.25, 0.5: standard error 0.25 / sqrt(3) = 0.144338; t of 2 degrees is 4.3027.
-    assert layer(run.aie, "ci_low")["last subject"] == pytest.approx(0.5 - 0.62104, abs=1e-4)
-    assert layer(run.aie, "ci_high")["last subject"] == pytest.approx(0.5 + 0.62104, abs=1e-4)
+    low, high = (layer(run.aie, name)["last subject"] for name in ("ci_low", "ci_high"))
+    assert [low, high] == pytest.approx([0.5 - 0.62104, min(1, 0.5 + 0.62104)], abs=1e-4)
     assert np.isnan(layer(run.aie, "ci_low")["middle subject"])
-    # 1.25 / 4 over positions: see test_few_facts_by_hand.
+    # Fact 3 has three further positions, fact 0 one: 1.25 / 4 over positions. Without fact 0,
+    # 0.75 / 3; without fact 3, 0.5: they differ from 0.3125 by -0.0625 and 0.1875.
+    monkeypatch.setattr(intervals, "FEWEST_FACTS", 1.5)
     pooled = averages(folders, pool="positions").aie
-    assert layer(pooled, "ci_high")["further"] == pytest.approx(0.3125 + 1.19121, abs=1e-4)
+    error = np.sqrt((0.0625**2 + 0.1875**2) / 2)
+    t = stats.t.ppf(0.975, 1.6 - 1)  # (1 + 3)² / (1 + 9) = 1.6 effective facts
+    assert layer(pooled, "ci_low")["further"] == pytest.approx(
+        max(-1, 0.3125 - t * error), abs=1e-9
+    )
+
+
+def test_the_share_of_the_total_effect(
+    folders: RunFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = averages(folders)
+    assert run.aie["ie_te"].isna().all(), "three facts do not tell that there is a total effect"
+    effects = [p_clean(index) - p_corrupted(index).mean() for index in CANDIDATES]
+    monkeypatch.setattr(intervals, "FEWEST_FACTS", 2)
+    found = layer(averages(folders).aie, "ie_te")
+    assert found["last subject"] == pytest.approx(1.5 / sum(effects))
+    # Facts 0 and 3 alone have such positions: the total effect of two facts may be 0.
+    assert np.isnan(found["further"])
+
+
+def test_relations_are_the_units(folders: RunFolders) -> None:
+    run = averages(folders)
+    assert layer(run.aie, "n_clusters") == layer(run.aie, "n_facts")
+    assert run.clusters.codes.tolist() == [0, 1, 2], "without a relation, each is its own"
+    by_answer = averages(folders, cluster="attribute")
+    assert set(layer(by_answer.aie, "n_clusters").values()) == {1}
+    assert averages(folders, cluster=None).clusters.name == "facts"
 
 
 def test_the_spread_over_noise_samples_stands_apart(folders: RunFolders) -> None:
@@ -148,17 +194,57 @@ def test_total_effect() -> None:
     # The second sample of the second fact has a foil of its own.
     clean = np.array([[0.9, 0.9], [0.6, 0.8], [0.8, 0.8]])
     corrupted = np.array([[0.1, 0.1], [0.1, 0.3], [0.3, 0.3]])
-    found = average_total_effect(clean, corrupted)
+    found = ate(clean, corrupted)
     assert found["ate"] == pytest.approx(0.6)  # 0.8, 0.5, 0.5
-    # Standard error 0.1; t of 2 degrees is 4.3027.
-    assert found["ate_ci"] == pytest.approx([0.6 - 0.43027, 0.6 + 0.43027], abs=1e-5)
+    assert found["ate_ci"] == [None, None]
+    assert found["ate_ci_note"] == "fewer than 8 effective facts"
+    assert (found["n_clusters"], found["icc"]) == (3, None)
     assert found["ate_sample_sd"] == pytest.approx(0)  # (0.8 + 0.5 + 0.5) / 3 for both
-    assert average_total_effect(clean[[0, 0, 2]], corrupted)["ate_sample_sd"] == pytest.approx(
+    assert ate(clean[[0, 0, 2]], corrupted)["ate_sample_sd"] == pytest.approx(
         0.2 / 3 / np.sqrt(2)  # 2.6/3 − 0.5/3 and 2.6/3 − 0.7/3
     )
-    alone = average_total_effect(clean[:1, :1], corrupted[:1, :1])
+    alone = ate(clean[:1, :1], corrupted[:1, :1])
     assert alone["ate_ci"] == [None, None]
     assert alone["ate_sample_sd"] is None
+
+
+def test_the_interval_of_the_total_effect() -> None:
+    generator = np.random.default_rng(0)
+    clean, corrupted = 0.5 + generator.random((40, 5)) / 2, generator.random((40, 5)) / 2
+    relations = Clusters.of("relation_id", [i % 8 for i in range(40)])
+    found = ate(clean, corrupted, relations)
+    effects = (clean - corrupted).mean(axis=1)
+    means = effects.reshape(5, 8).mean(axis=0)
+    assert (found["n_clusters"], found["ate_ci_over"]) == (8, "relation_id")
+    # Relations of equal size: Student's interval of their means, but for skewness.
+    width = np.diff(found["ate_ci"])[0]
+    assert width == pytest.approx(2 * stats.t.ppf(0.975, 7) * stats.sem(means), rel=0.05)
+    assert width > 2 * stats.t.ppf(0.975, 7) * stats.sem(means)
+    between, within = 5 * means.var(ddof=1), effects.reshape(5, 8).var(axis=0, ddof=1).mean()
+    assert found["icc"] == pytest.approx((between - within) / (between + 4 * within))
+    # With few samples, their draw counts, too.
+    both = ate(clean, corrupted, relations, "facts_and_samples")
+    assert both["ate_ci_over"] == "relation_id and samples"
+    assert both["ate_ci"][0] < found["ate_ci"][0] < found["ate_ci"][1] < both["ate_ci"][1]
+    one = ate(clean[:, :1], corrupted[:, :1], relations, "facts_and_samples")
+    assert (one["ate_ci"], one["ate_ci_note"]) == ([None, None], "one noise sample")
+    # A run does not diverge from itself: the total effect in KL is at most 0.
+    few = np.zeros((40, 1))
+    few[:2] = 6
+    assert ate(0 * few, few, metric="kl")["ate_ci"][1] == 0
+
+
+def ate(
+    clean: np.ndarray,
+    corrupted: np.ndarray,
+    clusters: Clusters | None = None,
+    interval: str = "facts",
+    metric: str = "probability",
+) -> AverageTotalEffect:
+    """`average_total_effect` of `(n_facts, n_samples)` in one metric."""
+    shape = (len(clean), len(METRICS), clean.shape[1])
+    total = TotalEffects(*(np.broadcast_to(x[:, None], shape) for x in (clean, corrupted)))
+    return average_total_effect(total, metric, clusters or Clusters.none(len(clean)), interval)
 
 
 def test_positions_without_a_role_are_in_no_row(tmp_path: Path) -> None:
@@ -174,3 +260,26 @@ def test_positions_without_a_role_are_in_no_row(tmp_path: Path) -> None:
     for scheme in ("rome", "seed"):
         run = averages(RunFolders(folders.run), scheme=scheme)
         assert not run.aie["aie"].any()
+
+
+@pytest.mark.parametrize("pool", ["facts", "positions"])
+def test_the_order_of_the_parts_changes_no_bit(tmp_path: Path, pool: str) -> None:
+    """Facts come part by part; their sums are taken in the order of the dataset."""
+    found = []
+    orders = ([[0, 1, 3, 4, 5]], [[0, 5], [1, 3, 4]], [[0, 4], [1, 5], [3]], [[0, 3, 5], [1, 4]])
+    # Of sizes so different that float64 rounds their sums.
+    scores = {
+        index: p_restored(index, "hidden") * np.float32(1000.0**-index) for index in (0, 1, 3, 4, 5)
+    }
+    for number, parts in enumerate(orders):
+        folders = write_run(tmp_path / str(number), keys=[])
+        for part in parts:
+            write_restored(folders, "hidden", part, scores=scores)
+        run = average_run(folders.run, Averaging(pool=pool))
+        stored = [record.index for record in RestoredRecord.read(folders.restored("hidden"))]
+        found.append((stored, run.samples, run.aie, run.effects[0].by_sample))
+    assert len({tuple(stored) for stored, *_ in found}) > 1, "the stores come in several orders"
+    for _, samples, aie, by_sample in found[1:]:
+        pd.testing.assert_frame_equal(samples, found[0][1], check_exact=True)
+        pd.testing.assert_frame_equal(aie, found[0][2], check_exact=True)
+        np.testing.assert_array_equal(by_sample, found[0][3])

@@ -45,6 +45,17 @@ def test_a_subject_in_no_token_is_an_error(offsets: Offsets) -> None:
         token_span(offsets, 4, 6)
 
 
+def test_a_token_that_holds_only_blanks_of_the_subject_is_none_of_its() -> None:
+    """Byte-level tokenizers begin the word behind a subject with the blank between the two."""
+    with_blank = (4, 17)
+    assert token_span(EIFFEL, *with_blank) == Span(2, 5)
+    assert token_span(EIFFEL, *with_blank, blank={3, 10, 16, 19}) == Span(2, 4)
+    # One between its words belongs to it all the same.
+    assert token_span([(0, 1), (1, 2), (2, 3), (3, 4)], 0, 4, blank={1, 3}) == Span(0, 3)
+    with pytest.raises(ValueError, match="no token covers"):
+        token_span(EIFFEL, 16, 17, blank={16})
+
+
 @st.composite
 def tokenized(draw: st.DrawFn) -> tuple[Offsets, int, int]:
     """Tokens that cover a text without holes, special tokens at its ends, and a piece of it."""

@@ -11,6 +11,9 @@ _LAYOUTS = {
     2: "00b8d5bad332c687e25b7ed51bd9b401acfac8b9f637168b7f3e6114d89e3844",
     3: "bede82c83eff382ca6522ef2440362786c6bfc3ebef906c43ce7533407b35fa3",
     4: "822b32193a8d2a7a6bee25c108117d5bd90196b240cff991d594c7daa836d6ee",
+    # The same fields; what answers' tokens are has changed.
+    5: "822b32193a8d2a7a6bee25c108117d5bd90196b240cff991d594c7daa836d6ee",
+    6: "cd0a023bd2c9658183faa5976abca5a4368fcdd9ae1ac735474df8a7552dbfb5",
 }
 
 

@@ -70,7 +70,7 @@ def write_known_facts(path: Path, folders: list[Path], n_answer: int = 1) -> Pat
             answer = tokenizer.decode(predicted).strip()
             assert answer_token_ids(tokenizer, prompt, answer) == predicted
             records.append((prompt, subject, answer))
-    records.append((PROMPTS[0][0].format("Port Nowhere"), "Port Nowhere", "Nowhere"))
+    records.append((PROMPTS[0][0].format("Port Nowhere"), "Port Nowhere", "of"))
     with path.open("w") as stream:
         for number, (prompt, subject, answer) in enumerate(records):
             record = {

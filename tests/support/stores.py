@@ -147,6 +147,8 @@ def write_clean(
             "roles": list(fact.roles),
             "span": span(index),
             "answer_ids": [3],
+            "also_ids": np.empty(0, dtype=np.int64),
+            "also_lengths": np.empty(0, dtype=np.int64),
             "predicted_ids": [3],
             "predicted": "!",
             "predicted_probability": 0.5,

@@ -21,6 +21,7 @@ from ktrace.errors import NoMemoryLeftError
 from ktrace.lm.linear import onednn_products
 from ktrace.lm.memory import fewer_samples, is_out_of_memory, release
 from ktrace.lm.model import LanguageModel
+from ktrace.terms import METRICS
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator, sites_of
@@ -180,12 +181,15 @@ class SuffixEngine:
         positions: Sequence[int],
         budget: int,
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
-        n_layers = self.lm.n_layers
         # A block's output is the next one's input, which is recorded anyway.
         sites = {site for site in sites_of(mediators) if site != "hidden"}
         runs = self._runs(group, sites=sorted(sites))
         results = _without_walk(runs, group, mediators)
-        cells = [Cell(mediator, layer) for mediator in mediators for layer in range(n_layers)]
+        cells = [
+            Cell(mediator, layer)
+            for mediator in mediators
+            for layer in self.lm.paths.layers_with(mediator.site, self.lm.n_layers)
+        ]
         for plan, stretch, scores in self._walked(runs, cells, positions, budget):
             for cell, row in plan.row_of.items():
                 for metric, restored in results[cell.mediator.key].items():
@@ -232,16 +236,18 @@ def _without_walk(
 ) -> dict[str, Scores]:
     """Scores that need no walk, `(n_base, n_layers, n_positions)` by metric, by mediator's key.
 
-    The others hold what the corrupted run says: nothing changes before the subject.
+    The others hold what the corrupted run says: nothing changes before the subject. Layers without
+    the mediator's site hold NaN.
     """
     unchanged, last_restored = _known(runs, group)
-    shape = (runs.n_base, runs.lm.n_layers, len(group[0].input_ids))
+    lm = runs.lm
+    shape = (runs.n_base, lm.n_layers, len(group[0].input_ids))
     results = {}
     for mediator in mediators:
-        results[mediator.key] = {
-            metric: np.broadcast_to(values[:, None, None], shape).copy()
-            for metric, values in unchanged.items()
-        }
+        have = lm.paths.layers_with(mediator.site, lm.n_layers)
+        results[mediator.key] = {metric: np.full(shape, np.nan) for metric in METRICS}
+        for metric, values in unchanged.items():
+            results[mediator.key][metric][:, have] = values[:, None, None]
         # Restoring the last block changes the logits of its own position alone.
         if mediator.site == "hidden":
             for metric, values in results[mediator.key].items():

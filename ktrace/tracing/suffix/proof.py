@@ -157,7 +157,7 @@ def expectation(
     cells = [
         (mediator, layer, position)
         for mediator in mediators
-        for layer in _layers(lm)
+        for layer in sorted({*_layers(lm)} & {*lm.paths.layers_with(mediator.site, lm.n_layers)})
         for position in positions
     ]
     engine = ReferenceEngine(lm, noise)

@@ -54,8 +54,8 @@ class Runs:
         self.outputs: dict[str, torch.Tensor] = {}
         edits: dict[str, Edit] = {lm.paths.embedding: self._add_noise(noise, group)}
         for layer in range(lm.n_layers):
-            for site in sites:
-                path = lm.paths.sites(layer)[site]
+            have = lm.paths.sites(layer)
+            for path in (have[site] for site in sites if site in have):
                 edits[path] = keep(self.outputs, path)
         rows = torch.cat([ids, ids.repeat_interleave(self.n_samples, dim=0)])
         self.recording: Recording = recorder.record(rows, edits, self.n_answer)

@@ -105,7 +105,7 @@ class Walk:
     def _edits(self, step: Step, layer: int, pack: Pack, numbers: list[int]) -> dict[str, Edit]:
         """Restore and sever the first tokens of suffixes at the positions with these numbers."""
         paths = self.runs.lm.paths.sites(layer)
-        sites = {*step.restored, *step.severed} if numbers else ()
+        sites = {*step.restored, *step.severed} & paths.keys() if numbers else ()
         return {
             paths[site]: self._set_tokens(
                 [
