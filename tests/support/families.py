@@ -681,6 +681,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 48,
         },
     ),
+    "gemma4, inputs of each layer": (
+        "Gemma4ForCausalLM",
+        {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 96},
+    ),
     "gpt-bigcode, keys of each head": ("GPTBigCodeForCausalLM", {"multi_query": False}),
     "gpt-neox, one after the other": ("GPTNeoXForCausalLM", {"use_parallel_residual": False}),
     "granite, every multiplier": (
