@@ -37,6 +37,9 @@ NOT_PACKED = {
     "bloom, residual after the norm",
 }
 
+# They cast queries and keys, whatever they compute in, and the masks of packs reorder sums.
+SCORES_IN_FLOAT32 = {"GPTJForCausalLM", "CodeGenForCausalLM", "FlintForCausalLM"}
+
 # `(n_samples, n_layers, n_positions)`, by case and mediator's key.
 Found = dict[tuple[int, str], np.ndarray]
 
