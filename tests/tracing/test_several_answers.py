@@ -79,6 +79,21 @@ def test_probabilities_are_added(llama: LanguageModel, make: Make, answers: list
 
 
 @every_engine
+def test_what_restoring_does_not_change_has_the_stored_scores(
+    llama: LanguageModel, make: Make
+) -> None:
+    """To the bit, also where they were computed on another device or in other company."""
+    engine, case = make(llama, NOISE), of(known_case(llama, 3), SHARED)
+    [(_, baseline)] = baselines(engine, [case])
+    stored = {metric: scores + 2**-20 for metric, scores in baseline.corrupted.items()}
+    case = replace(case, baseline=replace(baseline, corrupted=stored))
+    [(_, restored)] = restorations(engine, [case], ALL[:1])
+    for metric in METRICS:
+        before = restored[ALL[0].key][metric][..., : case.span.start]
+        assert (before == stored[metric][:, None, None]).all()
+
+
+@every_engine
 def test_a_foil_is_no_right_answer(llama: LanguageModel, make: Make) -> None:
     """Else the difference would be between two right answers."""
     case, engine = known_case(llama, 3), make(llama, NOISE)
