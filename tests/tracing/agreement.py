@@ -63,9 +63,10 @@ def scores(
 
 
 def largest_difference(ours: Mapping[Any, np.ndarray], theirs: Mapping[Any, np.ndarray]) -> float:
-    """Over all cells."""
+    """Over all cells; those of layers without a site are empty in both."""
     assert ours.keys() == theirs.keys()
-    return max(float(np.abs(ours[key] - theirs[key]).max()) for key in theirs)
+    assert all((np.isnan(ours[key]) == np.isnan(theirs[key])).all() for key in theirs)
+    return max(float(np.nanmax(np.abs(ours[key] - theirs[key]))) for key in theirs)
 
 
 @cache
