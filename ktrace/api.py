@@ -19,7 +19,7 @@ from ktrace.config import Answer, RunConfig
 from ktrace.config.compose import choice, choices, composed
 from ktrace.config.identity import noise_key
 from ktrace.errors import KtraceError
-from ktrace.facts import Span, role_of_positions
+from ktrace.facts import Fact, Span, role_of_positions
 from ktrace.facts.dataset import facts_of, noise_facts_of
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
@@ -27,6 +27,7 @@ from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES, METRICS
 from ktrace.tracing.answers import baselines, restorations
 from ktrace.tracing.encode import (
+    EncodedFact,
     clean_fact,
     decoded,
     encode_facts,
@@ -270,25 +271,13 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     facts = facts_of(config.dataset)
     fact = facts.facts[0]
     [encoded] = encode_facts(lm, facts.facts, config.dataset)
-    run, left_out = clean_fact(lm, fact, encoded)
-    if run is None:
-        raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
-    if left_out:
-        raise KtraceError(
-            f"answer={' | '.join(fact.answers)!r}: {left_out} ({decoded(lm, run.predicted_ids)!r}, "
-            f"p = {run.predicted_probability:.3f}), and only candidates are traced; leave answer "
-            "out to take the prediction"
-        )
+    case = _candidate(lm, fact, encoded)
     noise_facts = noise_facts_of(config.dataset)
     measured = measured_noise(lm, config.noise, facts, [encoded], config.dataset, noise_facts)
     for reason in measured.unusable.values():
         raise KtraceError(
             f"noise.kind={config.noise.kind.value} cannot corrupt {fact.subject!r}: {reason}"
         )
-    ids = encoded.prompt.input_ids
-    answer_ids = run.predicted_ids
-    also = tuple(other for other in encoded.answers if other != answer_ids)
-    case = Case(0, ids, encoded.span, answer_ids, also=also)
     longest = case.shape._replace(n_answer=encoded.n_answer)
     engine = make_engine(config.engine, lm, measured.noise, Use([mediator], [longest]))
     [(_, baseline)] = baselines(engine, [case])
@@ -300,13 +289,13 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         model=lm.name,
         prompt=fact.prompt,
         subject=fact.subject,
-        answer=decoded(lm, answer_ids),
-        answer_ids=answer_ids,
+        answer=decoded(lm, case.answer_ids),
+        answer_ids=case.answer_ids,
         foils=tuple(decoded(lm, ids) for ids in baseline.foil_ids),
         tokens=encoded.prompt.tokens,
-        input_ids=ids,
+        input_ids=case.input_ids,
         span=encoded.span,
-        roles=role_of_positions(encoded.span, len(ids)),
+        roles=role_of_positions(encoded.span, len(case.input_ids)),
         mediator=mediator.key,
         noise=noise_key(config.noise),
         sigma=measured.sigma,
@@ -315,8 +304,22 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         clean=baseline.clean,
         corrupted=baseline.corrupted,
         restored=restored[mediator.key],
-        also=tuple(decoded(lm, other) for other in also),
+        also=tuple(decoded(lm, other) for other in case.also),
     )
+
+
+def _candidate(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> Case:
+    """What is traced, where the model predicts a right answer; see `trace`."""
+    run, left_out = clean_fact(lm, fact, encoded)
+    if run is None:
+        raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
+    if left_out:
+        raise KtraceError(
+            f"answer={' | '.join(fact.answers)!r}: {left_out} ({decoded(lm, run.predicted_ids)!r}, "
+            f"p = {run.predicted_probability:.3f}), and only candidates are traced; leave answer "
+            "out to take the prediction"
+        )
+    return encoded.case(0, run.predicted_ids)
 
 
 def _require_metric(metric: str) -> None:

@@ -13,9 +13,10 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ktrace.config import ModelConfig
+from ktrace.config import Dtype, ModelConfig
 from ktrace.errors import KtraceError
 from ktrace.lm.architecture import Architecture, known_paths
+from ktrace.lm.memory import within_memory
 from ktrace.lm.model import Config, LanguageModel
 from ktrace.lm.paths import LAYER, ModulePaths
 from ktrace.lm.premises import require_premises
@@ -35,7 +36,10 @@ log = logging.getLogger(__name__)
 _TRANSFORMERS_LOG: Any = transformers_logging
 
 # An assertion is how torch says that it was built without a device.
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, AssertionError, SafetensorError)
+_LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, ImportError, AssertionError, SafetensorError),
+    TypeError,  # how torch says that a device has no numbers of a dtype
+)
 
 
 def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageModel:
@@ -61,7 +65,7 @@ def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageMod
     if isinstance(config.device_map, Mapping):
         _check_map(config.device_map, architecture, paths)
     tokenizer = _load_tokenizer(source, _origin(source, config), where)
-    device = None if config.device_map is not None else _device(config.device)
+    device = None if config.device_map is not None else _device(config)
     require_quantization(config, architecture)
     model = _load_weights(source, config, architecture, device)
     if device is not None:
@@ -98,7 +102,7 @@ def _load_weights(
     if is_placed_when_loaded(config, architecture):
         device_map = device_map or {"": str(device)}
     try:
-        with _own_report():
+        with _own_report(), within_memory("while the model is loaded"):
             # Typed as if it returned the model alone.
             model, report = architecture.loader.from_pretrained(
                 source.location,
@@ -128,8 +132,10 @@ def _load_weights(
     return loaded
 
 
+@within_memory("while the model is loaded")
 def _placed(model: PreTrainedModel, device: torch.device, attention: str | None) -> PreTrainedModel:
-    moved: PreTrainedModel = cast(Any, model).to(device)
+    with _dtype_there(str(device), str(model.dtype).removeprefix("torch.")):
+        moved: PreTrainedModel = cast(Any, model).to(device)
     if attention is None and moved.device.type == "cpu" and moved.dtype == torch.float32:
         # Torch's fused kernel is made for long sequences; with as few tokens as facts have, plain
         # products are up to four times as fast. In float64 they would take softmax in float32.
@@ -169,6 +175,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(first) + (f" and {more} more" if more else "")
 
 
+@within_memory("with prompts of a few tokens")
 def language_model(
     model: PreTrainedModel, tokenizer: Tokenizer = None, paths: ModulePaths | None = None
 ) -> LanguageModel:
@@ -251,11 +258,37 @@ def _load_tokenizer(source: ModelSource, origin: dict[str, object], where: str) 
     return tokenizer
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+@contextmanager
+def _dtype_there(device: str, dtype: str) -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        raise KtraceError(
+            f"model.dtype={dtype} cannot be on model.device={device} ({_first_line(error)}): "
+            "take model.dtype=float32 or model.device=cpu"
+        ) from error
+
+
+def _device(config: ModelConfig) -> torch.device:
+    """Where a model goes as a whole.
+
+    Raises:
+        KtraceError: there is no such device, or none that has numbers of the dtype.
+    """
+    device = _best_device() if config.device == "auto" else _named_device(config.device)
+    if config.dtype is not Dtype.auto:
+        with _dtype_there(str(device), config.dtype.value):
+            torch.empty(0, dtype=getattr(torch, config.dtype.value), device=device)
+    return device
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _named_device(name: str) -> torch.device:
     choices = "auto, cpu, cuda, cuda:1, mps are what torch takes"
     try:
         device = torch.device(name)
@@ -264,7 +297,8 @@ def _device(name: str) -> torch.device:
     if device.type == "meta":
         raise KtraceError(f"model.device={name!r} holds no numbers; {choices}")
     try:
-        torch.empty(0, device=device)
+        with within_memory(f"on model.device={name}"):  # others may have taken all of it
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         why = _first_line(error)
         if isinstance(error, NotImplementedError | ImportError):  # a paragraph about dispatch

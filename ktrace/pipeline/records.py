@@ -41,9 +41,7 @@ def clean_record(
     run, left_out = clean_fact(lm, fact, encoded)
     roles = role_of_positions(encoded.span, len(prompt.input_ids))
     activations = run.activations if run else {}
-    # Of several right answers the predicted one is scored by every metric.
-    own = encoded.answer_ids if run is None or left_out else run.predicted_ids
-    also = [ids for ids in encoded.answers if ids != own]
+    case = encoded.case(index, run.predicted_ids if run else ())
     return CleanRecord(
         index=index,
         known_id=fact.known_id,
@@ -58,9 +56,9 @@ def clean_record(
         offsets=np.array(prompt.offsets, dtype=np.int64),
         roles=[role or "" for role in roles],
         span=encoded.span,
-        answer_ids=np.array(own, dtype=np.int64),
-        also_ids=np.array([token for ids in also for token in ids], dtype=np.int64),
-        also_lengths=np.array([len(ids) for ids in also], dtype=np.int64),
+        answer_ids=np.array(case.answer_ids, dtype=np.int64),
+        also_ids=np.array([token for ids in case.also for token in ids], dtype=np.int64),
+        also_lengths=np.array([len(ids) for ids in case.also], dtype=np.int64),
         predicted_ids=np.array(run.predicted_ids if run else (), dtype=np.int64),
         predicted=decoded(lm, run.predicted_ids) if run else "",
         predicted_probability=run.predicted_probability if run else float("nan"),

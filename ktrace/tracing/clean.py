@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ktrace.lm.hooks import hooked, keep
+from ktrace.lm.memory import within_memory
 from ktrace.lm.model import LanguageModel
 
 
@@ -29,6 +30,7 @@ class CleanRun:
     activations: dict[str, torch.Tensor]
 
 
+@within_memory("in the clean run of one prompt")
 @torch.inference_mode()
 def clean_run(
     lm: LanguageModel,

@@ -18,7 +18,7 @@ from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import PLAIN, EncodedPrompt, Frame, Merged, encode_prompt, n_bos, place_answer
 from ktrace.tracing.answers import branches, distinct
 from ktrace.tracing.clean import CleanRun, clean_run
-from ktrace.tracing.engine import Scores, Shape
+from ktrace.tracing.engine import Case, Scores, Shape
 from ktrace.tracing.mediators import Mediator
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,12 @@ class EncodedFact:
         if not self.answer_ids:
             return None
         return Shape(len(self.prompt.input_ids), self.span.start, self.n_answer)
+
+    def case(self, index: int, predicted: tuple[int, ...] = ()) -> Case:
+        """As an engine needs it: of several right answers the predicted one is its own."""
+        own = predicted if predicted in self.answers else self.answer_ids
+        also = tuple(ids for ids in self.answers if ids != own)
+        return Case(index, self.prompt.input_ids, self.span, own, also=also)
 
 
 class Encoder:

@@ -11,6 +11,7 @@ import torch
 
 from ktrace.config import DatasetConfig, Foil, NoiseConfig, NoiseKind
 from ktrace.facts import Fact, FactSet, Span
+from ktrace.lm.memory import within_memory
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import EncodedPrompt, subject_token_ids
 from ktrace.tracing.encode import EncodedFact, Encoder, require_known
@@ -227,6 +228,7 @@ MAKERS: Mapping[NoiseKind, Maker] = {
 }
 
 
+@within_memory("while the noise is measured")
 def make_noise(
     config: NoiseConfig,
     lm: LanguageModel,

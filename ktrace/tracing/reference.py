@@ -6,12 +6,14 @@ Shapes: S noise samples, so that a batch has 1 + S rows; n_layers, n_positions o
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import product
 
 import numpy as np
 import torch
 
 from ktrace.lm.hooks import Edit, hooked, keep
+from ktrace.lm.memory import fewer_samples, within_memory
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import METRICS
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
@@ -45,7 +47,9 @@ class ReferenceEngine:
     def baseline(self, group: Sequence[Case]) -> Iterator[tuple[Case, Baseline]]:
         """See `Engine.baseline`."""
         for case in group:
-            yield case, self._baseline(case)
+            with self._within_memory():
+                baseline = self._baseline(case)
+            yield case, baseline
 
     def _baseline(self, case: Case) -> Baseline:
         if case.baseline is not None:
@@ -64,7 +68,13 @@ class ReferenceEngine:
         """See `Engine.restored`."""
         self.lm.paths.require(*sites_of(mediators))
         for case in group:
-            yield case, {mediator.key: self._restored(case, mediator) for mediator in mediators}
+            with self._within_memory():
+                restored = {m.key: self._restored(case, m) for m in mediators}
+            yield case, restored
+
+    def _within_memory(self) -> AbstractContextManager[None]:
+        remedy = fewer_samples(self.noise.samples)
+        return within_memory("with one restoration at a time", remedy)
 
     def _restored(self, case: Case, mediator: Mediator) -> Scores:
         n_layers, n_positions = self.lm.n_layers, len(case.input_ids)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, RwkvConfig
 
 from ktrace.errors import KtraceError
 from ktrace.lm.families import FAMILIES, LAYER, ModulePaths
@@ -15,7 +16,7 @@ from ktrace.lm.hooks import hooked
 from ktrace.lm.load import language_model
 from ktrace.lm.probe import prove
 from tests.support.families import tiny_model
-from tests.support.models import micro_llama
+from tests.support.models import micro_llama, sharpened
 
 N_LAYERS = 2
 PATHS = FAMILIES["LlamaForCausalLM"]
@@ -213,3 +214,11 @@ def test_a_model_without_attention_and_mlp(model: Any) -> None:
     paths.require("hidden")
     with pytest.raises(KtraceError, match=r"no site 'mlp'.*its sites are hidden$"):
         paths.require("hidden", "mlp")
+
+
+def test_blocks_that_return_more_than_two_things() -> None:
+    """RWKV's models take three from each block, also when logits are made of the last states."""
+    config = RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, context_length=32)
+    model = sharpened(AutoModelForCausalLM.from_config(config)).eval()
+    paths = ModulePaths("rwkv.embeddings", f"rwkv.blocks.{LAYER}")
+    assert prove(model, paths, 2) == 32

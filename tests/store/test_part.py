@@ -76,6 +76,8 @@ def clean_records(draw: st.DrawFn) -> list[dict[str, Any]]:
                 "roles": [""] * length,
                 "span": (0, 1),
                 "answer_ids": draw(st.lists(st.integers(0, 100), max_size=3)),
+                "also_ids": draw(st.lists(st.integers(0, 100), max_size=3)),
+                "also_lengths": draw(st.lists(st.integers(0, 3), max_size=3)),
                 "predicted_ids": [3],
                 "predicted": draw(TEXTS),
                 "predicted_probability": draw(FLOATS),

@@ -11,7 +11,7 @@ a device lacks, other rounding, and what runs in other threads, where modes do n
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -39,6 +39,11 @@ def out_of_memory() -> Exception:
     return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
+def mps_out_of_memory() -> Exception:
+    """The same on a Mac, where it is no exception of its own."""
+    return RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB, max allowed: 9.07 GB)")
+
+
 @dataclass
 class Accelerator:
     """Pretended devices, and what happens on them.
@@ -57,7 +62,7 @@ class Accelerator:
     kind: str = "cuda"
     count: int = 1
     free: dict[int, int] = field(default_factory=dict)
-    fails_at: frozenset[int] = frozenset()
+    fails_at: Container[int] = ()
     largest: int | None = None
     error: Callable[[], Exception] = out_of_memory
     n_operations: int = 0

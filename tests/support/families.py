@@ -681,6 +681,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 48,
         },
     ),
+    "gemma4, inputs of each layer": (
+        "Gemma4ForCausalLM",
+        {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 96},
+    ),
     "gpt-bigcode, keys of each head": ("GPTBigCodeForCausalLM", {"multi_query": False}),
     "gpt-neox, one after the other": ("GPTNeoXForCausalLM", {"use_parallel_residual": False}),
     "granite, every multiplier": (
@@ -724,8 +728,6 @@ def tiny_model(architecture: str, attention: str | None = None, **changes: Any) 
 
 def mediators_of(lm: LanguageModel, window: int = 3) -> list[Mediator]:
     """The mediators that have a meaning for a model."""
-    have = lm.paths.sites(0).keys()
-    for layer in range(lm.n_layers):
-        have &= lm.paths.sites(layer).keys()
+    have = {site for layer in range(lm.n_layers) for site in lm.paths.sites(layer)}
     mediators = [make_mediator(name, window) for name in MEDIATOR_NAMES]
     return [m for m in mediators if m.site in have and (m.severs is None or m.severs in have)]

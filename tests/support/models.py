@@ -59,6 +59,18 @@ def loaded(folder: Path, **keys: Any) -> LanguageModel:
     return load_language_model(find_model(str(folder)), config)
 
 
+def as_moved(lm: LanguageModel) -> LanguageModel:
+    """A model whose weights lie as they do after a move to a device.
+
+    In a file they lie as the file has them, where vectors of them may begin elsewhere; then a CPU
+    adds in another order.
+    """
+    for weight in lm.model.parameters():
+        if weight.device.type != "meta":
+            weight.data = weight.data.clone()
+    return lm
+
+
 def known_case(
     lm: LanguageModel, seed: int, n_positions: int = 7, start: int = 1, stop: int = 4
 ) -> Case:

@@ -39,8 +39,8 @@ def agreement(
             here = ours[mediator.key]["probability"]
             difference, spread = found[mediator.name]
             found[mediator.name] = (
-                max(difference, float(np.abs(here - there).max())),
-                max(spread, float(np.ptp(there))),
+                max(difference, float(np.nanmax(np.abs(here - there)))),
+                max(spread, float(np.nanmax(there) - np.nanmin(there))),
             )
     return found
 

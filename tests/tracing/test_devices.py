@@ -1,6 +1,9 @@
 """Every engine on devices that are not here: pretended ones, whose numbers are the CPU's."""
 
 import logging
+import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ from accelerate import dispatch_model
 from torch import nn
 
 from ktrace.config import EngineConfig, NoiseConfig, NoiseKind
+from ktrace.errors import KtraceError, NoMemoryLeftError
 from ktrace.lm.load import language_model
+from ktrace.lm.memory import MORE_ROOM
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.clean import clean_run
@@ -25,15 +30,18 @@ from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import MEASURED, Limits
 from ktrace.tracing.suffix.memory import rows_that_fit
-from tests.support.accelerator import GIB, Accelerator
+from ktrace.tracing.suffix.proof import judge
+from tests.support.accelerator import GIB, Accelerator, mps_out_of_memory, out_of_memory
 from tests.support.families import tiny_model
-from tests.support.models import known_case, loaded, micro_llama
+from tests.support.models import as_moved, known_case, loaded, micro_llama
 
 NOISE = RandomNoise(1.0, samples=2)
 MEDIATORS = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
 # Calls of one size on every device, so that nothing but the device differs.
 SAME = Limits(accelerator=MEASURED.cpu, pack_width=0)
+HIDDEN = MEDIATORS[:1]
 ROWS = 12
+ROUNDING = 1e-5  # of metrics in float32, where batches have other sizes
 
 # Of a case, by mediator's key and metric; "corrupted" beside the mediators.
 Found = dict[int, dict[str, Scores]]
@@ -230,23 +238,16 @@ def spread(embedding: object, *layers: object, norm: object, head: object) -> di
 
 SPREAD: dict[str, Any] = {
     "by itself": "auto",
-    "two devices": spread(0, 0, 1, 1, norm=1, head=1),
-    "back and forth": spread("cuda:1", 0, 1, 0, norm=1, head=0),
-    "the last block in memory": spread(1, 0, 1, "cpu", norm=0, head=1),
-    "the ends in memory": spread("cpu", 0, 1, 1, norm=1, head="cpu"),
-    "all but a block in memory": spread("cpu", "cpu", 1, "cpu", norm="cpu", head="cpu"),
+    "back and forth": spread("cuda:1", 0, 1, 0, norm=1, head=1),
+    "the ends in memory": spread("cpu", 0, 1, 0, norm=1, head="cpu"),
+    "all but a block in memory": spread("cpu", "cpu", 1, "cpu", norm=1, head="cpu"),
 }
 every_map = pytest.mark.parametrize("device_map", SPREAD.values(), ids=SPREAD)
 
 
 @pytest.fixture(scope="module")
 def whole(model_folder: Path) -> LanguageModel:
-    lm = loaded(model_folder, attention="eager")
-    for weight in lm.model.parameters():
-        # As it is after a move. In a file weights lie as the file has them, where vectors of them
-        # may begin elsewhere, and are added up in another order.
-        weight.data = weight.data.clone()
-    return lm
+    return as_moved(loaded(model_folder, attention="eager"))
 
 
 def in_short(lm: LanguageModel, cases: Sequence[Case]) -> list[Found]:
@@ -302,3 +303,146 @@ def test_rows_are_those_that_fit_on_the_fullest_device(
     assert 1 < fitting < roomy / 4
     cuda.free = {0: GIB // 2**10, 1: GIB // 2**10}
     assert fitting == rows_that_fit(lm, 4, SAME)
+
+
+def evenly(n_operations: int, times: int) -> list[int]:
+    """The first and the last of so many operations, and some between."""
+    return sorted({round(i * (n_operations - 1) / (times - 1)) for i in range(times)})
+
+
+@pytest.mark.parametrize("make", [suffix, packed], ids=["suffix", "suffix-packed"])
+def test_out_of_memory_at_any_operation_changes_no_number(
+    cuda: Accelerator,
+    cases: list[Case],
+    expected: Callable[..., Found],
+    make: Callable[..., Engine],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The run goes on with smaller batches, or it cannot and says so."""
+    lm = language_model(micro_llama(3).to("cuda"))
+    mediators = MEDIATORS[1:3]
+    before = cuda.n_operations
+    traced(make(lm, NOISE), cases, mediators)
+    n_operations = cuda.n_operations - before
+    for number in evenly(n_operations, 4):
+        caplog.clear()
+        cuda.fails_at = [cuda.n_operations + number]
+        emptied = cuda.emptied
+        found = traced(make(lm, NOISE), cases, mediators)
+        assert "out of memory: going on with engine.row_budget=" in caplog.text
+        assert cuda.emptied > emptied  # what torch held is given back before the next try
+        for index, by_key in found.items():
+            for key, by_metric in by_key.items():
+                for metric, values in by_metric.items():
+                    whole = expected(make)[index][key][metric]
+                    np.testing.assert_allclose(values, whole, rtol=0, atol=ROUNDING, err_msg=metric)
+
+
+def test_batches_shrink_until_they_fit(
+    cuda: Accelerator, cases: list[Case], expected: Callable[..., Found]
+) -> None:
+    """On a device with room for small tensors alone, in bits that hang on the batch alone."""
+    lm = language_model(micro_llama(3).to("cuda"))
+    engine = SuffixEngine(lm, NOISE, 64, limits=SAME)
+    cuda.largest = ROWS * 4 * 48  # of inner states
+    found = traced(engine, cases)
+    cuda.largest = None
+    assert 3 <= engine._row_budget < 64
+    again = traced(SuffixEngine(lm, NOISE, engine._row_budget, limits=SAME), cases)
+    for index, by_key in again.items():
+        for mediator in MEDIATORS:
+            np.testing.assert_array_equal(
+                found[index][mediator.key]["logit"], by_key[mediator.key]["logit"]
+            )
+
+
+NO_MEMORY: dict[str, Callable[[], Exception]] = {
+    "cuda": out_of_memory,
+    "mps": mps_out_of_memory,
+    "mps, one buffer": lambda: RuntimeError("Invalid buffer size: 20.00 GiB"),
+    "cublas": lambda: RuntimeError(
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    ),
+    "cudnn": lambda: RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "the driver": lambda: torch.AcceleratorError("CUDA error: out of memory"),
+    "the CPU": lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    "numpy": lambda: MemoryError("Unable to allocate 7.45 GiB"),
+}
+
+
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
+def test_every_word_for_it_is_taken_for_out_of_memory(
+    cuda: Accelerator, cases: list[Case], error: Callable[[], Exception]
+) -> None:
+    lm = language_model(micro_llama(3).to("cuda"))
+    cuda.error = error
+    cuda.fails_at = [cuda.n_operations + 100]
+    engine = SuffixEngine(lm, NOISE, ROWS, limits=SAME)
+    assert [case for case, _ in engine.baseline(cases)] == cases
+    assert engine._row_budget < ROWS
+
+
+def test_out_of_memory_where_nothing_is_smaller_is_said_in_a_line(
+    cuda: Accelerator, cases: list[Case]
+) -> None:
+    """From any operation on, of everything that a run asks of a model."""
+    model = micro_llama(2).to("cuda")
+    lm = language_model(model)
+    subject = Subject((4, 5), (4, 5), "", "", (6,))
+    reference = ReferenceEngine(lm, NOISE)
+    steps: dict[str, Callable[[], object]] = {
+        "with prompts of a few tokens": lambda: language_model(model),
+        "in the clean run of one prompt": lambda: clean_run(lm, cases[0].input_ids),
+        "while the noise is measured": lambda: make_noise(NoiseConfig(), lm, [subject]),
+        "with one restoration at a time": lambda: list(reference.restored(cases[:1], HIDDEN)),
+        "with one fact and one restoration at a time": lambda: traced(suffix(lm, NOISE), cases),
+        "with a made-up prompt": lambda: judge(lm, Use(HIDDEN), SAME),
+    }
+    for doing, step in steps.items():
+        before = cuda.n_operations
+        step()
+        for number in evenly(cuda.n_operations - before, 3):
+            cuda.fails_at = range(cuda.n_operations + number, sys.maxsize)
+            with pytest.raises(NoMemoryLeftError, match=f"^out of memory {doing}.*: ") as raised:
+                step()
+            assert str(raised.value).endswith(MORE_ROOM)
+            cuda.fails_at = ()
+
+
+@pytest.mark.parametrize("keys", [{"device": "cuda"}, {"device_map": {"": 1}}], ids=str)
+def test_a_model_that_does_not_fit_is_said_in_a_line(
+    cuda: Accelerator, model_folder: Path, keys: dict[str, Any]
+) -> None:
+    lm = loaded(model_folder, **keys)
+    n_weights = len(list(lm.model.parameters()))
+    for number in range(0, n_weights, 7):
+        cuda.fails_at = range(cuda.n_operations + number, sys.maxsize)
+        doing = "while the model is loaded" if number else "(on model|while the model)"
+        with pytest.raises(NoMemoryLeftError, match=f"^out of memory {doing}"):
+            loaded(model_folder, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"device": "mps"}, "model.dtype=float64 cannot be on model.device=mps (Cannot convert a"),
+        ({"device": "auto"}, "model.dtype=float64 cannot be on model.device=mps (Cannot convert a"),
+        ({"device_map": {"": "mps"}}, "the model cannot be loaded: Cannot convert a MPS Tensor"),
+    ],
+    ids=str,
+)
+def test_float64_on_mps_is_refused_in_a_line(
+    mps: Accelerator, model_folder: Path, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(KtraceError, match=re.escape(message)) as raised:
+        loaded(model_folder, dtype="float64", **keys)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_checkpoint_in_float64_is_refused_on_mps_too(
+    mps: Accelerator, model_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "wide")
+    loaded(model_folder, dtype="float64", device="cpu").model.save_pretrained(tmp_path / "wide")
+    with pytest.raises(KtraceError, match=r"^model.dtype=float64 cannot be on model\.device=mps"):
+        loaded(tmp_path / "wide", dtype="auto", device="mps")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,10 +17,19 @@ from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix import walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.plan import Cell
 from tests.support.models import known_case, micro_llama
-from tests.tracing.agreement import AS_WIDE, NOISE, largest_difference, scores
+from tests.tracing.agreement import (
+    AS_WIDE,
+    NOISE,
+    SCORES_IN_FLOAT32,
+    largest_difference,
+    made,
+    model_of,
+    scores,
+)
 
 ALL = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
 HIDDEN = ALL[:1]
@@ -294,3 +304,22 @@ def test_only_what_is_in_use_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SuffixEngine, "restored", restored)
     engine_of(language_model(llama()), [make_mediator("mlp", 10)])
     assert seen == {"mlp-w1", "mlp-w2", "mlp-w3", "mlp-w10"}
+
+
+@pytest.mark.parametrize("name", sorted(SCORES_IN_FLOAT32))
+def test_what_a_model_rounds_in_any_dtype_is_measured(name: str) -> None:
+    """Part of it computes in float32: in float64 two right programs differ by 1e-7 there, too."""
+    lm = model_of(name, torch.float64)
+    engine = made(lm)
+    assert isinstance(engine, SuffixEngine)
+    assert engine.packed
+
+
+def test_and_a_wrong_cell_is_above_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = walk.Walk._edits
+
+    def edits_without_severing(self: Any, step: Any, *rest: Any) -> Any:
+        return original(self, replace(step, severed={}), *rest)
+
+    monkeypatch.setattr(walk.Walk, "_edits", edits_without_severing)
+    assert isinstance(made(model_of("GPTJForCausalLM", torch.float64)), ReferenceEngine)

@@ -79,6 +79,21 @@ def test_probabilities_are_added(llama: LanguageModel, make: Make, answers: list
 
 
 @every_engine
+def test_what_restoring_does_not_change_has_the_stored_scores(
+    llama: LanguageModel, make: Make
+) -> None:
+    """To the bit, also where they were computed on another device or in other company."""
+    engine, case = make(llama, NOISE), of(known_case(llama, 3), SHARED)
+    [(_, baseline)] = baselines(engine, [case])
+    stored = {metric: scores + 2**-20 for metric, scores in baseline.corrupted.items()}
+    case = replace(case, baseline=replace(baseline, corrupted=stored))
+    [(_, restored)] = restorations(engine, [case], ALL[:1])
+    for metric in METRICS:
+        before = restored[ALL[0].key][metric][..., : case.span.start]
+        assert (before == stored[metric][:, None, None]).all()
+
+
+@every_engine
 def test_a_foil_is_no_right_answer(llama: LanguageModel, make: Make) -> None:
     """Else the difference would be between two right answers."""
     case, engine = known_case(llama, 3), make(llama, NOISE)
@@ -150,10 +165,18 @@ def test_a_clean_probability_is_of_every_answer(answer: str) -> None:
     found = encoded(lm, FACT, answer)
     assert len(found.answers) == 3
     assert (found.n_answer > 1) is (answer == "full")
-    run, _ = clean_fact(lm, FACT, found)
-    assert run is not None
-    expected = sum(probability(lm, found.prompt.input_ids, ids) for ids in found.answers)
-    assert run.probability == pytest.approx(expected, rel=1e-5)
+    ids = found.prompt.input_ids
+    with torch.inference_mode():
+        first, second = lm.model(torch.tensor([ids])).logits[0, -1].topk(2).indices.tolist()
+        third = int(lm.model(torch.tensor([[*ids, second]])).logits[0, -1].argmax())
+    # As likely as each other, or nothing would be seen of the smaller one.
+    likely = replace(found, answer_ids=(first,), also=((second, third),))
+    for given in (found, likely):
+        run, _ = clean_fact(lm, FACT, given)
+        assert run is not None
+        each = [probability(lm, ids, answer_ids) for answer_ids in given.answers]
+        assert run.probability == pytest.approx(sum(each), rel=1e-5)
+    assert max(each) < 0.99 * sum(each)
 
 
 @pytest.mark.parametrize("answer", ["first_token", "full"])

@@ -40,6 +40,7 @@ from tests.tracing.agreement import (
     MODELS,
     NOISE,
     NOT_PACKED,
+    SCORES_IN_FLOAT32,
     case_of,
     largest_difference,
     made,
@@ -53,8 +54,6 @@ MEDIATORS = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
 # What differs most: an output within blocks, in a window, and states with severed outputs.
 TWO = [MEDIATORS[2], MEDIATORS[3]]
 TOLERANCE = 1e-6  # of probabilities, in float32, on the small Llama
-# They cast queries and keys, whatever they compute in, and the masks of packs reorder sums.
-SCORES_IN_FLOAT32 = {"GPTJForCausalLM", "CodeGenForCausalLM", "FlintForCausalLM"}
 # How far float32 may be from float64, of probabilities: more would hide a wrong cell.
 MOST_ROUNDING = 2e-5
 # So many times the reference engine's own distance from float64 is allowed to the suffix engine.

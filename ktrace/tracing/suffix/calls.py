@@ -131,7 +131,9 @@ def axes_of(value: object, other: Shapes, n_rows: int, n_positions: int) -> Axes
             for item, of_item in zip(value, others, strict=True)
         ]
     if not isinstance(value, torch.Tensor):
-        if not (value is None or isinstance(value, _SAME_EVERYWHERE)):
+        # Gemma-4's blocks are given a mapping for states that layers share: empty where none do.
+        is_empty = isinstance(value, Mapping) and not value
+        if not (value is None or is_empty or isinstance(value, _SAME_EVERYWHERE)):
             raise NotReplayedError(f"its blocks take a {type(value).__name__}")
         return None
     sizes = value.shape

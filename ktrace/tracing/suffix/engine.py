@@ -19,6 +19,7 @@ import torch
 
 from ktrace.errors import NoMemoryLeftError
 from ktrace.lm.linear import onednn_products
+from ktrace.lm.memory import fewer_samples, is_out_of_memory, release
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import METRICS
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
@@ -26,7 +27,7 @@ from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator, sites_of
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.suffix.limits import MEASURED, Limits
-from ktrace.tracing.suffix.memory import is_out_of_memory, release, rows_that_fit
+from ktrace.tracing.suffix.memory import rows_that_fit
 from ktrace.tracing.suffix.plan import Cell, Plan, make_plan, split, stretches
 from ktrace.tracing.suffix.recording import Recorder
 from ktrace.tracing.suffix.runs import Runs
@@ -129,7 +130,7 @@ class SuffixEngine:
             try:
                 with onednn_products(self.lm.model, self.limits.onednn_weights):
                     results = work(part, budget)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self._row_budget = self._smaller_budget(len(part), n_cells, budget, error)
@@ -153,9 +154,8 @@ class SuffixEngine:
         walked = n_base * min(n_cells, max(1, budget // n_base))
         if n_cases == 1 and walked <= n_samples:
             raise NoMemoryLeftError(
-                "out of memory with one fact and one restoration at a time: lower "
-                f"noise.samples={n_samples}, or give the model more room or fewer bits "
-                "(model.device, model.device_map, model.dtype, model.quantization)"
+                "out of memory with one fact and one restoration at a time: "
+                + fewer_samples(n_samples)
             ) from error
         return min(budget, max(recorded, walked)) // 2
 

@@ -1,4 +1,4 @@
-"""How many rows fit into memory, and whether they did not."""
+"""How many rows fit into memory."""
 
 import torch
 
@@ -40,23 +40,3 @@ def _free_bytes(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     # What torch holds without using counts as free.
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on any device."""
-    message = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (
-            "can't allocate memory" in message  # CPU
-            or "out of memory" in message  # MPS, and CUDA libraries
-        )
-    )
-
-
-def release() -> None:
-    """Give back what torch holds without using, so that the next allocations find it whole."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()

@@ -16,6 +16,7 @@ import torch
 
 from ktrace.errors import NoMemoryLeftError, NotReplayedError
 from ktrace.facts import Span
+from ktrace.lm.memory import MORE_ROOM, is_out_of_memory, within_memory
 from ktrace.lm.model import LanguageModel
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Foils, Shape, Use
@@ -25,7 +26,6 @@ from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine, Restoration
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import Limits
-from ktrace.tracing.suffix.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class Verdict:
     against_packs: str | None = None
 
 
+@within_memory("with a made-up prompt")
 def judge(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
     """Compare the suffix engine with the reference engine.
 
@@ -195,9 +196,7 @@ def _difference(engine: SuffixEngine, expected: Expected) -> str | None:
         if isinstance(error, NoMemoryLeftError) or is_out_of_memory(error):
             n_positions = len(expected.cases[0].forced_ids)
             raise NoMemoryLeftError(
-                f"out of memory with a made-up prompt of {n_positions} tokens: give the model more "
-                "room or fewer bits (model.device, model.device_map, model.dtype, "
-                "model.quantization)"
+                f"out of memory with a made-up prompt of {n_positions} tokens: {MORE_ROOM}"
             ) from error
         log.debug("the suffix engine fails on %s", type(lm.model).__name__, exc_info=True)
         return f"{type(error).__name__}: {error}"
