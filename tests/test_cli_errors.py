@@ -245,7 +245,7 @@ def test_no_candidate_is_left(ktrace: Ktrace, own: tuple[str, ...], facts_file: 
     assert {path.parent.name for path in written if path.suffix == ".h5"} == {"clean"}
     # run.yaml, which says this too, and what the clean store is bound to.
     assert {path.name for path in written if path.suffix != ".h5"} >= {"run.yaml", "store.json"}
-    assert {path.suffix for path in written} == {".h5", ".yaml", ".json"}
+    assert {path.suffix for path in written} == {".h5", ".yaml", ".json", ".csv"}
 
 
 def test_a_store_of_other_facts_is_neither_read_nor_touched(
