@@ -29,7 +29,7 @@ _AIE_COLUMNS = [
 _DIFFERENCE_COLUMNS = [
     *("run", "baseline", "mediator", "metric", "role", "depth"),
     *("difference", "ci_low", "ci_high", "band_low", "band_high", "n_facts", "n_clusters"),
-    *("ci_over", "ci_note", "beyond", "beyond_all"),
+    *("ci_over", "ci_note", "band_note", "beyond", "beyond_all"),
 ]
 
 # What tells a run from the others in tables and titles, and the run.

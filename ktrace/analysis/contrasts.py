@@ -28,7 +28,7 @@ MEDIATORS, ROLES, LAYERS = "mediators", "roles", "layers"
 COLUMNS = (
     *("contrast", "left", "right", "metric", "role", "layer", "difference"),
     *("ci_low", "ci_high", "band_low", "band_high", "n_facts", "n_clusters"),
-    *("ci_over", "ci_note", "beyond", "beyond_all"),
+    *("ci_over", "ci_note", "band_note", "beyond", "beyond_all"),
 )
 
 

@@ -17,6 +17,7 @@ from ktrace.analysis.clusters import (
 )
 from ktrace.analysis.intervals import (
     ALL_REAL,
+    FEWEST_AT_ONCE,
     Averages,
     Drawn,
     averages,
@@ -56,7 +57,7 @@ def cell_table(
 
     Returns:
         Columns `aie, ci_low, ci_high, n_facts, n_clusters, ci_over, ci_note`, and `band_low,
-        band_high`. `ci_over` says what was drawn; where there is no interval, bounds are NaN,
+        band_high, band_note`, which says why there is an interval and no band. `ci_over` says what was drawn; where there is no interval, bounds are NaN,
         `ci_over` is empty, and `ci_note` says why.
     """
     low, high = cells.interval(limits=limits)
@@ -71,6 +72,8 @@ def cell_table(
     }
     if at_once:
         columns["band_low"], columns["band_high"] = cells.at_once(limits)
+        lacks = np.isnan(columns["band_low"]) & ~np.isnan(low)
+        columns["band_note"] = np.where(lacks, f"fewer than {FEWEST_AT_ONCE} units", "")
     frame: pd.DataFrame = pd.DataFrame(columns)
     return frame
 

@@ -86,6 +86,9 @@ def test_whole_minus_severed_and_mlp_minus_attention(
     middle = row_of(run, left="hidden", right="hidden_mlp_severed", role="middle subject", layer=0)
     assert middle["n_facts"] < 40
     assert np.isnan(middle["band_low"])
+    assert middle["band_note"] == "fewer than 40 units"
+    last = row_of(run, left="hidden", right="hidden_mlp_severed", role="last", layer=0)
+    assert last["band_note"] == ""
 
 
 def test_roles_and_layers(run: RunAverages, by_fact: pd.DataFrame) -> None:
