@@ -57,8 +57,9 @@ def cell_table(
 
     Returns:
         Columns `aie, ci_low, ci_high, n_facts, n_clusters, ci_over, ci_note`, and `band_low,
-        band_high, band_note`, which says why there is an interval and no band. `ci_over` says what was drawn; where there is no interval, bounds are NaN,
-        `ci_over` is empty, and `ci_note` says why.
+        band_high, band_note`, which says why there is an interval and no band. `ci_over` says what
+        was drawn; where there is no interval, bounds are NaN, `ci_over` is empty, and `ci_note`
+        says why.
     """
     low, high = cells.interval(limits=limits)
     columns = {
