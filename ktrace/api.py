@@ -24,16 +24,11 @@ from ktrace.facts.dataset import facts_of, noise_facts_of
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
+from ktrace.lm.tokens import decoded
 from ktrace.terms import MEDIATOR_NAMES, METRICS
 from ktrace.tracing.answers import baselines, restorations
-from ktrace.tracing.encode import (
-    EncodedFact,
-    clean_fact,
-    decoded,
-    encode_facts,
-    require_numbers,
-    require_scores,
-)
+from ktrace.tracing.checks import require_numbers, require_scores
+from ktrace.tracing.encode import EncodedFact, clean_fact, encode_facts
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
@@ -299,9 +294,9 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         model=lm.name,
         prompt=fact.prompt,
         subject=fact.subject,
-        answer=decoded(lm, case.answer_ids),
+        answer=decoded(lm.tokenizer, case.answer_ids),
         answer_ids=case.answer_ids,
-        foils=tuple(decoded(lm, ids) for ids in baseline.foil_ids),
+        foils=tuple(decoded(lm.tokenizer, ids) for ids in baseline.foil_ids),
         tokens=encoded.prompt.tokens,
         input_ids=case.input_ids,
         span=encoded.span,
@@ -314,7 +309,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         clean=baseline.clean,
         corrupted=baseline.corrupted,
         restored=restored[mediator.key],
-        also=tuple(decoded(lm, other) for other in case.also),
+        also=tuple(decoded(lm.tokenizer, other) for other in case.also),
     )
 
 
@@ -324,8 +319,9 @@ def _candidate(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> Case:
     if run is None:
         raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
     if left_out:
+        said = decoded(lm.tokenizer, run.predicted_ids)
         raise KtraceError(
-            f"answer={' | '.join(fact.answers)!r}: {left_out} ({decoded(lm, run.predicted_ids)!r}, "
+            f"answer={' | '.join(fact.answers)!r}: {left_out} ({said!r}, "
             f"p = {run.predicted_probability:.3f}), and only candidates are traced; leave answer "
             "out to take the prediction"
         )

@@ -5,9 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
 from ktrace.config import Answer, Bos, DatasetConfig, Separator
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, Span, token_span
@@ -15,11 +12,20 @@ from ktrace.facts.separator import separator
 from ktrace.facts.text import blanks, is_blank, trimmed
 from ktrace.lm.chat import ChatTemplate
 from ktrace.lm.model import LanguageModel
-from ktrace.lm.tokens import PLAIN, EncodedPrompt, Frame, Merged, encode_prompt, n_bos, place_answer
+from ktrace.lm.tokens import (
+    PLAIN,
+    EncodedPrompt,
+    Frame,
+    Merged,
+    decoded,
+    encode_prompt,
+    n_bos,
+    place_answer,
+)
 from ktrace.tracing.answers import branches, distinct
+from ktrace.tracing.checks import require_known, require_numbers
 from ktrace.tracing.clean import CleanRun, clean_run
-from ktrace.tracing.engine import Case, Scores, Shape
-from ktrace.tracing.mediators import Mediator
+from ktrace.tracing.engine import Case, Shape
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +259,10 @@ def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFac
             logging.WARNING,
             "scored tokens are parts of a character, with which other answers begin, too: "
             "dataset.answer=full scores whole answers",
-            [any(_PART_OF_CHARACTER in decoded(lm, ids) for ids in own.answers) for own in encoded],
+            [
+                any(_PART_OF_CHARACTER in decoded(lm.tokenizer, ids) for ids in own.answers)
+                for own in encoded
+            ],
         ),
     )
     for level, kind, met in kinds:
@@ -296,49 +305,3 @@ def _clean_run(lm: LanguageModel, encoded: EncodedFact) -> CleanRun:
 
 def _too_long(lm: LanguageModel, n_tokens: int) -> bool:
     return lm.max_positions is not None and n_tokens > lm.max_positions
-
-
-def require_numbers(lm: LanguageModel, fact: Fact, run: str, scores: npt.ArrayLike) -> None:
-    """Refuse scores that are NaN: they would pass every later stage as if they were results.
-
-    Raises:
-        KtraceError: naming the fact, and what to change.
-    """
-    if np.isnan(scores).any():
-        dtype = str(lm.model.dtype).removeprefix("torch.")
-        raise KtraceError(
-            f"known_id={fact.known_id}: the {run} gives no numbers (NaN) with model.dtype={dtype}: "
-            "another model.dtype or, for a corrupted run, a smaller noise keeps it finite"
-        )
-
-
-def require_scores(lm: LanguageModel, fact: Fact, mediator: Mediator, scores: Scores) -> None:
-    """Refuse scores of restorations that are NaN, in the layers that have something to restore.
-
-    Raises:
-        KtraceError: see `require_numbers`.
-    """
-    have = lm.paths.layers_with(mediator.site, lm.n_layers)
-    for values in scores.values():
-        require_numbers(lm, fact, f"restoration of {mediator.key}", values[:, have])
-
-
-def require_known(lm: LanguageModel, fact: Fact, ids: Sequence[int]) -> None:
-    """Refuse tokens that the model has no embedding for.
-
-    Raises:
-        KtraceError: tokenizer and weights do not belong together.
-    """
-    beyond = [token for token in ids if token >= lm.n_embeddings]
-    if beyond:
-        raise KtraceError(
-            f"known_id={fact.known_id}: token {beyond[0]} ({decoded(lm, beyond[:1])!r}) is beyond "
-            f"the model's {lm.n_embeddings} embeddings: tokenizer and weights in model.path do not "
-            "belong together"
-        )
-
-
-def decoded(lm: LanguageModel, tokens: Sequence[int]) -> str:
-    """Tokens as text."""
-    text: str = lm.tokenizer.decode(tokens)
-    return text.replace("\0", "␀")  # HDF5 ends a text at NUL
