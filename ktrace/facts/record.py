@@ -23,7 +23,6 @@ _SHOWN = 100  # characters of a value in a message
 
 # What reading may have made of a record: sentences for the log.
 TRIMMED = "blank ends of prompts and subjects are trimmed"
-BROKEN = "a prompt's last line break is kept between it and its answer"
 RESPELLED = "subjects are taken in the code points of their prompts"
 OPEN = "without an attribute, what the model predicts is scored"
 
@@ -159,9 +158,8 @@ def _normalised(
     prompt, rest = texts["prompt"][first:last], texts["prompt"][last:]
     subject = texts["prompt"][place.start : place.stop]
     begin, end = trimmed(texts["subject"])
-    if line_ends(rest):
-        notes.add(BROKEN, f"{where}: prompt={_shown(texts['prompt'])}")
-    elif prompt != texts["prompt"]:
+    # What becomes of the line breaks at its end is told where it is known: in tracing/encode.py.
+    if prompt + line_ends(rest) != texts["prompt"]:
         notes.add(TRIMMED, f"{where}: prompt={_shown(texts['prompt'])}")
     if texts["subject"][begin:end] != texts["subject"]:
         notes.add(TRIMMED, f"{where}: subject={_shown(texts['subject'])}")

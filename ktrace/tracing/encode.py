@@ -135,8 +135,8 @@ class Encoder:
             ) from error
 
     def _framed(self, fact: Fact) -> Frame:
-        """What stands around its prompt: line breaks at its end are its separator."""
-        if self._chat or self._separator is not Separator.auto:
+        """What stands around its prompt: line breaks at its end are read, but not in a chat."""
+        if self._chat:
             return self._frame
         return replace(self._frame, after=fact.ending)
 
@@ -221,27 +221,51 @@ def encode_facts(
     """
     encoder = Encoder(lm, dataset)
     encoded = [encoder.encoded(fact) for fact in facts]
+    _tell_separators(facts, encoded, dataset)
     _tell(lm, facts, encoded)
     return encoded
 
 
 def about_answers(encoded: Sequence[EncodedFact]) -> dict[str, object]:
     """What stands between prompts and answers, and how many tokens there are read alone."""
-    names = {" ": "space", "": "nothing"}
     between = [own.separator for own in encoded if own.separator is not None]
     return {
-        "separators": dict(Counter(names.get(one, "line break") for one in between)),
+        "separators": dict(Counter(map(_name, between))),
         "behind_blank_tokens": sum(own.n_between > 0 for own in encoded),
     }
 
 
-def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFact]) -> None:
-    """Log what is out of the ordinary, with the first fact of each kind."""
+def _name(between: str) -> str:
+    """What stands between a prompt and its answer, in words."""
+    broken, spaced = between.strip(" ") != "", between.endswith(" ")
+    return " and ".join(["line break"] * broken + ["space"] * spaced) or "nothing"
+
+
+def _tell_separators(
+    facts: Sequence[Fact], encoded: Sequence[EncodedFact], dataset: DatasetConfig
+) -> None:
+    """Log what stands between prompts and answers, and what became of line breaks there."""
     separators = about_answers(encoded)["separators"]
     assert isinstance(separators, dict)
     if separators.keys() - {"space"}:
         told = ", ".join(f"{name} ({count})" for name, count in separators.items())
         log.info("what stands between prompts and answers (dataset.separator): %s", told)
+    if dataset.chat:
+        level, kind = logging.WARNING, "prompts end in line breaks, which dataset.chat=true drops"
+    else:
+        level, kind = logging.INFO, "prompts end in line breaks, which are read before the answer"
+    _count(level, kind, facts, [fact.ending != "" for fact in facts])
+
+
+def _count(level: int, kind: str, facts: Sequence[Fact], met: Sequence[bool]) -> None:
+    """Log how many facts have met a kind of thing, and the first of them."""
+    if any(met):
+        first = facts[met.index(True)].known_id
+        log.log(level, "%d of %d %s (first known_id=%d)", sum(met), len(met), kind, first)
+
+
+def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFact]) -> None:
+    """Log what is out of the ordinary, with the first fact of each kind."""
     kinds = (
         (
             logging.WARNING,
@@ -266,9 +290,7 @@ def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFac
         ),
     )
     for level, kind, met in kinds:
-        if any(met):
-            first = facts[met.index(True)].known_id
-            log.log(level, "%d of %d %s (first known_id=%d)", sum(met), len(met), kind, first)
+        _count(level, kind, facts, met)
 
 
 def clean_fact(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> tuple[CleanRun | None, str]:

@@ -115,8 +115,6 @@ def test_what_was_changed_is_told_once(tmp_path: Path, caplog: pytest.LogCapture
     assert caplog.messages == [
         f"{path}: blank ends of prompts and subjects are trimmed (2; the first is {path}, line 1: "
         "subject='Paris ')",
-        f"{path}: a prompt's last line break is kept between it and its answer (1; the first is "
-        f"{path}, line 3: prompt='The city of Paris is\\n')",
         f"{path}: subjects are taken in the code points of their prompts (1; the first is {path}, "
         "line 4: subject='Zoë')",
         f"{path}: without an attribute, what the model predicts is scored (2; the first is {path}, "
