@@ -4,7 +4,7 @@ What the keys `model.*`, `noise.*` and `engine.*` of the config are called there
 called here; the same schema checks them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ktrace.config.identity import noise_key
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, Span, role_of_positions
 from ktrace.facts.dataset import facts_of, noise_facts_of
+from ktrace.facts.text import trimmed
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
@@ -246,9 +247,8 @@ def trace(
         raise KtraceError(
             f"model={model!r:.60} is no model with a tokenizer: give what ktrace.load_model returns"
         )
-    first, *also = [answer] if answer is None or isinstance(answer, str) else [*answer] or [" "]
-    asked: dict[str, object] = {"prompt": prompt, "subject": subject, "attribute": first}
-    asked |= {"also": also} if also else {}
+    asked: dict[str, object] = {"prompt": prompt, "subject": subject}
+    asked |= {} if answer is None else _answers(answer)
     asked["subject_start"] = subject_start
     asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
     asked |= {"separator": separator, "chat": chat, "bos": bos}
@@ -268,6 +268,18 @@ def trace(
         },
     )
     return _traced(model, config)
+
+
+def _answers(answer: str | Sequence[str]) -> dict[str, object]:
+    """Right answers by key of the config: None alone leaves them out."""
+    given = [answer] if isinstance(answer, str) or not isinstance(answer, Iterable) else [*answer]
+    if not given or not all(isinstance(text, str) and trimmed(text) != (0, 0) for text in given):
+        raise KtraceError(
+            f"answer={answer!r:.60} holds no text, or an empty one: give a right answer or a list "
+            "of them, or None for what the model predicts"
+        )
+    first, *also = given
+    return {"attribute": first, "also": also} if also else {"attribute": first}
 
 
 def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
@@ -318,6 +330,8 @@ def _candidate(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> Case:
     run, left_out = clean_fact(lm, fact, encoded)
     if run is None:
         raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
+    if left_out and not fact.answers:
+        raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}: give an answer")
     if left_out:
         said = decoded(lm.tokenizer, run.predicted_ids)
         raise KtraceError(

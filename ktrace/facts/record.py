@@ -56,7 +56,8 @@ def renamed(
 
     Args:
         record: as it stands in the file.
-        columns: column by field; a dot reaches into a nested record, `_row` is the row's number.
+        columns: column by field; a dot reaches into a nested record, `_row` is the row's number,
+            and an empty name says that the field is not given.
         row: the record's number in its file, from 0.
         where: for messages.
 
@@ -67,6 +68,9 @@ def renamed(
         return record
     found: dict[str, object] = {ROW: row, **record}
     for name, column in columns.items():
+        if not column:
+            found[name] = None
+            continue
         value: object = found
         for part in [column] if column in found else column.split("."):
             if not isinstance(value, Mapping) or part not in value:

@@ -222,6 +222,8 @@ def test_an_answer_left_out_is_the_first_token_that_shows() -> None:
     assert clean_fact(silent, fact, encoded(silent, fact))[1] == (
         "the model predicts nothing that shows"
     )
+    with pytest.raises(ktrace.KtraceError, match=r"nothing that shows: give an answer$"):
+        ktrace.trace(silent, fact.prompt, fact.subject)
 
 
 def test_what_is_out_of_the_ordinary_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
