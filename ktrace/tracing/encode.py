@@ -48,6 +48,7 @@ class EncodedFact:
         n_between: how many of the prompt's last tokens stand between the two: they hold no
             character of either, so they are read and not scored.
         problem: why there is no token to predict.
+        unscored: other right answers that are left out, each with the reason.
     """
 
     prompt: EncodedPrompt
@@ -57,6 +58,7 @@ class EncodedFact:
     n_between: int = 0
     problem: str = ""
     also: tuple[tuple[int, ...], ...] = ()
+    unscored: tuple[str, ...] = ()
 
     @property
     def answers(self) -> tuple[tuple[int, ...], ...]:
@@ -149,16 +151,21 @@ class Encoder:
         return "" if fact.ending else separator(fact.prompt, answer)
 
     def _with_answers(self, found: EncodedFact, fact: Fact) -> EncodedFact:
-        """Of several, all must be read from one place: what is read before them is not scored."""
-        first, *others = (self._with_answer(found, fact, text) for text in fact.answers)
-        for text, other in zip(fact.also, others, strict=True):
-            if other.problem and not first.problem:
-                return replace(first, answer_ids=(), problem=f"of answer {text!r}: {other.problem}")
-            if not first.problem and other.prompt.input_ids != first.prompt.input_ids:
-                problem = f"answers {fact.attribute!r} and {text!r} do not begin at one token"
-                return replace(first, answer_ids=(), problem=problem)
-        own, *also = distinct([first.answer_ids, *(other.answer_ids for other in others)])
-        return first if first.problem else replace(first, answer_ids=own, also=tuple(also))
+        """Of several, those that are read from one place: what is read before is not scored."""
+        placed = [self._with_answer(found, fact, text) for text in fact.answers]
+        first = next((answer for answer in placed if not answer.problem), placed[0])
+        if first.problem:
+            return first
+        own, unscored = [], []
+        for text, other in zip(fact.answers, placed, strict=True):
+            if other.problem:
+                unscored.append(f"{text!r}: {other.problem}")
+            elif other.prompt.input_ids != first.prompt.input_ids:
+                unscored.append(f"{text!r}: it does not begin at the token where others do")
+            else:
+                own.append(other.answer_ids)
+        ids, *also = distinct(own)
+        return replace(first, answer_ids=ids, also=tuple(also), unscored=tuple(unscored))
 
     def _with_answer(self, found: EncodedFact, fact: Fact, text: str) -> EncodedFact:
         lm = self._lm
@@ -291,6 +298,15 @@ def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFac
     )
     for level, kind, met in kinds:
         _count(level, kind, facts, met)
+    unscored = [
+        f"known_id={fact.known_id}, {answer}"
+        for fact, own in zip(facts, encoded, strict=True)
+        for answer in own.unscored
+    ]
+    if unscored:
+        n_answers = sum(len(fact.answers) for fact in facts)
+        text = "%d of %d right answers are left out, and others of their facts scored (first %s)"
+        log.warning(text, len(unscored), n_answers, unscored[0])
 
 
 def clean_fact(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> tuple[CleanRun | None, str]:
