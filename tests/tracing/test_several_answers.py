@@ -252,14 +252,16 @@ def test_a_bad_spelling_costs_no_candidate(place: int) -> None:
     """From the list to the candidate: the other one is predicted."""
     lm = model("ignore_merges")
     fact = Fact(7, "The Kingdom is French-", "Kingdom", "the")
-    ids = list(encoded(lm, fact, "full").prompt.input_ids)
-    with torch.inference_mode():
-        said = lm.tokenizer.decode([int(lm.model(torch.tensor([ids])).logits[0, -1].argmax())])
+    ids = encoded(lm, fact, "full").answer_ids
+    said = torch.zeros(lm.n_embeddings)
+    said[ids[0]] = 100.0
+    lm.model.get_output_embeddings().register_forward_hook(lambda *given: given[2] + said)
     texts = ["speaking"]
-    texts.insert(place, said)
+    texts.insert(place, "the")
     fact = replace(fact, attribute=texts[0], also=tuple(texts[1:]))
-    record = clean_record(lm, 5, fact, encoded(lm, fact, "full"))
+    record = clean_record(lm, 5, fact, encoded(lm, fact, "first_token"))
     assert record.is_candidate, record.left_out
+    assert tuple(record.answer_ids) == ids[:1]
     assert len(record.also_lengths) == 0
 
 
