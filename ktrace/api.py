@@ -28,8 +28,9 @@ from ktrace.lm.source import find_model
 from ktrace.lm.tokens import decoded
 from ktrace.terms import MEDIATOR_NAMES, METRICS
 from ktrace.tracing.answers import baselines, restorations
+from ktrace.tracing.candidates import clean_fact
 from ktrace.tracing.checks import require_numbers, require_scores
-from ktrace.tracing.encode import EncodedFact, clean_fact, encode_facts
+from ktrace.tracing.encode import EncodedFact, encode_facts
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise

@@ -36,7 +36,7 @@ def clean_record(
         KtraceError: the model gives no numbers.
     """
     from ktrace.lm.tokens import decoded
-    from ktrace.tracing.encode import clean_fact
+    from ktrace.tracing.candidates import clean_fact
 
     prompt = encoded.prompt
     run, left_out = clean_fact(lm, fact, encoded)

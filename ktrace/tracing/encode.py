@@ -1,4 +1,4 @@
-"""A fact in its model's tokens: prompt, subject, answer; and whether it is a candidate."""
+"""A fact in its model's tokens: prompt, subject, answer."""
 
 import logging
 from collections import Counter
@@ -22,9 +22,9 @@ from ktrace.lm.tokens import (
     n_bos,
     place_answer,
 )
-from ktrace.tracing.answers import branches, distinct
-from ktrace.tracing.checks import require_known, require_numbers
-from ktrace.tracing.clean import CleanRun, clean_run
+from ktrace.tracing.answers import distinct
+from ktrace.tracing.checks import require_known
+from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Shape
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ class Encoder:
     def _with_prediction(self, found: EncodedFact) -> EncodedFact:
         lm, prompt = self._lm, found.prompt
         for n_between in range(_MOST_BLANK + 1):
-            if _too_long(lm, len(prompt.input_ids)):  # `clean_fact` says so of the prompt itself
+            if too_long(lm, len(prompt.input_ids)):  # `clean_fact` says so of the prompt itself
                 break
             predicted = clean_run(lm, prompt.input_ids).predicted_ids
             if _shows(lm, predicted):
@@ -309,37 +309,6 @@ def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFac
         log.warning(text, len(unscored), n_answers, unscored[0])
 
 
-def clean_fact(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> tuple[CleanRun | None, str]:
-    """The clean run, and why the fact is no candidate: empty where it is one.
-
-    A prompt that is longer than the model reads is not run: it has no clean run.
-
-    Raises:
-        KtraceError: the model gives no numbers.
-    """
-    if _too_long(lm, encoded.n_read):
-        return None, f"the prompt is longer than the model's {lm.max_positions} positions"
-    run = _clean_run(lm, encoded)
-    require_numbers(lm, fact, "clean run", run.predicted_probability)
-    if encoded.problem:
-        return run, encoded.problem
-    if run.predicted_ids not in encoded.answers:
-        return run, "another answer is predicted"
-    return run, ""
-
-
-def _clean_run(lm: LanguageModel, encoded: EncodedFact) -> CleanRun:
-    """That of the answer which is predicted, else of the first; the probability is of all."""
-    ids = encoded.prompt.input_ids
-    if not encoded.answers:
-        return clean_run(lm, ids)
-    runs = [
-        clean_run(lm, ids, together[0], tuple(answer[-1] for answer in together))
-        for together in branches(encoded.answers)
-    ]
-    said = [run for run in runs if run.predicted_ids in encoded.answers]
-    return replace((said or runs)[0], probability=sum(run.probability for run in runs))
-
-
-def _too_long(lm: LanguageModel, n_tokens: int) -> bool:
+def too_long(lm: LanguageModel, n_tokens: int) -> bool:
+    """Whether a model does not read so many tokens."""
     return lm.max_positions is not None and n_tokens > lm.max_positions
