@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +19,22 @@ _FITS = 0.02
 _LEAST_SHARE = 0.05
 
 Changed = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Moved(NamedTuple):
+    """What comes of a change of a site's output.
+
+    Attributes:
+        layer: of the site.
+        path: likewise.
+        moved: by how much the block's output differs, `(n_positions, d_model)`.
+        by: the change, likewise.
+    """
+
+    layer: int
+    path: str
+    moved: torch.Tensor
+    by: torch.Tensor
 
 
 def require_parts_of_a_sum(model: PreTrainedModel, paths: ModulePaths, n_layers: int) -> None:
@@ -74,15 +91,38 @@ def require_added(
 ) -> None:
     """What attention and MLP give, and nothing else of it, comes out of the block, times a number.
 
-    Each site has a row in which it is changed, while the layer's other site stays as it was. The
-    block's output must then differ by the change itself.
+    Args:
+        model: the model.
+        paths: where its sites are.
+        n_layers: number of blocks.
+        of_family: see `require_premises`.
+
+    Raises:
+        KtraceError: nothing of it comes out; or something else does, and a user gave the path.
     """
-    sites = [
-        (layer, site)
-        for layer in range(n_layers)
-        for site in paths.sites(layer)
-        if site != "hidden"
-    ]
+    for layer, path, moved, by in _moved_outputs(model, paths, n_layers):
+        if not size_of(moved) > 0:
+            raise KtraceError(
+                f"module path {path!r}: what it gives does not come out of its block: it is not "
+                "what is added to the residual stream"
+            )
+        share = (moved * by).sum() / by.square().sum()
+        if not of_family and not size_of(moved - share * by) <= _FITS * size_of(moved):
+            raise KtraceError(
+                f"module path {path!r}: it cannot be shown to be what is added to the residual "
+                f"stream: {_why_not(paths, layer)}. With the block alone (model.modules without "
+                "attn and mlp), hidden states can be traced"
+            )
+
+
+def _moved_outputs(model: PreTrainedModel, paths: ModulePaths, n_layers: int) -> Iterator[Moved]:
+    """Change what each site gives, while the layer's other site stays as it was.
+
+    Each site has a row of one pass; row 0 is the plain run.
+    """
+    layers = range(n_layers)
+    sites = [(layer, site) for layer in layers for site in paths.sites(layer) if site != "hidden"]
+    rows = {place: row for row, place in enumerate(sites, start=1)}
     changes: dict[str, torch.Tensor] = {}
     outputs: dict[str, torch.Tensor] = {}
 
@@ -98,33 +138,20 @@ def require_added(
 
         return edit
 
-    rows = {place: row for row, place in enumerate(sites, start=1)}
     edits: dict[str, Edit] = {}
     for layer, site in sites:
         [other] = {"attn", "mlp"} - {site}
         path = paths.sites(layer)[site]
         edits[path] = change(path, rows[layer, site], rows.get((layer, other)))
-    blocks = {layer: paths.sites(layer)["hidden"] for layer, _ in sites}
-    edits |= {block: keep(outputs, block) for block in blocks.values()}
+        block = paths.sites(layer)["hidden"]
+        edits[block] = keep(outputs, block)
     with hooked(model, edits):
         ids = ids_of(model, paths, PROMPT).expand(1 + len(sites), -1)
         model(input_ids=ids, use_cache=False)
     for layer, site in sites:
-        path = paths.sites(layer)[site]
-        output = outputs[blocks[layer]].float()
-        moved, by = output[rows[layer, site]] - output[0], changes[path].float().to(output.device)
-        if not size_of(moved) > 0:
-            raise KtraceError(
-                f"module path {path!r}: what it gives does not come out of its block: it is not "
-                "what is added to the residual stream"
-            )
-        share = (moved * by).sum() / by.square().sum()
-        if not of_family and not size_of(moved - share * by) <= _FITS * size_of(moved):
-            raise KtraceError(
-                f"module path {path!r}: it cannot be shown to be what is added to the residual "
-                f"stream: {_why_not(paths, layer)}. With the block alone (model.modules without "
-                "attn and mlp), hidden states can be traced"
-            )
+        path, output = paths.sites(layer)[site], outputs[paths.sites(layer)["hidden"]].float()
+        by = changes[path].float().to(output.device)
+        yield Moved(layer, path, output[rows[layer, site]] - output[0], by)
 
 
 def _why_not(paths: ModulePaths, layer: int) -> str:
