@@ -277,7 +277,9 @@ def case_frame(
     same = {"model": model, "mediator": mediator, "subject": subject, "prompt": prompt}
     for name, value in same.items():
         frame[name] = pd.Categorical([value] * len(frame))
-    frame["relation_id"] = pd.Categorical([None] * len(frame), categories=pd.Index([], dtype=object))
+    frame["relation_id"] = pd.Categorical(
+        [None] * len(frame), categories=pd.Index([], dtype=object)
+    )
     frame["metric"] = pd.Categorical(frame["metric"], categories=METRICS)
     ordered: pd.DataFrame = frame[list(COLUMNS)]
     return ordered
