@@ -27,6 +27,7 @@ from ktrace.tracing.measure import Subject, make_noise
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import MEASURED, Limits
 from ktrace.tracing.suffix.memory import rows_that_fit
@@ -382,6 +383,12 @@ def test_every_word_for_it_is_taken_for_out_of_memory(
     assert engine._row_budget < ROWS
 
 
+def judged_anew(lm: LanguageModel) -> None:
+    """The proof, which is kept for a model that is loaded."""
+    proof._VERDICTS.pop(lm.model, None)
+    judge(lm, Use(HIDDEN), SAME)
+
+
 def test_out_of_memory_where_nothing_is_smaller_is_said_in_a_line(
     cuda: Accelerator, cases: list[Case]
 ) -> None:
@@ -396,7 +403,7 @@ def test_out_of_memory_where_nothing_is_smaller_is_said_in_a_line(
         "while the noise is measured": lambda: make_noise(NoiseConfig(), lm, [subject]),
         "with one restoration at a time": lambda: list(reference.restored(cases[:1], HIDDEN)),
         "with one fact and one restoration at a time": lambda: traced(suffix(lm, NOISE), cases),
-        "with a made-up prompt": lambda: judge(lm, Use(HIDDEN), SAME),
+        "with a made-up prompt": lambda: judged_anew(lm),
     }
     for doing, step in steps.items():
         before = cuda.n_operations
