@@ -129,8 +129,8 @@ def _moved_outputs(model: PreTrainedModel, paths: ModulePaths, n_layers: int) ->
     def change(path: str, row: int, other: int | None) -> Edit:
         def edit(output: torch.Tensor) -> torch.Tensor:
             changed = output.clone()
-            # Much: a block may multiply it with little.
-            changes[path] = 16 * (output[0].flip(-1) + output[0].abs().mean())
+            # Much: a block may multiply it with little. And never nothing: an MLP may give zeros.
+            changes[path] = 16 * (output[0].flip(-1) + output[0].abs().mean().clamp(min=1))
             changed[row] = output[0] + changes[path]
             if other is not None:
                 changed[other] = output[0]
