@@ -266,7 +266,8 @@ def trace(
 
 
 def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
-    mediator = make_mediator(config.mediator.names[0], config.mediator.window)
+    asked = config.mediator
+    mediator = make_mediator(asked.names[0], asked.window, asked.direction)
     lm.paths.require(*mediator.sites)
     facts = facts_of(config.dataset)
     fact = facts.facts[0]

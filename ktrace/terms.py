@@ -31,6 +31,19 @@ class Metric(Enum):
 
 METRICS = tuple(metric.value for metric in Metric)
 
+
+class Direction(Enum):
+    """Which run a mediator changes, and which it takes states from.
+
+    Attributes:
+        denoise: clean states are put into the corrupted run: what suffices for the answer.
+        noise: corrupted states are put into the clean run: what is necessary for it.
+    """
+
+    denoise = "denoise"
+    noise = "noise"
+
+
 # Where states are read and edited: a block's output, and what its attention and MLP add to it.
 SITES = ("hidden", "attn", "mlp")
 
@@ -64,16 +77,24 @@ MEDIATOR_TITLES: Mapping[str, str] = {
 MEDIATOR_NAMES = tuple(MEDIATOR_TITLES)
 
 _WINDOW = "-w"
+_NOISING = f"-{Direction.noise.value}"
 
 
-def mediator_key(name: str, window: int) -> str:
+def mediator_key(name: str, window: int, direction: Direction = Direction.denoise) -> str:
     """What a mediator's store and figures are called: what determines its numbers.
 
     Args:
         name: of the mediator.
         window: layers that are restored together; 0 for a mediator without a window.
+        direction: see `Direction`.
     """
-    return f"{name}{_WINDOW}{window}" if window else name
+    key = f"{name}{_WINDOW}{window}" if window else name
+    return key + _NOISING if direction is Direction.noise else key
+
+
+def is_noising(key: str) -> bool:
+    """Whether a mediator, by its key, puts corrupted states into the clean run."""
+    return key.endswith(_NOISING)
 
 
 def noise_key(settings: Mapping[str, object]) -> str:
@@ -118,14 +139,15 @@ def dataset_key(name: str, settings: Mapping[str, object]) -> str:
 
 
 def mediator_title(key: str) -> str:
-    """A mediator's key in words, with its window."""
-    name, _, window = key.partition(_WINDOW)
-    return MEDIATOR_TITLES.get(name, name) + (f", window {window}" if window else "")
+    """A mediator's key in words, with its window and direction."""
+    name, _, window = key.removesuffix(_NOISING).partition(_WINDOW)
+    title = MEDIATOR_TITLES.get(name, name) + (f", window {window}" if window else "")
+    return f"{title}, noised" if is_noising(key) else title
 
 
 def panel_order(key: str) -> tuple[int, str]:
     """Sorts keys of mediators as panels and tables are ordered; unknown ones go last."""
-    name = key.partition(_WINDOW)[0]
+    name = key.removesuffix(_NOISING).partition(_WINDOW)[0]
     return (MEDIATOR_NAMES.index(name) if name in MEDIATOR_NAMES else len(MEDIATOR_NAMES), key)
 
 

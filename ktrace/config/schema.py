@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from ktrace.terms import CLUSTERS, SMALLEST_EFFECT, Metric
+from ktrace.terms import CLUSTERS, SMALLEST_EFFECT, Direction, Metric
 
 
 class Stage(Enum):
@@ -165,6 +165,7 @@ class MediatorConfig:
 
     names: list[str] = MISSING
     window: int = field(default="${model.window}", metadata=_WINDOW)  # type: ignore[assignment]  # OmegaConf interpolates an int
+    direction: Direction = Direction.denoise
 
 
 _PUBLISHED_MULTIPLE = 3.0

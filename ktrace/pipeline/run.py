@@ -51,7 +51,8 @@ def run(config: RunConfig) -> Outcome:
     """
     if config.stage is Stage.compare:
         return _compare(config)
-    named = [make_mediator(name, config.mediator.window) for name in config.mediator.names]
+    asked = config.mediator
+    named = [make_mediator(name, asked.window, asked.direction) for name in asked.names]
     mediators = list({mediator.key: mediator for mediator in named}.values())
     dataset = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
     folders = RunFolders(dataset / noise_key(config.noise))

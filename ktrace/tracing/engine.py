@@ -46,6 +46,14 @@ class Baseline:
     corrupted: Scores
     foil_ids: tuple[tuple[int, ...], ...]
 
+    def base(self, mediator: Mediator) -> Scores:
+        """Of the run that a mediator changes: what it leaves wherever it changes nothing."""
+        return self.clean if mediator.noises else self.corrupted
+
+    def source(self, mediator: Mediator) -> Scores:
+        """Of the run that it takes states from."""
+        return self.corrupted if mediator.noises else self.clean
+
 
 @dataclass(frozen=True)
 class Case:
@@ -117,10 +125,10 @@ class Engine(Protocol):
     def restored(
         self, group: Sequence[Case], mediators: Sequence[Mediator]
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
-        """Scores of the corrupted-with-restoration run, by mediator key.
+        """Scores of the corrupted-with-restoration run, by mediator key; or of the noised one.
 
         `(n_samples, n_layers, n_positions)` for each metric. Positions before the subject hold the
-        corrupted run's scores: the noise does not reach them, so restoring them changes nothing.
-        Layers without the site that a mediator restores hold NaN: there is nothing to restore.
+        scores of the mediator's base: the noise does not reach them, so that both runs are alike
+        there. Layers without the site that a mediator restores hold NaN: there is nothing to put.
         """
         ...
