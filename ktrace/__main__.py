@@ -46,7 +46,7 @@ def _run(config: DictConfig) -> None:
         print_runs(outcome.comparison.runs.to_dict("records"), outcome.comparison.files)
         return
     if outcome.analysis is None:
-        print_counts(outcome.counts, outcome.folder)
+        print_counts(outcome.counts, outcome.folder, outcome.candidates)
         return
     for note in outcome.analysis.notes:
         print(note, file=sys.stderr)

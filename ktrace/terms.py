@@ -1,6 +1,6 @@
 """The field's words, each defined once: metrics, sites, roles, mediators with titles and order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 
@@ -75,6 +75,13 @@ MEDIATOR_TITLES: Mapping[str, str] = {
     "attn": "attention outputs",
 }
 MEDIATOR_NAMES = tuple(MEDIATOR_TITLES)
+# Mediators whose effects are subtracted, the second from the first: what severing takes away, and
+# which of a block's parts carries more.
+MEDIATOR_PAIRS = (
+    ("hidden", "hidden_attn_severed"),
+    ("hidden", "hidden_mlp_severed"),
+    ("mlp", "attn"),
+)
 
 _WINDOW = "-w"
 _NOISING = f"-{Direction.noise.value}"
@@ -97,6 +104,17 @@ def is_noising(key: str) -> bool:
     return key.endswith(_NOISING)
 
 
+def mediator_pairs(keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Which of some mediators' keys are `MEDIATOR_PAIRS`: of one window, where they have one."""
+    named = {tuple(key.partition(_WINDOW)[::2]): key for key in keys}
+    return [
+        (key, named[second, window])
+        for first, second in MEDIATOR_PAIRS
+        for (name, window), key in named.items()
+        if name == first and (second, window) in named
+    ]
+
+
 def noise_key(settings: Mapping[str, object]) -> str:
     """What a noise's folder is called: its fingerprint, readable, e.g. `gaussian-x3-n10-seed1`.
 
@@ -115,6 +133,11 @@ def noise_key(settings: Mapping[str, object]) -> str:
     if "samples" in settings:
         parts += [f"n{settings['samples']}", f"seed{settings['seed']}"]
     return "-".join(parts)
+
+
+def mediator_name(key: str) -> str:
+    """A mediator's name without its window."""
+    return key.partition(_WINDOW)[0]
 
 
 def dataset_key(name: str, settings: Mapping[str, object]) -> str:

@@ -68,12 +68,22 @@ def test_analysis_benchmark_measures_the_whole_stage() -> None:
 
 @pytest.mark.check
 def test_coverage_benchmark_finds_too_narrow_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = coverage.main(["--repetitions=400", "--sizes", "15"])
-    [row] = [line for line in table.splitlines() if line.startswith("| skewed | facts")]
-    ours, percentile = (float(cell) for cell in row.split("|")[4:6])
-    assert percentile < 0.92 < ours
-    monkeypatch.setattr(coverage, "interval", lambda *_: (np.zeros(400), np.zeros(400)))
-    assert coverage.coverage(*coverage.DISTRIBUTIONS["normal"], 15, 400, "facts")[0] == 0
+    table = coverage.main(["--repetitions=60"])
+    assert len(table.splitlines()) > 60
+    [row] = [line for line in table.splitlines() if line.startswith("| normal, 50 facts |")]
+    assert float(row.split("|")[2]) > 0.85
+    case = next(coverage.cases())
+    monkeypatch.setattr(coverage, "averages", lambda *_: Narrow())
+    assert coverage.coverage(case, 400).share == 0
+
+
+class Narrow:
+    """Intervals of no width, beside the mean."""
+
+    value = np.linspace(0, 1, 400)
+
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(400), np.zeros(400)
 
 
 def test_report_benchmark_measures_a_page() -> None:

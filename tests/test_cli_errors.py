@@ -1,5 +1,6 @@
 """What a person can mend is one line on stderr that names key and value, exit 1, and no trace."""
 
+import csv
 import json
 import os
 import resource
@@ -233,12 +234,18 @@ def test_no_candidate_is_left(ktrace: Ktrace, own: tuple[str, ...], facts_file: 
         "dataset.path=wrong.jsonl",
         "none of its first 1 facts is a candidate for model.name=random",
         "1 × another answer is predicted",
+        "candidates.csv says what was predicted",
     )
+    [table] = Path("outputs").rglob("candidates.csv")
+    [row] = csv.DictReader(table.open(encoding="utf-8"))
+    assert (row["is_candidate"], row["left_out"]) == ("False", "another answer is predicted")
+    assert row["predicted"]
+    assert float(row["p_predicted"]) > float(row["p_answer"])
     written = {path for path in Path("outputs").rglob("*") if path.is_file()}
     assert {path.parent.name for path in written if path.suffix == ".h5"} == {"clean"}
     # run.yaml, which says this too, and what the clean store is bound to.
     assert {path.name for path in written if path.suffix != ".h5"} >= {"run.yaml", "store.json"}
-    assert {path.suffix for path in written} == {".h5", ".yaml", ".json"}
+    assert {path.suffix for path in written} == {".h5", ".yaml", ".json", ".csv"}
 
 
 def test_a_store_of_other_facts_is_neither_read_nor_touched(

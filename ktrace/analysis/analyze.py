@@ -8,12 +8,19 @@ from pathlib import Path
 import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages, average_run
+from ktrace.analysis.candidates import candidate_table
+from ktrace.analysis.csv_files import write_tables
 from ktrace.analysis.figures.draw import RUN_FIGURES, draw_figures
 from ktrace.analysis.figures.style import remove_older
 from ktrace.analysis.report import write_report
 from ktrace.analysis.rows import Averaging
 from ktrace.analysis.summary import Summary, summarize
-from ktrace.analysis.tables import aie_table, fact_table, sample_table, write_tables
+from ktrace.analysis.tables import (
+    aie_table,
+    fact_table,
+    relation_table,
+    sample_table,
+)
 from ktrace.files import write_text
 from ktrace.terms import METRICS
 
@@ -73,14 +80,20 @@ def analyze(
         run_folder, averaging, asked=asked, limit=limit, partial=partial, parquet=parquet
     )
     tables = {
+        "candidates": candidate_table(run.survey.clean.values(), run.survey.corrupted.values()),
         "aie": aie_table(run),
         "intervals": run.aie,
+        "contrasts": run.contrasts,
+        "peaks": run.peaks(metric),
+        "aie_by_relation": relation_table(run, metric),
         "samples": sample_table(run),
         "facts": fact_table(run, metric),
     }
     summary = summarize(run, metric, limit)
-    files = [*write_tables(folder, tables), folder / "summary.json", parquet]
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    files = [*write_tables(folder, tables), parquet]
+    for name, content in (("summary", summary), ("layers", summary["layers"])):
+        files.append(folder / f"{name}.json")
+        write_text(files[-1], json.dumps(content, indent=2) + "\n")
     shown = [key for key in run.keys if key in asked] or run.keys
     figures = draw_figures(run, folder, shown=shown, metric=metric, facts=facts)
     remove_older(folder, RUN_FIGURES, figures)

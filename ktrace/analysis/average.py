@@ -9,9 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ktrace.analysis.clusters import (
+    Clusters,
+)
 from ktrace.analysis.effects import stored_tables
-from ktrace.analysis.estimate import cell_table
-from ktrace.analysis.intervals import Clusters, averages, effect_range
+from ktrace.analysis.estimate import cell_table, effect_range
+from ktrace.analysis.intervals import (
+    averages,
+)
 from ktrace.analysis.per_fact import pooling
 from ktrace.errors import KtraceError
 from ktrace.terms import CLUSTERS, METRICS

@@ -3,20 +3,27 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 
+from ktrace.analysis.candidates import write_candidates
+from ktrace.analysis.clusters import (
+    Clusters,
+)
+from ktrace.analysis.contrasts import contrast_table
 from ktrace.analysis.effects import effect_tables, effects_file
 from ktrace.analysis.estimate import (
     AverageTotalEffect,
     average_indirect_effects,
     average_total_effect,
+    averages_by_relation,
     spread_over_samples,
 )
-from ktrace.analysis.intervals import Clusters
+from ktrace.analysis.peaks import peak_table
 from ktrace.analysis.per_fact import (
     MediatorEffects,
     TotalEffects,
@@ -84,6 +91,32 @@ class RunAverages:
         """The effects of one mediator."""
         return self.effects[self.keys.index(key)]
 
+    @cached_property
+    def contrasts(self) -> pd.DataFrame:
+        """Paired differences within the run (`contrast_table`)."""
+        return contrast_table(self.effects, self.averaging)
+
+    def peaks(self, metric: str) -> pd.DataFrame:
+        """Where the AIE of each mediator and role is strongest, and how sure that is."""
+        if metric not in self._peaks:
+            aie = self.aie_in(metric)
+            tables = [
+                peak_table(one, self.averaging, aie[aie["mediator"] == one.key])
+                for one in self.effects
+            ]
+            self._peaks[metric] = pd.concat(tables, ignore_index=True)
+        return self._peaks[metric]
+
+    @cached_property
+    def _peaks(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    def by_relation(self, metric: str) -> pd.DataFrame:
+        """AIE of the facts of each relation alone (`averages_by_relation`)."""
+        tables = [averages_by_relation(one, self.averaging, metric) for one in self.effects]
+        found: pd.DataFrame = pd.concat(tables, ignore_index=True)
+        return found
+
     def total_effect(self, metric: str) -> AverageTotalEffect:
         """The average total effect in one metric."""
         return average_total_effect(self.total, metric, self.clusters, self.averaging.interval)
@@ -124,7 +157,8 @@ def average_run(
         raise KtraceError(f"{found.lacking[0]}: {_FINISH}, or set dataset.limit or {_PARTIAL}")
     if not found.candidates:
         raise KtraceError(
-            f"{run_folder}: none of the {len(found.clean)} facts is a candidate; nothing was traced"
+            f"{run_folder}: none of the {len(found.clean)} facts is a candidate; nothing was "
+            f"traced ({write_candidates(folders, limit)} says what was predicted)"
         )
     chosen = _mediators(found, asked, partial)
     sink: AbstractContextManager[Write | None]
@@ -145,8 +179,27 @@ def average_run(
         aie=pd.concat(averages, ignore_index=True),
         samples=pd.concat(samples, ignore_index=True),
         missing=[*found.lacking, *chosen.missing],
-        notes=chosen.notes,
+        notes=[*_asked_for_less(found, limit), *chosen.notes],
     )
+
+
+def asked_limit(found: Survey) -> int | None:
+    """How many facts the stores were asked for; None for the whole dataset, or where unknown."""
+    expected, n_facts = found.expected, _dataset_size(found)
+    return None if expected is None or expected >= n_facts else expected
+
+
+def _dataset_size(found: Survey) -> int:
+    fingerprint = found.folders.clean.fingerprint() or {}
+    return int(fingerprint["dataset"]["n_facts"])
+
+
+def _asked_for_less(found: Survey, limit: int | None) -> list[str]:
+    """A note where stores were never asked for the whole dataset, and no limit was named."""
+    asked = asked_limit(found)
+    if limit is not None or asked is None:
+        return []
+    return [f"the first {asked} of {_dataset_size(found)} facts, as dataset.limit of the run says"]
 
 
 def _records(found: Survey, key: str, write: Write | None) -> Iterator[RestoredRecord]:

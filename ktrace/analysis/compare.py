@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages, average_run
+from ktrace.analysis.csv_files import write_tables
 from ktrace.analysis.figures.draw import COMPARISON_FIGURES, draw_comparison
 from ktrace.analysis.figures.style import remove_older
 from ktrace.analysis.paired import (
@@ -17,7 +18,6 @@ from ktrace.analysis.paired import (
     total_difference,
 )
 from ktrace.analysis.rows import Averaging
-from ktrace.analysis.tables import write_tables
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS
@@ -29,7 +29,7 @@ _AIE_COLUMNS = [
 _DIFFERENCE_COLUMNS = [
     *("run", "baseline", "mediator", "metric", "role", "depth"),
     *("difference", "ci_low", "ci_high", "band_low", "band_high", "n_facts", "n_clusters"),
-    *("ci_over", "ci_note", "beyond", "beyond_all"),
+    *("ci_over", "ci_note", "band_note", "beyond", "beyond_all"),
 ]
 
 # What tells a run from the others in tables and titles, and the run.

@@ -100,6 +100,16 @@ def stored_tables(
     partial: bool = False,
 ) -> Iterator[pa.Table]:
     """The frame of `load_effects` in pieces: some facts, one mediator and one metric at a time."""
+    found, keys = complete_mediators(run_folder, limit, metrics, partial=partial)
+    for key in keys:
+        for batch in batches(found, key):
+            yield from effect_tables(found, key, batch, metrics)
+
+
+def complete_mediators(
+    run_folder: str | Path, limit: int | None, metrics: Sequence[str], *, partial: bool
+) -> tuple[Survey, list[str]]:
+    """A run and the mediators whose scores can be read; see `load_effects`."""
     folders = RunFolders(Path(run_folder).resolve())
     if not folders.mediator_keys():
         raise KtraceError(f"{run_folder} holds no restorations: run stage=restore or stage=all")
@@ -116,9 +126,7 @@ def stored_tables(
             f"{run_folder} is not complete ({'; '.join(lacking)}): finish the run, give limit=, or "
             "partial=True for what is there"
         )
-    for key in keys:
-        for batch in batches(found, key):
-            yield from effect_tables(found, key, batch, metrics)
+    return found, keys
 
 
 def effect_tables(

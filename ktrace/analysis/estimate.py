@@ -9,22 +9,40 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from ktrace.analysis.intervals import (
+from ktrace.analysis.clusters import (
     FACTS,
     Array,
-    Averages,
     Clusters,
+    intraclass_correlation,
+)
+from ktrace.analysis.intervals import (
+    ALL_REAL,
+    FEWEST_AT_ONCE,
+    Averages,
     Drawn,
     averages,
-    effect_range,
-    intraclass_correlation,
-    total_range,
 )
 from ktrace.analysis.per_fact import MediatorEffects, TotalEffects
 from ktrace.analysis.rows import Averaging, rows
 from ktrace.terms import METRICS
 
 FACTS_AND_SAMPLES = "facts_and_samples"
+
+
+def effect_range(metric: str, n_effects: int = 1) -> tuple[float, float]:
+    """What a metric's effects lie in.
+
+    Args:
+        metric: of the effects.
+        n_effects: how many differences of scores are subtracted from each other or are one, so
+            that a difference of the effects of two runs has 2.
+    """
+    return (-float(n_effects), float(n_effects)) if metric == "probability" else ALL_REAL
+
+
+def total_range(metric: str) -> tuple[float, float]:
+    """What a metric's total effects lie in: a run does not diverge from itself."""
+    return (-np.inf, 0.0) if metric == "kl" else effect_range(metric)
 
 
 def cell_table(
@@ -39,8 +57,9 @@ def cell_table(
 
     Returns:
         Columns `aie, ci_low, ci_high, n_facts, n_clusters, ci_over, ci_note`, and `band_low,
-        band_high`. `ci_over` says what was drawn; where there is no interval, bounds are NaN,
-        `ci_over` is empty, and `ci_note` says why.
+        band_high, band_note`, which says why there is an interval and no band. `ci_over` says what
+        was drawn; where there is no interval, bounds are NaN, `ci_over` is empty, and `ci_note`
+        says why.
     """
     low, high = cells.interval(limits=limits)
     columns = {
@@ -54,6 +73,8 @@ def cell_table(
     }
     if at_once:
         columns["band_low"], columns["band_high"] = cells.at_once(limits)
+        lacks = np.isnan(columns["band_low"]) & ~np.isnan(low)
+        columns["band_note"] = np.where(lacks, f"fewer than {FEWEST_AT_ONCE} units", "")
     frame: pd.DataFrame = pd.DataFrame(columns)
     return frame
 
@@ -74,7 +95,8 @@ def difference_table(
         interval excludes 0 and the difference counts, `beyond_all`, the same of the bounds that
         hold for all cells together.
     """
-    table = cell_table(averages(apart, np.ones(len(apart)), clusters), limits, at_once=True)
+    cells = averages(apart, np.ones(len(apart)), clusters)
+    table: pd.DataFrame = cell_table(cells, limits, at_once=True)
     table = table.rename(columns={"aie": "difference"})
     counts = table["difference"].abs() >= smallest
     for name, bounds in (("beyond", "ci"), ("beyond_all", "band")):
@@ -154,6 +176,30 @@ def _shares(
     return frame
 
 
+def averages_by_relation(
+    effects: MediatorEffects, averaging: Averaging, metric: str
+) -> pd.DataFrame:
+    """AIE of the facts of each relation alone, with intervals over these facts.
+
+    Returns:
+        Columns `relation_id, mediator, metric, role, layer` and those of `cell_table`; no row for
+        facts without a relation, or where no fact of one has the role.
+    """
+    curves, weights = effects.curves(metric, averaging.pool)
+    names = _cells(effects, averaging.scheme)
+    names = names[names["metric"] == metric].reset_index(drop=True)
+    relations, frames = np.array(effects.relations, dtype=object), []
+    for relation in sorted({relation for relation in effects.relations if relation}):
+        own = relations == relation
+        by_cell = np.repeat(weights[own], effects.n_layers, axis=1)
+        cells = averages(curves[own].reshape(own.sum(), -1), by_cell, effects.clusters[own])
+        table = pd.concat([names, cell_table(cells, effect_range(metric))], axis=1)
+        table.insert(0, "relation_id", relation)
+        frames.append(table[table["n_facts"] > 0])
+    found: pd.DataFrame = pd.concat(frames, ignore_index=True) if frames else names.iloc[:0]
+    return found
+
+
 def spread_over_samples(effects: MediatorEffects, scheme: str) -> pd.DataFrame:
     """How much the AIE hangs on the noise that happened to be drawn.
 
@@ -226,15 +272,15 @@ def average_total_effect(
     cells = averages(effect[:, None], np.ones(len(effect)), clusters)
     if interval == FACTS_AND_SAMPLES:
         cells = replace(cells, drawn=_drawn(by_sample[:, None]))
-    [row] = cell_table(cells, total_range(metric)).itertuples()
+    [[low], [high]] = cells.interval(limits=total_range(metric))
     return {
         "clean": float(clean.mean()),
         "corrupted": float(corrupted.mean()),
         "ate": float(effect.mean()),
-        "ate_ci": [number(row.ci_low), number(row.ci_high)],
-        "ate_ci_over": row.ci_over,
-        "ate_ci_note": row.ci_note,
-        "n_clusters": int(row.n_clusters),
+        "ate_ci": [number(low), number(high)],
+        "ate_ci_over": str(cells.over[0]),
+        "ate_ci_note": str(cells.note[0]),
+        "n_clusters": int(cells.n_clusters[0]),
         "icc": number(intraclass_correlation(effect, clusters)),
         "ate_sample_sd": float(by_sample.std(ddof=1)) if len(by_sample) > 1 else None,
     }

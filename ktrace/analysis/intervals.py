@@ -18,16 +18,17 @@ Axes: n_facts, of a run; n_units, what is drawn; n_cells, averages of the same f
 own metric, row or layer.
 """
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, stdtrit
 
+from ktrace.analysis.clusters import FACTS, Array, Clusters
+
 LEVEL = 0.95
-FACTS = "facts"
 # Effective units below which there is no interval.
 FEWEST_FACTS, FEWEST_CLUSTERS = 8.0, 5.0
 # Units from which on an interval of many cells at once holds its level.
@@ -35,13 +36,12 @@ FEWEST_AT_ONCE = 40
 _DRAWS, _SEED = 2000, 0  # of the largest deviation among many cells
 # Relative spread that is rounding and no spread.
 _ROUNDING = 1e-6
-_ALL_REAL = (-np.inf, np.inf)
+ALL_REAL = (-np.inf, np.inf)
 
 NO_SPREAD = "no spread between units"
 ONE_SAMPLE = "one noise sample"
 NO_TOTAL = "the interval of the total effect includes 0"
 
-Array = npt.NDArray[np.float64]
 Bounds = tuple[Array, Array]
 
 
@@ -53,62 +53,6 @@ def t_quantile(degrees: float, level: float = LEVEL) -> float:
         level: of the interval.
     """
     return float(stdtrit(degrees, (1 + level) / 2))
-
-
-def effect_range(metric: str, n_effects: int = 1) -> tuple[float, float]:
-    """What a metric's effects lie in.
-
-    Args:
-        metric: of the effects.
-        n_effects: how many differences of scores are subtracted from each other or are one, so
-            that a difference of the effects of two runs has 2.
-    """
-    return (-float(n_effects), float(n_effects)) if metric == "probability" else _ALL_REAL
-
-
-def total_range(metric: str) -> tuple[float, float]:
-    """What a metric's total effects lie in: a run does not diverge from itself."""
-    return (-np.inf, 0.0) if metric == "kl" else effect_range(metric)
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """Which facts share what makes them dependent.
-
-    Attributes:
-        name: what they share, such as `relation_id`; `facts` where each stands for itself.
-        codes: a number for each cluster, `(n_facts,)`.
-    """
-
-    name: str
-    codes: npt.NDArray[np.intp]
-
-    @classmethod
-    def none(cls, n_facts: int) -> "Clusters":
-        """Every fact stands for itself."""
-        return cls(FACTS, np.arange(n_facts))
-
-    @classmethod
-    def of(cls, name: str, labels: Sequence[Hashable]) -> "Clusters":
-        """By the value that facts share; a fact without one stands for itself.
-
-        Args:
-            name: what the values are, such as `relation_id`.
-            labels: of each fact; empty, None or NaN where it has none.
-        """
-        numbers: dict[Hashable, int] = {}
-        # A fact without a label has a key of its own.
-        keys = [(i, None) if _is_missing(label) else (0, label) for i, label in enumerate(labels)]
-        codes = [numbers.setdefault(key, len(numbers)) for key in keys]
-        return cls(name, np.array(codes, dtype=np.intp))
-
-    def __getitem__(self, chosen: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> "Clusters":
-        """Of some facts."""
-        return replace(self, codes=self.codes[chosen])
-
-
-def _is_missing(label: Hashable) -> bool:
-    return label is None or label == "" or label != label  # NaN
 
 
 @dataclass(frozen=True)
@@ -251,9 +195,9 @@ class Averages:
         return self._each("n_facts", np.int64)
 
     @property
-    def n_clusters(self) -> npt.NDArray[np.generic]:
+    def n_clusters(self) -> npt.NDArray[np.int64]:
         """`(n_cells,)`."""
-        return self._each("n_clusters", np.int64)
+        return self._each("n_clusters", np.int64).astype(np.int64)
 
     @property
     def note(self) -> npt.NDArray[np.generic]:
@@ -269,11 +213,11 @@ class Averages:
         """What was drawn; empty where there is no interval, `(n_cells,)`."""
         found = self._each("over", object)
         if self.drawn is not None:
-            found = found + " and samples"
+            found[:] = [f"{over} and samples" for over in found]
         found[self.note != ""] = ""
         return found
 
-    def interval(self, level: float = LEVEL, limits: tuple[float, float] = _ALL_REAL) -> Bounds:
+    def interval(self, level: float = LEVEL, limits: tuple[float, float] = ALL_REAL) -> Bounds:
         """Lower and upper bounds, each cell alone.
 
         Args:
@@ -287,7 +231,8 @@ class Averages:
         has = self.note == ""
         for one, at in zip(self.blocks, self.cells, strict=True):
             if has[at].any():
-                variance, degrees, skew = one.variance, one.n_effective - 1, one.skew
+                variance, skew = one.variance, one.skew
+                degrees: float | Array = one.n_effective - 1
                 if self.drawn is not None:
                     variance, degrees, skew = _joined(one, self.drawn, at)
                 sides = _half_widths(degrees, skew, level)
@@ -296,7 +241,7 @@ class Averages:
         return np.clip(low, *limits), np.clip(high, *limits)
 
     def at_once(
-        self, limits: tuple[float, float] = _ALL_REAL, fewest: int = FEWEST_AT_ONCE
+        self, limits: tuple[float, float] = ALL_REAL, fewest: int = FEWEST_AT_ONCE
     ) -> Bounds:
         """Bounds that hold for all cells together.
 
@@ -400,30 +345,3 @@ def averages(
         for one, at in zip(first, cells, strict=True)
     ]
     return Averages(blocks, cells)
-
-
-def intraclass_correlation(values: Array, clusters: Clusters) -> float:
-    """How alike facts of one cluster are: the share of the variance that lies between clusters.
-
-    One-way analysis of variance with unequal sizes (Donner, *International Statistical Review* 54,
-    1986): about 0 for independent facts, 1 for clusters of equal facts.
-
-    Args:
-        values: of the facts, `(n_facts,)`; NaN do not count.
-        clusters: of the facts.
-
-    Returns:
-        NaN where there is one cluster, no cluster of several facts, or no spread.
-    """
-    has = ~np.isnan(values)
-    values, codes = values[has], np.unique(clusters.codes[has], return_inverse=True)[1].ravel()
-    sizes = np.bincount(codes)
-    n_facts, n_clusters = len(values), len(sizes)
-    if n_clusters < 2 or n_clusters == n_facts:
-        return float("nan")
-    means = np.bincount(codes, values) / sizes
-    between = (sizes * (means - values.mean()) ** 2).sum() / (n_clusters - 1)
-    within = ((values - means[codes]) ** 2).sum() / (n_facts - n_clusters)
-    typical = (n_facts - (sizes**2).sum() / n_facts) / (n_clusters - 1)
-    spread = between + (typical - 1) * within
-    return float((between - within) / spread) if spread > 0 else float("nan")

@@ -13,8 +13,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages
-from ktrace.analysis.estimate import difference_table
-from ktrace.analysis.intervals import Array, averages, effect_range
+from ktrace.analysis.clusters import (
+    Array,
+)
+from ktrace.analysis.estimate import difference_table, effect_range
+from ktrace.analysis.intervals import (
+    averages,
+)
 from ktrace.analysis.per_fact import MediatorEffects, clusters_of
 from ktrace.analysis.rows import Averaging, rows
 from ktrace.terms import METRICS

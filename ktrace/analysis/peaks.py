@@ -3,16 +3,37 @@
 Axes are those of per_fact.py.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ktrace.analysis.intervals import Array
+from ktrace.analysis.clusters import (
+    Array,
+    Clusters,
+    intraclass_correlation,
+)
+from ktrace.analysis.intervals import (
+    FEWEST_CLUSTERS,
+    averages,
+)
 from ktrace.analysis.per_fact import MediatorEffects
-from ktrace.analysis.rows import rows
+from ktrace.analysis.rows import Averaging, rows
 from ktrace.terms import METRICS
+
+_SPLITS, _SEED = 200, 0
+_AT_PEAK = (
+    *("aie", "ci_low", "ci_high", "ie_te", "ie_te_low", "ie_te_high"),
+    *("n_facts", "n_clusters"),
+)
+PEAK_COLUMNS = (
+    *("mediator", "metric", "role", "layer", "aie", "ci_low", "ci_high"),
+    *("layers", "first", "last"),
+    *("ie_te", "ie_te_low", "ie_te_high", "half_rank", "half_share", "sample_rank"),
+    *("n_facts", "n_nothing", "n_clusters", "icc"),
+)
 
 
 class AveragePeak(TypedDict):
@@ -55,6 +76,170 @@ def peak_layers(effects: MediatorEffects, role: str, scheme: str, metric: str) -
     have = effects.counts[:, row] > 0
     curves = effects.totals[have][:, METRICS.index(metric), row]
     return np.array([peak_of(curve, metric) for curve in curves], dtype=np.float64)
+
+
+def nothing_to_peak(
+    effects: MediatorEffects, role: str, scheme: str, metric: str, smallest: float
+) -> npt.NDArray[np.bool_]:
+    """Whether a fact's strongest effect in one row is below the smallest that counts.
+
+    Returns:
+        `(n_facts with the row,)`.
+    """
+    row = rows(scheme).index(role)
+    curves, weights = effects.curves(metric, "facts")
+    own = _rising(curves[weights[:, row] > 0, row], metric)
+    found: npt.NDArray[np.bool_] = own.max(axis=-1) < smallest
+    return found
+
+
+def _rising(values: Array, metric: str) -> Array:
+    """So that the strongest is the largest."""
+    return -values if metric == "kl" else values
+
+
+def peak_set(
+    totals: Array, weights: Array, clusters: Clusters, metric: str
+) -> npt.NDArray[np.intp] | None:
+    """Layers that the peak of an average may lie in.
+
+    A layer is left out where the interval of its paired difference to the observed peak, at a level
+    that holds for all layers together, excludes 0.
+
+    Args:
+        totals: of each fact, `(n_facts, n_layers)`.
+        weights: `(n_facts,)`; facts of weight 0 do not count.
+        clusters: of the facts.
+        metric: of the effects.
+
+    Returns:
+        In ascending order, the observed peak among them; None where units are too few to tell.
+    """
+    rising = _rising(totals, metric)
+    peak = int(np.argmax(rising.sum(axis=0)))
+    cells = averages(rising - rising[:, [peak]], weights, clusters)
+    if cells.blocks[0].note:
+        return None
+    # Where a difference has no spread it has no interval, and the layer stays.
+    _, high = cells.at_once(fewest=0)
+    return np.flatnonzero(~(high < 0))
+
+
+def run_around(layers: Sequence[int], peak: int) -> tuple[int, int]:
+    """First and last of the layers that join the peak without a gap."""
+    first = last = peak
+    while first - 1 in layers:
+        first -= 1
+    while last + 1 in layers:
+        last += 1
+    return first, last
+
+
+def peak_table(effects: MediatorEffects, averaging: Averaging, aie: pd.DataFrame) -> pd.DataFrame:
+    """Where the AIE of each role is strongest, and how sure that is.
+
+    Args:
+        effects: one mediator.
+        averaging: rows, pooling, and the smallest effect that counts.
+        aie: of the mediator and one metric, from `average_indirect_effects`.
+
+    Returns:
+        Columns `PEAK_COLUMNS`, a row for each role: the peak `layer` with `aie` and `ie_te` there;
+        `layers`, those that the peak may lie in (`peak_set`), as text such as `0-2, 5`, empty where
+        that cannot be told; `first` and `last` of those that join the peak; `half_rank` and
+        `sample_rank`, how alike halves of the units and single noise samples rank the layers (mean
+        of Spearman's correlations); `half_share`, how many of the halves peak between first and
+        last; `n_nothing`, facts without an effect that counts; `icc`, the intraclass correlation of
+        the effects at the peak.
+    """
+    metric = str(aie["metric"].iloc[0])
+    curves, weights = effects.curves(metric, averaging.pool)
+    found = []
+    for role, cells in aie.groupby("role", observed=True):
+        row = rows(averaging.scheme).index(str(role))
+        best = cells.iloc[peak_of(cells["aie"].to_numpy(), metric)]
+        has = weights[:, row] > 0
+        totals, weight, clusters = curves[has, row], weights[has, row], effects.clusters[has]
+        layer = int(best["layer"])
+        told = peak_set(totals, weight, clusters, metric)
+        first, last = (pd.NA, pd.NA) if told is None else run_around(told.tolist(), layer)
+        halves = _halves(_rising(totals, metric), weight, clusters)
+        nothing = nothing_to_peak(effects, str(role), averaging.scheme, metric, averaging.smallest)
+        found.append(
+            {
+                "mediator": effects.key,
+                "metric": metric,
+                "role": role,
+                **{name: best[name] for name in ("layer", *_AT_PEAK)},
+                "layers": "" if told is None else as_ranges(told.tolist()),
+                "first": first,
+                "last": last,
+                "half_rank": _rank_agreement(halves[0::2], halves[1::2]),
+                "half_share": _share_within(halves, first, last),
+                "sample_rank": _all_agree(effects.by_sample[:, METRICS.index(metric), row]),
+                "n_nothing": int(nothing.sum()),
+                "icc": intraclass_correlation(totals[:, layer] / weight, clusters),
+            }
+        )
+    table = pd.DataFrame(found).astype({"first": "Int64", "last": "Int64"})
+    ordered: pd.DataFrame = table[list(PEAK_COLUMNS)]
+    return ordered
+
+
+def as_ranges(layers: Sequence[int]) -> str:
+    """Layers in words: `0-2, 5`."""
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    runs = [run_around(layers, start) for start in starts]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _halves(totals: Array, weights: Array, clusters: Clusters) -> Array:
+    """Averages over random halves of the units, one after the other, `(2 × n_splits, n_layers)`.
+
+    Units are clusters where intervals take them as such, so that both halves are of other ones.
+    """
+    codes = np.unique(clusters.codes, return_inverse=True)[1].ravel()
+    if codes.max() + 1 < FEWEST_CLUSTERS:
+        codes = np.arange(len(totals))
+    n_units = int(codes.max()) + 1
+    if n_units < 2:
+        return np.empty((0, totals.shape[1]))
+    generator = np.random.default_rng(_SEED)
+    orders = generator.permuted(np.tile(np.arange(n_units), (_SPLITS, 1)), axis=1)
+    first = (orders < n_units // 2).astype(np.float64)
+    chosen = np.stack([first, 1 - first], axis=1).reshape(-1, n_units)[:, codes]
+    found: Array = (chosen @ totals) / (chosen @ weights)[:, None]
+    return found
+
+
+def _ranks(curves: Array) -> Array:
+    """Of the layers in each curve, centred and scaled, so that products are correlations."""
+    ranks = pd.DataFrame(curves).rank(axis=1).to_numpy(np.float64)
+    ranks = ranks - ranks.mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Array = ranks / np.sqrt((ranks**2).sum(axis=1, keepdims=True))
+    return found
+
+
+def _rank_agreement(left: Array, right: Array) -> float:
+    """Mean of Spearman's correlations of pairs of curves; NaN where none is told."""
+    found = (_ranks(left) * _ranks(right)).sum(axis=1)
+    found = found[~np.isnan(found)]
+    return float(found.mean()) if len(found) and left.shape[1] > 1 else float("nan")
+
+
+def _all_agree(curves: Array) -> float:
+    """The same of all pairs of some curves, `(n_curves, n_layers)`."""
+    left, right = np.triu_indices(len(curves), 1)
+    return _rank_agreement(curves[left], curves[right])
+
+
+def _share_within(curves: Array, first: object, last: object) -> float:
+    """Curves whose largest value lies from the first to the last of some layers."""
+    if not isinstance(first, int) or not isinstance(last, int) or not len(curves):
+        return float("nan")
+    peaks = curves.argmax(axis=1)
+    return float(((first <= peaks) & (peaks <= last)).mean())
 
 
 def subject_peak(

@@ -8,12 +8,14 @@ n_samples, draws of the noise; n_rows, those of a role scheme; n_layers; n_posit
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.intervals import Array, Clusters
+from ktrace.analysis.clusters import (
+    Array,
+    Clusters,
+)
 from ktrace.analysis.rows import Averaging, membership
 from ktrace.analysis.stored import Survey
 from ktrace.store import CorruptedRecord, RestoredRecord
@@ -141,7 +143,8 @@ def reduce_mediator(
     )
 
 
-class _Reduced(NamedTuple):
+@dataclass(frozen=True)
+class _Reduced:
     """One fact of one mediator; `by_sample` is what it adds to `MediatorEffects.by_sample`."""
 
     index: int

@@ -98,9 +98,9 @@ def survey(folders: RunFolders, limit: int | None = None, *, whole_dataset: bool
     Args:
         folders: of the run.
         limit: only the first `limit` facts of the dataset.
-        whole_dataset: whether the clean store should hold the dataset up to `limit`; otherwise
-            only what the runs that wrote it were asked for, so that a run of `dataset.limit` is
-            whole. Parts that do not say count as all there is.
+        whole_dataset: whether the clean store should hold the whole dataset, up to `limit`, where
+            its parts do not say what the runs that wrote them were asked for; otherwise they count
+            as all there is. A run of `dataset.limit` is whole.
 
     Raises:
         KtraceError: stores of different settings, restorations without their clean or corrupted
@@ -150,7 +150,9 @@ def _expected(folders: RunFolders, limit: int | None, whole_dataset: bool) -> in
     if fingerprint is None:
         return None
     n_facts = int(fingerprint["dataset"]["n_facts"])
-    expected = n_facts if whole_dataset else _asked_for(folders, n_facts)
+    expected = _asked_for(folders, n_facts)
+    if expected is None and whole_dataset:
+        expected = n_facts
     return expected if expected is None or limit is None else min(limit, expected)
 
 

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TypedDict
 
-from ktrace.analysis.averaged_run import RunAverages
+from ktrace.analysis.averaged_run import RunAverages, asked_limit
 from ktrace.analysis.estimate import AverageTotalEffect
+from ktrace.analysis.layers import Layers, chosen_layers, in_words
 from ktrace.analysis.peaks import AveragePeak, average_peaks
 from ktrace.analysis.stored import MeasuredOn, Survey
 from ktrace.store.layout import Provenance, provenance_of
@@ -26,7 +27,7 @@ class Summary(TypedDict):
 
     `p_clean`, `p_corrupted`, `ate`, `ate_ci`, `n_clusters` and `icc` are in the first metric, the
     probability; `metrics` has the same of each; `peaks`, by mediator and role, are in `metric`,
-    which the figures show.
+    which the figures show; `layers` is the content of `layers.json`, `answer` the same in words.
     """
 
     n_facts: int
@@ -55,6 +56,8 @@ class Summary(TypedDict):
     settings: Mapping[str, JsonObject | None]
     provenance: Provenance
     peaks: Mapping[str, Mapping[str, AveragePeak]]
+    answer: str
+    layers: Layers
     model: str
     dataset: str
     noise: str
@@ -66,7 +69,8 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
     Args:
         run: the averages.
         metric: that of the peaks.
-        limit: what was asked for: only the first `limit` facts of the dataset.
+        limit: what was asked for: only the first `limit` facts of the dataset; None for what the
+            run was asked for.
 
     Raises:
         KtraceError: a damaged part.
@@ -74,6 +78,7 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
     found, averaging, example = run.survey, run.averaging, run.survey.example
     metrics = {name: run.total_effect(name) for name in METRICS}
     first, aie = metrics[METRICS[0]], run.aie_in(metric)
+    layers = chosen_layers(run.peaks(metric), metric, averaging.smallest)
     return {
         "n_facts": len(found.clean),
         "n_candidates": len(found.candidates),
@@ -92,7 +97,7 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
         # JSON has no NaN.
         "noise_level": None if math.isnan(example.noise_level) else example.noise_level,
         "n_samples": run.total.clean.shape[-1],
-        "limit": limit,
+        "limit": limit or asked_limit(found),
         "metric": metric,
         "roles": {"scheme": averaging.scheme, "single_token": averaging.single_token},
         "pool": averaging.pool,
@@ -102,6 +107,8 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
         "settings": {key: found.folders.restored(key).fingerprint() for key in run.keys},
         "provenance": provenance_of(found.folders, run.keys),
         "peaks": {key: average_peaks(aie[aie["mediator"] == key], metric) for key in run.keys},
+        "answer": in_words(layers),
+        "layers": layers,
         "model": run.names.model,
         "dataset": run.names.dataset,
         "noise": run.names.noise,

@@ -1,14 +1,9 @@
-"""The CSV files of an analysis: what stands in them, and how a table is written."""
-
-import io
-from collections.abc import Mapping
-from pathlib import Path
+"""The CSV files of an analysis: what stands in them."""
 
 import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.peaks import subject_peak
-from ktrace.files import write_text
 from ktrace.terms import METRICS
 
 _NAMES = ("model", "dataset", "noise")
@@ -18,6 +13,18 @@ _AIE = ("mediator", "metric", "role", "layer", "aie", "ci_low", "ci_high", "n_fa
 def aie_table(run: RunAverages) -> pd.DataFrame:
     """The content of `aie.csv`: AIE with its interval, by mediator, metric, role and layer."""
     table: pd.DataFrame = run.aie.assign(**run.names._asdict())[[*_NAMES, *_AIE]]
+    return table
+
+
+def relation_table(run: RunAverages, metric: str) -> pd.DataFrame:
+    """The content of `aie_by_relation.csv`: AIE of the facts of each relation alone.
+
+    Returns:
+        Columns `relation_id, mediator, metric, role, layer, aie, ci_low, ci_high, n_facts,
+        n_clusters`; no rows where facts have no relation.
+    """
+    columns = ["relation_id", *_AIE]
+    table: pd.DataFrame = run.by_relation(metric).reindex(columns=columns)
     return table
 
 
@@ -79,25 +86,3 @@ def _peaks(run: RunAverages, index: int, metric: str) -> dict[str, object]:
             found[f"{one.key}_peak_position"] = peak.position
             found[f"{one.key}_peak"] = peak.effect
     return found
-
-
-def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
-    """Write CSV files.
-
-    Args:
-        folder: where they go.
-        tables: by the file's name without `.csv`.
-
-    Returns:
-        The files written.
-
-    Raises:
-        KtraceError: the folder cannot be written.
-    """
-    paths = []
-    for stem, table in tables.items():
-        buffer = io.StringIO()
-        table.to_csv(buffer, index=False)
-        paths.append(folder / f"{stem}.csv")
-        write_text(paths[-1], buffer.getvalue())
-    return paths

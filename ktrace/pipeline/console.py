@@ -79,7 +79,7 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         soft_wrap=True,
     )
     for reason, count in summary["left_out"].items():
-        console.print(f"  left out: {count} × {reason}", soft_wrap=True)
+        console.print(f"  left out: {count} × {reason} (candidates.csv)", soft_wrap=True)
     table = Table(title="Peak AIE (layer)", title_justify="left")
     table.add_column("mediator", no_wrap=True)
     roles = dict.fromkeys(role for peaks in summary["peaks"].values() for role in peaks)
@@ -88,6 +88,7 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
     for key, peaks in summary["peaks"].items():
         table.add_row(key, *(_peak(peaks.get(role)) for role in roles))
     console.print(table)
+    console.print(summary["answer"], soft_wrap=True)
     _print_files(console, files)
 
 
@@ -116,11 +117,13 @@ def _print_files(console: Console, files: Sequence[Path]) -> None:
         console.print(f"wrote {folder}/: {names}", soft_wrap=True)
 
 
-def print_counts(counts: Mapping[str, int], folder: Path) -> None:
+def print_counts(counts: Mapping[str, int], folder: Path, candidates: Path | None) -> None:
     """The closing lines of a run that stopped before the analysis."""
     console = _stdout()
     for name, count in counts.items():
         console.print(f"{name}: {count}", soft_wrap=True)
+    if candidates is not None:
+        console.print(f"each fact, what was predicted, why left out: {candidates}", soft_wrap=True)
     console.print(f"stores in {folder.parent}", soft_wrap=True)
 
 

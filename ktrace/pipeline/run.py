@@ -34,6 +34,7 @@ class Outcome:
         analysis: None where the run stopped before it.
         counts: facts by state, as far as the run got.
         comparison: of stage=compare only.
+        candidates: where `candidates.csv` lies, of a run that stopped before the analysis.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Outcome:
     analysis: "Analysis | None"
     counts: Mapping[str, int]
     comparison: "Comparison | None" = None
+    candidates: Path | None = None
 
 
 def run(config: RunConfig) -> Outcome:
@@ -67,11 +69,17 @@ def run(config: RunConfig) -> Outcome:
             counts, is_whole = run_stages(config, folders, mediators, run_log)
             if not is_whole:
                 log.info("shard=%s is done; the last shard to end draws the figures", config.shard)
-                return Outcome(folders.run, keys, None, counts)
-        if config.stage not in (Stage.all, Stage.analyze):
-            return Outcome(folders.run, keys, None, counts)
+            if not is_whole or config.stage is not Stage.all:
+                candidates = _candidates(folders, config.dataset.limit)
+                return Outcome(folders.run, keys, None, counts, candidates=candidates)
         with run_log.timed("analyze"):
             return Outcome(folders.run, keys, _analyze(config, folders, keys), counts)
+
+
+def _candidates(folders: RunFolders, limit: int | None) -> Path:
+    from ktrace.analysis.candidates import write_candidates  # pandas, when it is needed
+
+    return write_candidates(folders, limit)
 
 
 def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "Analysis":

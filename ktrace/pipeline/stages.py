@@ -94,9 +94,12 @@ def _run_stages(
     counts = {"facts": len(facts), "candidates": len(cases)}
     if not cases and not shard.is_part:
         reasons = "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
+        from ktrace.analysis.candidates import write_candidates  # pandas, when it is needed
+
         raise KtraceError(
             f"{assignment.facts.origin}: none of its first {len(facts)} facts is "
-            f"a candidate for model.name={config.model.name} ({reasons}); nothing to trace"
+            f"a candidate for model.name={config.model.name} ({reasons}); nothing to trace; "
+            f"{write_candidates(folders, config.dataset.limit)} says what was predicted"
         )
     if config.stage in (Stage.filter, Stage.clean):
         return counts | {f"left out: {reason}": count for reason, count in left_out.items()}

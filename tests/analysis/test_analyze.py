@@ -190,11 +190,8 @@ def test_every_mediator_has_its_figures(folders: RunFolders, analysis: Analysis)
     stems = ["aie-hidden", "aie-mlp-w3", "aie", "lines", "peaks"]
     expected = {folders.analysis / f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
     names = (
-        "aie.csv",
-        "intervals.csv",
-        "samples.csv",
-        "facts.csv",
-        "summary.json",
+        *("aie.csv", "intervals.csv", "contrasts.csv", "peaks.csv", "aie_by_relation.csv"),
+        *("samples.csv", "facts.csv", "candidates.csv", "summary.json", "layers.json"),
         "effects.parquet",
     )
     tables = {folders.analysis / name for name in (*names, "report.html")}
@@ -358,7 +355,10 @@ def test_no_candidate_at_all_is_refused(tmp_path: Path) -> None:
     folders = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
     for index in range(3):
         write_clean(folders, [2], {**CLEAN_PRINT, "dataset": {"n_facts": 3}}, as_index=index)
-    refused(folders, "none of the 3 facts is a candidate; nothing was traced")
+    message = r"none of the 3 facts is a candidate; nothing was traced \(.*candidates\.csv says"
+    with pytest.raises(KtraceError, match=message):
+        analyze(folders.run)
+    assert [path.name for path in folders.analysis.iterdir()] == ["candidates.csv"]
 
 
 def test_stores_of_different_settings_are_refused_with_both_values(tmp_path: Path) -> None:

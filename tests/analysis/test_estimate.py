@@ -10,8 +10,10 @@ from scipy import stats
 
 from ktrace.analysis import intervals
 from ktrace.analysis.averaged_run import RunAverages, average_run
+from ktrace.analysis.clusters import (
+    Clusters,
+)
 from ktrace.analysis.estimate import AverageTotalEffect, average_total_effect
-from ktrace.analysis.intervals import Clusters
 from ktrace.analysis.peaks import average_peaks, peak_layers
 from ktrace.analysis.per_fact import TotalEffects
 from ktrace.analysis.rows import Averaging

@@ -9,14 +9,16 @@ import pytest
 from scipy import stats
 
 from ktrace.analysis import intervals
+from ktrace.analysis.clusters import (
+    Clusters,
+    intraclass_correlation,
+)
+from ktrace.analysis.estimate import effect_range
 from ktrace.analysis.intervals import (
     NO_SPREAD,
     Averages,
-    Clusters,
     Drawn,
     averages,
-    effect_range,
-    intraclass_correlation,
     t_quantile,
 )
 
@@ -271,38 +273,3 @@ def test_intraclass_correlation_by_hand() -> None:
     for labels in (["a"] * 4, ["a", "b", "c", "d"]):
         assert math.isnan(intraclass_correlation(values, Clusters.of("relation_id", labels)))
     assert math.isnan(intraclass_correlation(np.ones(4), clusters))
-
-
-def clustered(generator: np.random.Generator, sizes: Sequence[int], icc: float, n: int) -> Array:
-    """Normal values of mean 0 and variance 1, `(n_facts, n)`."""
-    relation = np.repeat(np.arange(len(sizes)), sizes)
-    shared = generator.normal(size=(len(sizes), n))[relation]
-    own = generator.normal(size=(sum(sizes), n))
-    return math.sqrt(icc) * shared + math.sqrt(1 - icc) * own
-
-
-# Each cell is an experiment of its own (benchmarks/coverage.py has more).
-CASES = {
-    "normal, 8 facts": (lambda g, n: g.normal(size=(8, n)), 0.0, None, 0.975),
-    "skewed, 15 facts": (lambda g, n: g.beta(0.3, 3, size=(15, n)), 1 / 11, None, 0.975),
-    "one in ten, 50 facts": (lambda g, n: (g.random((50, n)) < 0.1) * 0.5, 0.05, None, 1),
-    "3 %, 100 facts": (lambda g, n: (g.random((100, n)) < 0.03) * 0.5, 0.015, None, 1),
-    "17 x 24, 0.4": (lambda g, n: clustered(g, [24] * 17, 0.4, n), 0.0, [24] * 17, 0.975),
-    "unequal, 0.2": (
-        *(lambda g, n: clustered(g, [round(80 / k) for k in range(1, 41)], 0.2, n), 0.0),
-        *([round(80 / k) for k in range(1, 41)], 0.98),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_interval_holds_as_often_as_it_says(name: str) -> None:
-    draw, mean, sizes, most = CASES[name]
-    values = draw(np.random.default_rng(10), 1500)
-    labels = None if sizes is None else np.repeat(np.arange(len(sizes)), sizes).tolist()
-    low, high = cells_of(values, labels).interval()
-    given = ~np.isnan(low)
-    assert 0.93 <= np.mean(((low <= mean) & (mean <= high))[given]) <= most
-    if sizes is not None:
-        low, high = cells_of(values).interval()
-        assert np.mean((low <= mean) & (mean <= high)) < 0.8, "facts are not independent"

@@ -181,6 +181,7 @@ def on_a_cpu() -> RunConfig:
         ("noise.multiple", -1.0, "noise.multiple=-1.0 is out of range: at least 0"),
         ("noise.multiple", float("nan"), "noise.multiple=nan is out of range: at least 0"),
         ("noise.std", -0.1, "noise.std=-0.1 is out of range: at least 0"),
+        ("analysis.smallest", -0.1, "analysis.smallest=-0.1 is out of range: at least 0"),
         ("noise.std", float("inf"), "noise.std=inf is out of range: at least 0, and finite"),
         ("mediator.names", [], "mediator.names is empty"),
         ("output_dir", "", "output_dir is empty"),
@@ -245,6 +246,18 @@ def test_every_prompt_has_a_folder_of_its_own() -> None:
     ]
     assert len({rome, *others}) == 6
     assert named("prompt='Rome, in'", "subject=Rome") == rome
+
+
+def test_what_makes_facts_dependent_is_chosen() -> None:
+    assert composed().analysis.cluster == "relation_id"
+    assert composed("analysis.cluster=subject").analysis.cluster == "subject"
+    assert composed("analysis.cluster=null").analysis.cluster is None
+    with pytest.raises(KtraceError) as raised:
+        composed("analysis.cluster=known_id")
+    assert str(raised.value) == (
+        "analysis.cluster='known_id' is nothing that facts share: choose from relation_id, "
+        "subject, attribute, or null"
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "ate": 0.25,
         "ate_ci": [0.125, 0.375],
         "left_out": {},
+        "answer": "At the last token, layer 3.",
         "peaks": {"hidden": {"last": {"aie": 0.5, "layer": 3}}},
     } | changes
 
@@ -34,11 +35,16 @@ def test_the_closing_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"left out: 1 × {ODD}" in printed
     assert f"wrote {ODD}/: aie.csv, aie.png" in printed
     assert "0.500 (3)" in printed
+    assert "\nAt the last token, layer 3.\n" in printed
 
 
 def test_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    print_counts({f"left out: {ODD}": 2}, Path(ODD) / "noise")
-    assert capsys.readouterr().out == f"left out: {ODD}: 2\nstores in {ODD}\n"
+    print_counts({f"left out: {ODD}": 2}, Path(ODD) / "noise", Path(ODD) / "candidates.csv")
+    assert capsys.readouterr().out == (
+        f"left out: {ODD}: 2\n"
+        f"each fact, what was predicted, why left out: {ODD}/candidates.csv\n"
+        f"stores in {ODD}\n"
+    )
 
 
 def test_a_sweep_of_every_kind_of_job(capsys: pytest.CaptureFixture[str]) -> None:

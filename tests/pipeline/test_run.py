@@ -94,6 +94,14 @@ def test_an_answer_that_goes_on_otherwise_is_no_candidate(
     assert pipeline.run(config(path, "stage=filter")).counts["candidates"] == 6
     whole = pipeline.run(config(path, "stage=filter", "dataset.answer=full"))
     assert whole.counts["candidates"] == 5
+    # Every fact, with what was predicted in its place, though nothing is traced.
+    table = pd.read_csv(whole.candidates)
+    assert whole.candidates == whole.folder / "analysis" / "candidates.csv"
+    assert table["is_candidate"].sum() == 5
+    assert not table["traced"].any()
+    assert not table["is_candidate"][0]
+    assert (table["left_out"].isna() == table["is_candidate"]).all()
+    assert (table["p_answer"] <= table["p_predicted"] + 1e-6).all()
 
 
 def test_replaced_subjects_are_compared_with_their_own_answers(

@@ -128,6 +128,7 @@ def write_clean(
     dtype: Any = np.float32,
     as_index: int | None = None,
     provenance: Mapping[str, Any] | None = None,
+    relations: Mapping[int, str] = {},  # never changed
 ) -> None:
     """One part a fact, in the order given; `as_index` is another row of the dataset for it."""
     for index in indices:
@@ -138,7 +139,7 @@ def write_clean(
             "prompt": "".join(fact.tokens),
             "subject": subject(index),
             "attribute": "!",
-            "relation_id": "",
+            "relation_id": relations.get(index, ""),
             "left_out": "" if fact.is_candidate else "another answer is predicted",
             "is_candidate": fact.is_candidate,
             "input_ids": list(range(len(fact.tokens))),

@@ -18,7 +18,8 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.intervals import Array, t_quantile
+from ktrace.analysis.clusters import Array
+from ktrace.analysis.intervals import t_quantile
 from ktrace.store import CorruptedRecord, RestoredRecord, RunFolders
 from ktrace.terms import METRICS
 
