@@ -24,7 +24,7 @@ from ktrace.facts.dataset import facts_of, noise_facts_of
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
-from ktrace.terms import MEDIATOR_NAMES, METRICS
+from ktrace.terms import MEDIATOR_NAMES, METRICS, is_noising
 from ktrace.tracing.answers import baselines, restorations
 from ktrace.tracing.encode import (
     EncodedFact,
@@ -70,8 +70,8 @@ class Trace:
         clean: scores of the clean run, `(n_samples,)`: what each sample is compared with. All
             alike, but for `logit_difference` where each sample has its own foil.
         corrupted: scores of the corrupted run, `(n_samples,)`.
-        restored: scores of the corrupted-with-restoration run,
-            `(n_samples, n_layers, n_positions)`.
+        restored: scores of the corrupted-with-restoration run, or of the clean run with corrupted
+            states where the mediator noises, `(n_samples, n_layers, n_positions)`.
         also: other right answers, as text: probabilities are of all of them together.
     """
 
@@ -113,11 +113,14 @@ class Trace:
     def indirect_effect(self, metric: str = "probability") -> npt.NDArray[np.float64]:
         """Restored minus corrupted, the mean over samples, `(n_layers, n_positions)`.
 
+        Of a mediator that noises: what the corrupted states make of the clean run, minus clean.
+
         Raises:
             KtraceError: unknown metric.
         """
         _require_metric(metric)
-        effect = self.restored[metric] - self.corrupted[metric][:, None, None]
+        base = self.clean if is_noising(self.mediator) else self.corrupted
+        effect = self.restored[metric] - base[metric][:, None, None]
         return np.asarray(effect.mean(axis=0))
 
     def to_frame(self) -> "pd.DataFrame":
@@ -195,6 +198,7 @@ def trace(
     answer: str | Sequence[str] | None = None,
     *,
     window: int | None = None,
+    direction: str = "denoise",
     whole_answer: bool = False,
     subject_start: int | None = None,
     separator: str = "auto",
@@ -218,6 +222,8 @@ def trace(
         answer: must be what the model predicts, as only candidates are traced; None takes the
             prediction. Of a list of right answers one must be it; their probabilities are added.
         window: layers restored together by `mlp` and `attn`; None for the model's own.
+        direction: `denoise` puts clean states into the corrupted run; `noise`, for `hidden`, `mlp`
+            and `attn`, corrupted ones into the clean run.
         whole_answer: whether all tokens of the answer are scored (`dataset.answer=full`), not the
             first alone.
         subject_start: first character of the subject, where the prompt holds it more than once.
@@ -259,7 +265,7 @@ def trace(
             "model": {"window": model.window},
             "dataset": asked,
             "noise": noise,
-            "mediator": {} if window is None else {"window": window},
+            "mediator": {"direction": direction} | ({} if window is None else {"window": window}),
         },
     )
     return _traced(model, config)

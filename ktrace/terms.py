@@ -104,14 +104,31 @@ def is_noising(key: str) -> bool:
     return key.endswith(_NOISING)
 
 
+def effects_fall(metric: str, key: str) -> bool:
+    """Whether a strong effect of a mediator, by its key, is a negative number.
+
+    Restoring makes a divergence fall, and all else rise; noising the other way round.
+    """
+    return (metric == Metric.kl.value) != is_noising(key)
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """A mediator's name, and its window as text: empty where it has none."""
+    name, _, window = key.removesuffix(_NOISING).partition(_WINDOW)
+    return name, window
+
+
 def mediator_pairs(keys: Sequence[str]) -> list[tuple[str, str]]:
-    """Which of some mediators' keys are `MEDIATOR_PAIRS`: of one window, where they have one."""
-    named = {tuple(key.partition(_WINDOW)[::2]): key for key in keys}
+    """Which of some mediators' keys are `MEDIATOR_PAIRS`: of one window, where they have one.
+
+    Both are of one direction.
+    """
+    named = {(*_parts(key), is_noising(key)): key for key in keys}
     return [
-        (key, named[second, window])
+        (key, named[second, window, noises])
         for first, second in MEDIATOR_PAIRS
-        for (name, window), key in named.items()
-        if name == first and (second, window) in named
+        for (name, window, noises), key in named.items()
+        if name == first and (second, window, noises) in named
     ]
 
 
@@ -136,8 +153,8 @@ def noise_key(settings: Mapping[str, object]) -> str:
 
 
 def mediator_name(key: str) -> str:
-    """A mediator's name without its window."""
-    return key.partition(_WINDOW)[0]
+    """A mediator's name without its window and direction."""
+    return _parts(key)[0]
 
 
 def dataset_key(name: str, settings: Mapping[str, object]) -> str:
@@ -163,14 +180,14 @@ def dataset_key(name: str, settings: Mapping[str, object]) -> str:
 
 def mediator_title(key: str) -> str:
     """A mediator's key in words, with its window and direction."""
-    name, _, window = key.removesuffix(_NOISING).partition(_WINDOW)
+    name, window = _parts(key)
     title = MEDIATOR_TITLES.get(name, name) + (f", window {window}" if window else "")
     return f"{title}, noised" if is_noising(key) else title
 
 
 def panel_order(key: str) -> tuple[int, str]:
     """Sorts keys of mediators as panels and tables are ordered; unknown ones go last."""
-    name = key.removesuffix(_NOISING).partition(_WINDOW)[0]
+    name = mediator_name(key)
     return (MEDIATOR_NAMES.index(name) if name in MEDIATOR_NAMES else len(MEDIATOR_NAMES), key)
 
 

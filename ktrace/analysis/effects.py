@@ -69,7 +69,9 @@ def load_effects(
     """Every score of a run.
 
     The indirect effect of a row is `restored - corrupted`, its total effect `clean - corrupted`.
-    All rows are in memory at once; `effects.parquet` holds the same ones for reading in pieces.
+    `restored` is the score under the intervention: a mediator that noises (`hidden-noise`) puts
+    corrupted states into the clean run, and its effect is `restored - clean`. All rows are in
+    memory at once; `effects.parquet` holds the same ones for reading in pieces.
 
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.

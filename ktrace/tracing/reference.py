@@ -200,8 +200,8 @@ def _changed(changes: Sequence[Change]) -> Edit:
     def edit(output: torch.Tensor) -> torch.Tensor:
         changed = output.clone()
         for rows, position, state in changes:
-            is_of_pass = isinstance(state, slice)
-            changed[rows, position] = output[state, position] if is_of_pass else state
+            put = output[state, position] if isinstance(state, slice) else state
+            changed[rows, position] = put
         return changed
 
     return edit

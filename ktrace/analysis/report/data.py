@@ -197,9 +197,7 @@ def page_data(run: ReportedRun, metric: str, metrics: Sequence[ShownMetric]) -> 
             *(_traced_row(fact.record, roles) for fact in run.facts),
             *(_left_out_row(record, reason) for record, reason in run.left_out),
         ],
-        "scores": {
-            one["name"]: _scores(run.facts, one["name"], one["decimals"]) for one in metrics
-        },
+        "scores": {one["name"]: _scores(run, one["name"], one["decimals"]) for one in metrics},
     }
 
 
@@ -238,15 +236,17 @@ def _marked(record: CleanRecord) -> list[int]:
     return [first, last] if exact < 0 else [exact, exact + len(record.subject)]
 
 
-def _scores(facts: Sequence[ReportedFact], metric: str, decimals: int) -> ScoreColumns:
+def _scores(run: ReportedRun, metric: str, decimals: int) -> ScoreColumns:
+    facts = run.facts
     clean = np.array([fact.clean[metric] for fact in facts])
     corrupted = np.array([fact.corrupted[metric] for fact in facts])
     row = METRICS.index(metric)
     peaks: list[list[int]] = []
     for fact in facts:
         of_fact: list[int] = []
-        for effects in fact.cells[row, :, 0]:  # of each mediator, (n_layers, n_positions)
-            peak = subject_peak(effects, fact.record.span, metric)
+        # Of each mediator, (n_layers, n_positions).
+        for key, effects in zip(run.keys, fact.cells[row, :, 0], strict=True):
+            peak = subject_peak(effects, fact.record.span, metric, key)
             of_fact += [int(units([peak.effect], decimals)[0]), peak.layer, peak.position]
         peaks.append(of_fact)
     return {
