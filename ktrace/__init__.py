@@ -5,6 +5,7 @@
     trace.plot(); trace.to_frame()                  a figure; a pandas frame
     ktrace.load_effects(run_folder)                 the frame of a stored run, without torch
     ktrace.average(frame_or_folder, by=...)         averages with their intervals
+    ktrace.plot_lines(averages)                     those of ktrace.average as lines over layers
     ktrace.to_xarray(run_folder)                    labelled arrays of a stored run (an extra)
     ktrace.load_activations(run_folder, ...)        clean activations of a stored run
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ktrace.analysis.activations import load_activations
     from ktrace.analysis.average import average
     from ktrace.analysis.effects import load_effects
+    from ktrace.analysis.figures.curves import plot_lines
     from ktrace.analysis.xarray_view import to_xarray
     from ktrace.api import Trace, load_model, trace
     from ktrace.errors import KtraceError
@@ -33,6 +35,7 @@ _HOMES = {
     "load_activations": "ktrace.analysis.activations",
     "load_effects": "ktrace.analysis.effects",
     "load_model": "ktrace.api",
+    "plot_lines": "ktrace.analysis.figures.curves",
     "to_xarray": "ktrace.analysis.xarray_view",
     "trace": "ktrace.api",
 }
@@ -44,6 +47,7 @@ __all__ = [
     "load_activations",
     "load_effects",
     "load_model",
+    "plot_lines",
     "to_xarray",
     "trace",
 ]

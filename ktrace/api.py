@@ -4,17 +4,17 @@ What the keys `model.*`, `noise.*` and `engine.*` of the config are called there
 called here; the same schema checks them.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ktrace.analysis.effects import case_frame
-from ktrace.analysis.figures.heatmaps import fact_heatmap
+from ktrace.analysis.figures.fonts import use_installed_fonts
+from ktrace.analysis.figures.heatmaps import Prompt, chosen_look, fact_heatmap
+from ktrace.analysis.figures.style import shown_by_jupyter
 from ktrace.config import Answer, RunConfig
 from ktrace.config.compose import choice, choices, composed
 from ktrace.config.identity import noise_key
@@ -41,6 +41,7 @@ from ktrace.tracing.mediators import make_mediator
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -137,33 +138,42 @@ class Trace:
             restored=self.restored,
         )
 
-    def plot(self, metric: str = "probability") -> "Figure":
+    def plot(
+        self,
+        metric: str = "probability",
+        *,
+        ax: "Axes | None" = None,
+        palette: str = "shared",
+        limits: tuple[float, float] | None = None,
+    ) -> "Figure":
         """A heatmap of the indirect effect: tokens down, layers across, subject marked with `*`.
 
+        Args:
+            metric: of the effect.
+            ax: where to draw, with a colour bar beside it; None makes a figure.
+            palette: `shared`, or `rome` for the colours of Meng et al. 2022.
+            limits: lowest and highest value of the colours, around 0, so that several plots
+                compare; None for those of this plot.
+
         Returns:
-            A matplotlib figure, which Jupyter shows and `.savefig(path)` writes.
+            A matplotlib figure, which Jupyter shows and `.savefig(path)` writes; that of `ax`, if
+            given.
 
         Raises:
-            KtraceError: unknown metric.
+            KtraceError: unknown metric or palette, or limits without 0 between them.
         """
         figure = fact_heatmap(
             self.indirect_effect(metric),
-            tokens=self.tokens,
-            subject=self.span,
+            Prompt(self.tokens, self.span),
+            key=self.mediator,
             title=f"{self.model}, {self.mediator}: p({self.answer.strip()!r}) "
             f"{self.p_clean:.3f} clean, {self.p_corrupted.mean():.3f} corrupted\n"
             f"{self.noise}, σ = {self.sigma:.3g} over {self.sigma_facts} facts",
-            label=f"indirect effect ({metric.replace('_', ' ')})",
+            look=chosen_look(metric, palette, limits),
+            axis=ax,
         )
-        # What Jupyter looks for: a figure that pyplot does not know would show as its name alone.
-        setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010
-        return figure
-
-
-def _png(figure: "Figure") -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()
+        use_installed_fonts(figure)
+        return figure if ax is not None else shown_by_jupyter(figure)
 
 
 def load_model(path_or_preset: str, **overrides: Any) -> LanguageModel:

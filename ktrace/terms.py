@@ -194,3 +194,14 @@ def panel_order(key: str) -> tuple[int, str]:
 def metric_title(metric: str) -> str:
     """A metric in words."""
     return metric.replace("_", " ")
+
+
+def metric_label(metric: str) -> str:
+    """A metric as an axis or a colour bar names it: in words, with its unit if it has one."""
+    units = {"log_probability": "log probability, nats", "kl": "KL divergence, nats"}
+    return units.get(metric, metric_title(metric))
+
+
+def lower_helps(metric: str) -> bool:
+    """Whether a state that helps makes the metric fall, as it does a divergence."""
+    return metric == "kl"

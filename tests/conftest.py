@@ -130,7 +130,9 @@ def ktrace(
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take most of an analysis; tests of numbers and stores do without."""
-    monkeypatch.setattr("ktrace.analysis.analyze.draw_figures", lambda *_, **__: [])
+    from tests.support.figures import NO_FIGURES  # pandas and matplotlib, where they are needed
+
+    monkeypatch.setattr("ktrace.analysis.analyze.draw_figures", lambda *_, **__: NO_FIGURES)
 
 
 @pytest.fixture

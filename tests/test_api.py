@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoTokenizer
 
 import ktrace
@@ -224,12 +225,30 @@ def test_the_figure_has_a_row_for_each_token(traced: ktrace.Trace) -> None:
     np.testing.assert_allclose(
         np.asarray(drawn).reshape(len(labels), -1), traced.indirect_effect("logit").T
     )
-    assert bar.get_ylabel() == "indirect effect (logit)"
+    assert bar.get_ylabel() == "IE (logit)"
     title = figure.get_suptitle()
     assert "random, mlp-w2: " in title
     assert f"gaussian-x3-n3-seed5, σ = {traced.sigma:.3g} over 408 facts" in title
     with pytest.raises(ktrace.KtraceError, match="metric='loss' is unknown: choose from probab"):
         traced.plot("loss")
+
+
+def test_figures_stand_side_by_side_on_one_scale(traced: ktrace.Trace) -> None:
+    whole = Figure()
+    left, right = whole.subplots(1, 2)
+    assert traced.plot(ax=left, limits=(-0.5, 1)) is whole
+    traced.plot("kl", ax=right, limits=(-0.5, 1), palette="rome")
+    meshes = [axis.collections[0] for axis in (left, right)]
+    assert [(mesh.norm.vmin, mesh.norm.vmax) for mesh in meshes] == [(-0.5, 1), (-0.5, 1)]
+    # White is no effect; of a divergence, what is below it helps, in the greens of an MLP.
+    helping = [meshes[0].cmap(meshes[0].norm(0.4))[:3], meshes[1].cmap(meshes[1].norm(-0.4))[:3]]
+    assert [int(np.argmax(colour)) for colour in helping] == [2, 1]
+    for mesh in meshes:
+        assert min(mesh.cmap(mesh.norm(0.0))[:3]) > 0.98
+    with pytest.raises(ktrace.KtraceError, match="palette='viridis' is unknown: choose from shar"):
+        traced.plot(palette="viridis")
+    with pytest.raises(ktrace.KtraceError, match=r"limits=\(0.1, 1\) must have 0 between them"):
+        traced.plot(limits=(0.1, 1))
 
 
 def test_module_paths_of_a_model_with_hidden_states_alone(model_folder: Path) -> None:

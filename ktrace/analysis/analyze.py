@@ -57,6 +57,7 @@ def analyze(
     metric: str = METRICS[0],
     partial: bool = False,
     facts: Sequence[int] = (),
+    palette: str = "shared",
 ) -> Analysis:
     """Analyse every mediator of a run that is complete for the chosen facts.
 
@@ -70,6 +71,7 @@ def analyze(
         metric: what the figures and the peaks show; the tables hold all metrics.
         partial: take what is there of an unfinished run, and note what is missing.
         facts: known_ids that get heatmaps of their own.
+        palette: of heatmaps, in figures and report; one of `ktrace.analysis.palettes.PALETTES`.
 
     Raises:
         KtraceError: nothing to analyse, an unfinished run, or parts of different settings.
@@ -95,14 +97,20 @@ def analyze(
         files.append(folder / f"{name}.json")
         write_text(files[-1], json.dumps(content, indent=2) + "\n")
     shown = [key for key in run.keys if key in asked] or run.keys
-    figures = draw_figures(run, folder, shown=shown, metric=metric, facts=facts)
+    drawn = draw_figures(run, folder, shown=shown, metric=metric, facts=facts, palette=palette)
+    figures = drawn.files
     remove_older(folder, RUN_FIGURES, figures)
     files.append(
         write_report(
-            run.survey.folders, keys=run.keys, limit=limit, summary=summary, figures=figures
+            run.survey.folders,
+            keys=run.keys,
+            limit=limit,
+            summary=summary,
+            figures=drawn.page,
+            palette=palette,
         )
     )
-    notes = [*(f"missing: {words}" for words in run.missing), *run.notes]
+    notes = [*(f"missing: {words}" for words in run.missing), *run.notes, *drawn.notes]
     return Analysis(
         run, tables["aie"], tables["facts"], summary, [*files, *figures], figures, notes
     )

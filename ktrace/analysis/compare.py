@@ -63,6 +63,7 @@ def compare(
     metric: str = METRICS[0],
     limit: int | None = None,
     partial: bool = False,
+    palette: str = "shared",
 ) -> Comparison:
     """Compare stored runs.
 
@@ -76,6 +77,7 @@ def compare(
         metric: what is compared.
         limit: only the first `limit` facts of each dataset.
         partial: take what is there of unfinished runs.
+        palette: of the heatmaps.
 
     Raises:
         KtraceError: fewer than two runs, or one that is not complete.
@@ -86,13 +88,13 @@ def compare(
     run_table, aie = _run_table(runs, metric), _aie_table(runs)
     differences, unpaired = _differences(runs, metric)
     files = write_tables(folder, {"runs": run_table, "aie": aie, "differences": differences})
-    figures = draw_comparison(runs, folder, aie, differences, metric)
-    remove_older(folder, COMPARISON_FIGURES, figures)
+    drawn = draw_comparison(runs, folder, aie, differences, metric, palette)
+    remove_older(folder, COMPARISON_FIGURES, drawn.files)
     left_out = [
         f"{label}: {words}" for label, run in runs.items() for words in (*run.missing, *run.notes)
     ]
-    notes = [*left_out, *unpaired]
-    return Comparison(run_table, aie, differences, [*files, *figures], notes)
+    notes = [*left_out, *unpaired, *drawn.notes]
+    return Comparison(run_table, aie, differences, [*files, *drawn.files], notes)
 
 
 def _run_folders(patterns: Sequence[str]) -> list[Path]:

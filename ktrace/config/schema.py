@@ -108,6 +108,13 @@ class Pool(Enum):
     positions = "positions"
 
 
+class Palette(Enum):
+    """Colours of the heatmaps: one for all mediators, or those of Meng et al. 2022."""
+
+    shared = "shared"
+    rome = "rome"
+
+
 class Interval(Enum):
     """What intervals say was drawn: facts (or their clusters), or samples of the noise, too."""
 
@@ -277,6 +284,7 @@ class AnalysisConfig:
 
     partial: bool = False  # whether to take what is there of an unfinished run
     pool: Pool = Pool.facts
+    palette: Palette = Palette.shared
     # What facts share that makes them dependent (ktrace.terms.CLUSTERS); null: nothing.
     cluster: str | None = CLUSTERS[0]
     interval: Interval = Interval.facts

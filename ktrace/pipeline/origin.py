@@ -35,7 +35,6 @@ _PACKAGES = (
     "matplotlib",
     "numpy",
     "pandas",
-    "plotly",
     "pyarrow",
     "safetensors",
     "seaborn",

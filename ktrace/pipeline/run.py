@@ -96,6 +96,7 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
             metric=config.metric.value,
             partial=config.analysis.partial,
             facts=config.analysis.facts,
+            palette=config.analysis.palette.value,
         )
 
 
@@ -131,5 +132,6 @@ def _compare(config: RunConfig) -> Outcome:
         metric=config.metric.value,
         limit=config.dataset.limit,
         partial=config.analysis.partial,
+        palette=config.analysis.palette.value,
     )
     return Outcome(folder, (), None, {}, comparison)

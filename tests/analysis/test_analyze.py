@@ -16,10 +16,13 @@ from matplotlib.image import imread
 from benchmarks.analysis_scale import write_store
 from ktrace.analysis import analyze as analyze_module
 from ktrace.analysis.analyze import Analysis, analyze
+from ktrace.analysis.figures.draw import Drawn
+from ktrace.analysis.figures.style import Saved
 from ktrace.analysis.rows import Averaging
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS
+from tests.support.figures import KINDS, NO_FIGURES, NOT_SAVED
 from tests.support.places import ROOT
 from tests.support.stores import (
     CANDIDATES,
@@ -188,7 +191,7 @@ def test_peaks_are_the_largest_cells(folders: RunFolders, analysis: Analysis) ->
 
 def test_every_mediator_has_its_figures(folders: RunFolders, analysis: Analysis) -> None:
     stems = ["aie-hidden", "aie-mlp-w3", "aie", "lines", "peaks"]
-    expected = {folders.analysis / f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    expected = {folders.analysis / f"{stem}.{kind}" for stem in stems for kind in KINDS}
     names = (
         *("aie.csv", "intervals.csv", "contrasts.csv", "peaks.csv", "aie_by_relation.csv"),
         *("samples.csv", "facts.csv", "candidates.csv", "summary.json", "layers.json"),
@@ -199,8 +202,8 @@ def test_every_mediator_has_its_figures(folders: RunFolders, analysis: Analysis)
     assert set(analysis.files) == expected | tables
     assert set(folders.analysis.iterdir()) == expected | tables, "nothing else is left there"
     for path in expected:
-        if path.suffix == ".pdf":
-            assert path.read_bytes().startswith(b"%PDF")
+        if path.suffix != ".png":
+            assert path.read_bytes().startswith(b"%PDF" if path.suffix == ".pdf" else b"<?xml")
             continue
         image = imread(path)[..., :3]
         assert min(image.shape[:2]) > 300
@@ -236,7 +239,7 @@ def test_an_incomplete_mediator_is_left_out_with_a_note(
     assert set(analysis.aie["mediator"]) == {"hidden"}
     assert not (folders.analysis / "aie-attn-w3.png").exists()
     # It is complete for the first facts.
-    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: [])
+    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: NO_FIGURES)
     limited = analyze(folders.run, limit=2)
     assert limited.notes == []
     assert list(limited.summary["peaks"]) == ["hidden", "attn-w3"]
@@ -270,9 +273,9 @@ def test_a_mediator_that_was_asked_for_and_never_stored_is_missing(
         )
     titles: list[str] = []
 
-    def keep(figure: Figure, stem: Path) -> list[Path]:
+    def keep(figure: Figure, stem: Path) -> Saved:
         titles.append(figure.get_suptitle().replace("\n", " "))
-        return []
+        return NOT_SAVED
 
     monkeypatch.setattr("ktrace.analysis.figures.draw.save", keep)
     for asked in (["attn-w3"], ["hidden", "attn-w3"]):
@@ -283,7 +286,7 @@ def test_a_mediator_that_was_asked_for_and_never_stored_is_missing(
     assert titles
     assert all("(unfinished)" in title for title in titles)
     # Mediators of separate commands lie side by side: each asks for its own.
-    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: [])
+    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: NO_FIGURES)
     for asked in (["hidden"], ["mlp-w3"], KEYS, []):
         assert analyze(folders.run, asked=asked).summary["missing"] == []
 
@@ -386,9 +389,9 @@ def test_side_by_side_stands_what_was_asked_for(
 ) -> None:
     calls: list[list[str]] = []
 
-    def record(*args: Any, shown: list[str], **options: Any) -> list[Path]:
+    def record(*args: Any, shown: list[str], **options: Any) -> Drawn:
         calls.append(shown)
-        return []
+        return NO_FIGURES
 
     monkeypatch.setattr(analyze_module, "draw_figures", record)
     for asked in (["mlp-w3"], [], ["attn-w3"]):
@@ -406,7 +409,7 @@ def test_figures_of_earlier_settings_are_removed_and_no_other_file(tmp_path: Pat
             "aie-attn-w3.png",
             "fact-1-hidden.pdf",
             "severed.png",
-            "aie-hidden_mlp_severed.pdf",
+            "aie-hidden_mlp_severed.svg",
         )
     ]
     own = ("mine.png", "aie-notes.txt", "fact-sheet.png", "aie-mine.pdf", "lines-2.png")
@@ -430,7 +433,7 @@ def test_another_analysis_may_remove_the_same_figure(
         return [*original(self, pattern), *([vanished] if pattern == "*.png" else [])]
 
     monkeypatch.setattr(Path, "glob", glob)
-    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: [])
+    monkeypatch.setattr(analyze_module, "draw_figures", lambda *_, **__: NO_FIGURES)
     analyze(folders.run)
 
 
@@ -451,7 +454,7 @@ def test_chosen_facts_get_heatmaps_of_their_own(tmp_path: Path) -> None:
     number = known_id(3)
     analysis = analyze(folders.run, asked=["hidden"], facts=[number])
     drawn = {path.name for path in analysis.figures if path.name.startswith("fact-")}
-    assert drawn == {f"fact-{number}-hidden.png", f"fact-{number}-hidden.pdf"}
+    assert drawn == {f"fact-{number}-hidden.{kind}" for kind in KINDS}
     with pytest.raises(KtraceError, match=r"analysis\.facts: known_id=1014 is not among the 5"):
         analyze(folders.run, facts=[known_id(2)])
 
@@ -462,8 +465,9 @@ READING = """
 import re, sys
 from pathlib import Path
 from ktrace.analysis import analyze as module
+from ktrace.analysis.figures.draw import Drawn
 
-module.draw_figures = lambda *args, **options: []
+module.draw_figures = lambda *args, **options: Drawn([], [], [])
 module.analyze(Path(sys.argv[1]))
 print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """

@@ -11,6 +11,7 @@ from ktrace.analysis.paired import depth_grid
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from tests.support.command import Ktrace
+from tests.support.figures import KINDS, NOT_SAVED
 from tests.support.stores import (
     CANDIDATES,
     FACTS,
@@ -46,7 +47,7 @@ def outputs(tmp_path: Path) -> Path:
 @pytest.fixture
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saving figures takes most of a comparison; tests of numbers do without."""
-    monkeypatch.setattr("ktrace.analysis.figures.draw.save", lambda *_: [])
+    monkeypatch.setattr("ktrace.analysis.figures.draw.save", lambda *_: NOT_SAVED)
 
 
 @pytest.mark.usefixtures("unsaved")
@@ -117,7 +118,7 @@ def test_tables_and_figures_are_written(outputs: Path) -> None:
         (folder / old).touch()
     found = compare([f"{outputs}/*/*/*"], folder)
     stems = ["models-hidden", "models-mlp-w3", "difference-hidden"]
-    figures = {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    figures = {f"{stem}.{kind}" for stem in stems for kind in KINDS}
     tables = {"runs.csv", "aie.csv", "differences.csv"}
     assert {path.name for path in found.files} == figures | tables
     assert {path.name for path in folder.iterdir()} == figures | tables | {"mine.png"}

@@ -17,6 +17,7 @@ import yaml
 
 from ktrace.analysis.averaged_run import average_run
 from ktrace.analysis.intervals import t_quantile
+from ktrace.analysis.palettes import PALETTES, ramp_of
 from ktrace.analysis.report import cells as cells_module
 from ktrace.analysis.report import page as page_module
 from ktrace.analysis.report import write_report
@@ -30,6 +31,7 @@ from ktrace.analysis.report.cells import (
 )
 from ktrace.analysis.rows import Averaging
 from ktrace.analysis.tables import fact_table
+from ktrace.analysis.tokens import visible
 from ktrace.store import CLEAN, RunFolders
 from ktrace.terms import METRICS
 from tests.support.hostile import LEFT_OUT, MODEL, TEXTS, TOKENS, write_hostile_run
@@ -54,15 +56,25 @@ SUMMARY: dict[str, Any] = {
     "missing": [],
     "metric": "probability",
     "metrics": {"probability": {"clean": 0.6, "corrupted": 0.2, "ate": 0.4, "ate_ci": [0.3, 0.5]}},
-    "peaks": {"hidden": {"last subject": {"layer": 2, "aie": 0.25}}},
+    "layers": {
+        "mediators": {
+            "hidden": {
+                "last subject": {"peak": 2, "aie": 0.25, "ci": [0.2, 0.3], "may_peak_in": "1-2"},
+                "last": {"peak": 1, "aie": -0.125, "ci": [None, None], "may_peak_in": ""},
+            },
+            "mlp-w3": {"last": {"peak": 0, "aie": 0.5, "ci": [0.4, 0.6], "may_peak_in": "0"}},
+        }
+    },
     "model": "toy",
     "dataset": "made-up",
     "noise": "gaussian-x3-n2-seed1",
+    "answer": "The layers are <0 to 2>.",
 }
 
 
 def written(folders: RunFolders, **changes: Any) -> str:
     settings: dict[str, Any] = {"keys": KEYS, "limit": None, "figures": []}
+    settings |= {name: changes.pop(name) for name in ("figures", "palette") if name in changes}
     path = write_report(folders, summary=SUMMARY | changes, **settings)
     assert path == folders.analysis / "report.html"
     return path.read_text("utf-8")
@@ -75,11 +87,18 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: dict[str, str] = {}
+        self.rows: list[list[str]] = []  # an empty head of facts, then the table of peaks
         self._script: str | None = None
+        self._in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
+            self._in_cell = True
         if tag == "script":
             self._script = dict(attrs).get("id") or "main"
             self.scripts[self._script] = ""
@@ -87,10 +106,14 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "script":
             self._script = None
+        elif tag in ("th", "td"):
+            self._in_cell = False
 
     def handle_data(self, data: str) -> None:
         if self._script:
             self.scripts[self._script] += data
+        elif self._in_cell:
+            self.rows[-1][-1] += data
 
     @property
     def data(self) -> dict[str, Any]:
@@ -285,18 +308,14 @@ def test_hostile_texts_add_no_element(page: Page, tmp_path: Path) -> None:
     assert names == [tag for tag, _ in page.elements]
     first, *_, last = hostile.data["facts"]
     assert first["prompt"] == TEXTS["prompt"]
-    assert first["tokens"] == list(TOKENS[:8])
+    assert first["tokens"] == [visible(token) for token in TOKENS[:8]]
     assert last["left_out"] == LEFT_OUT
 
 
-def test_only_the_two_scripts_may_run_and_nothing_is_fetched(page: Page) -> None:
+def test_only_one_script_may_run_and_nothing_is_fetched(page: Page) -> None:
     policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv")) or ""
-    library = zlib.decompress(base64.b64decode(page.scripts["plotly"]), -15)
-    digests = {
-        base64.b64encode(hashlib.sha256(text).digest()).decode()
-        for text in (page.scripts["main"].encode(), library)
-    }
-    assert set(re.findall(r"'sha256-(.+?)'", policy)) == digests
+    digest = base64.b64encode(hashlib.sha256(page.scripts["main"].encode()).digest()).decode()
+    assert re.findall(r"'sha256-(.+?)'", policy) == [digest]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
     assert set(rules) == {
@@ -313,24 +332,69 @@ def test_only_the_two_scripts_may_run_and_nothing_is_fetched(page: Page) -> None
     assert "link" not in {tag for tag, _ in page.elements}
 
 
+def picture(path: Path, width: int) -> Path:
+    """A file that begins like a PNG so wide."""
+    path.write_bytes(b"\x89PNG".ljust(16) + width.to_bytes(4, "big") + path.name.encode())
+    return path
+
+
 def test_figures_and_settings_are_on_the_page(tmp_path: Path) -> None:
     folders = write_run(tmp_path, KEYS)
     folders.run_yaml.write_text(yaml.safe_dump({"config": {"noise": {"seed": 1, "std": None}}}))
-    figures = [tmp_path / "aie-mlp-w3.png", tmp_path / "aie.png", tmp_path / "aie.pdf"]
-    for path in figures:
-        path.write_bytes(path.name.encode())
-    path = write_report(folders, keys=KEYS, limit=None, summary=SUMMARY, figures=figures)
-    text = path.read_text("utf-8")
-    images = [attributes for tag, attributes in Page(text).elements if tag == "img"]
-    assert [base64.b64decode((one["src"] or "").partition(",")[2]) for one in images] == [
-        b"aie.png",
-        b"aie-mlp-w3.png",
-    ]
+    wide, narrow = picture(tmp_path / "aie.png", 2070), picture(tmp_path / "aie-mlp-w3.png", 1020)
+    text = written(folders, figures=[wide, narrow])
+    elements = Page(text).elements
+    images = [attributes for tag, attributes in elements if tag == "img"]
+    for image, path in zip(images, (wide, narrow), strict=True):
+        assert base64.b64decode((image["src"] or "").partition(",")[2]) == path.read_bytes()
     assert images[1]["alt"] == "Average indirect effect: MLP outputs, window 3"
+    # What is too wide for a narrow screen scrolls, and is reached by the keyboard.
+    around = {tag: attributes for tag, attributes in elements if tag == "figure"}
+    assert around == {"figure": {}}
+    scrolling = [a for _, a in elements if a.get("aria-label") == images[0]["alt"]]
+    assert [one["tabindex"] for one in scrolling] == ["0"]
     assert "<dt>noise.seed</dt><dd>1</dd>" in text
     assert "<dt>noise.std</dt><dd>null</dd>" in text
     for claim in ("0.400", "0.300 to 0.500", "another answer is predicted", "Hase et al. 2023"):
         assert claim in text
+
+
+def test_the_table_of_peaks_says_where_else_they_may_lie(page: Page) -> None:
+    assert page.rows[2:] == [
+        ["hidden states", "0.250 0.200 to 0.300layer 2, or 1-2", "−0.125 layer 1"],
+        ["MLP outputs, window 3", "–", "0.500 0.400 to 0.600layer 0"],
+    ]
+
+
+def test_the_answer_and_the_facts_come_first(tmp_path: Path) -> None:
+    text = written(write_run(tmp_path, KEYS), figures=[picture(tmp_path / "aie.png", 2070)])
+    assert "The layers are &lt;0 to 2&gt;." in text
+    places = [text.index(part) for part in ("The layers are", 'id="browser"', "<figure", "cards")]
+    assert places[:3] == sorted(places[:3])
+    ids = [a["id"] for tag, a in Page(text).elements if tag == "section"]
+    assert ids == ["answer", "facts", "averages", "settings"]
+
+
+@pytest.mark.parametrize("palette", PALETTES)
+def test_the_page_has_the_colours_and_signs_of_the_figures(tmp_path: Path, palette: str) -> None:
+    data = Page(written(write_run(tmp_path, KEYS), palette=palette)).data
+    for mediator in data["mediators"]:
+        ramp = ramp_of(palette, mediator["key"])
+        assert mediator["colours"] == {"helps": list(ramp.helps), "hurts": list(ramp.hurts)}
+    falling = [metric["name"] for metric in data["metrics"] if metric["lower_helps"]]
+    assert falling == ["kl"]
+    assert data["metrics"][-1]["label"] == "KL divergence, nats"
+
+
+@pytest.mark.parametrize("status", ["started", "failed"])
+def test_the_settings_say_how_the_run_stands_now(tmp_path: Path, status: str) -> None:
+    """While the report is written, the run has not yet said that it is done."""
+    folders = write_run(tmp_path, KEYS)
+    folders.run_yaml.write_text(yaml.safe_dump({"status": status, "host": "here"}))
+    for missing, wanted in (([], "done"), (["attn-w3"], "unfinished")):
+        text = written(folders, missing=missing)
+        assert f"<dt>status</dt><dd>{wanted}</dd>" in text
+        assert f"<dd>{status}</dd>" not in text
 
 
 def test_an_unfinished_run_says_so(page: Page, tmp_path: Path) -> None:
@@ -341,7 +405,9 @@ def test_an_unfinished_run_says_so(page: Page, tmp_path: Path) -> None:
     assert "<li>clean holds &lt;3&gt; of 6 facts</li><li>attn-w3: 0 of 5" in text
     notes = [a for _, a in Page(text).elements if a.get("role") == "note"]
     assert len(notes) == 1
+    assert "<strong>Done</strong>" not in text
     assert not [a for _, a in page.elements if a.get("role") == "note"], "a finished run"
+    assert "<strong>Done</strong>" in written(folders)
 
 
 @pytest.mark.parametrize("content", ["", "- a\n- list\n", "word", "a: [", "\xff: 1", None])

@@ -1,15 +1,30 @@
 """The report in a real Chromium: its numbers, its silence, hostile texts, keyboard, dark mode."""
 
+import io
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.image import imread
 
+from tests.support import stores
 from tests.support.hostile import LEFT_OUT, MODEL, SUBJECT, TEXTS, TOKENS, write_hostile_run
-from tests.support.stores import N_LAYERS, N_SAMPLES, write_run
+from tests.support.stores import (
+    CANDIDATES,
+    FACTS,
+    N_LAYERS,
+    N_SAMPLES,
+    NOISE,
+    write_clean,
+    write_corrupted,
+    write_restored,
+    write_run,
+)
 
 pytest.importorskip("selenium", reason="driving a browser needs selenium (the extra `dev`)")
 
@@ -21,6 +36,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from benchmarks.chromium import chromium, console, missing_programs, open_report, requests
 from ktrace.analysis.analyze import analyze
+from ktrace.analysis.tokens import visible
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS
 
@@ -91,6 +107,13 @@ def wait_for(browser: Chrome, *view: Any) -> None:
     )
 
 
+def box_of(browser: Chrome, selector: str) -> dict[str, float]:
+    """Where the first such element stands, in pixels."""
+    script = "return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()"
+    found: dict[str, float] = browser.execute_script(script, selector)
+    return found
+
+
 def number(text: str) -> float:
     return float(text.replace("−", "-"))
 
@@ -131,23 +154,25 @@ def test_every_shown_value_is_that_of_effects_parquet(report: Chrome, cells: pd.
     assert compared == 4 * len(cells)
 
 
+def point_at(browser: Chrome, layer: int, position: int) -> None:
+    """Move the pointer onto a cell of the first heatmap."""
+    place = browser.execute_script(
+        "const svg = document.querySelector('#heatmap svg'); svg.scrollIntoView();"
+        f"const box = svg.getBoundingClientRect(), [x, y] = svg.placeOf({layer}, {position});"
+        "return [x - box.width / 2, y - box.height / 2]"
+    )
+    svg = find(browser, "#heatmap svg")
+    ActionChains(browser).move_to_element_with_offset(svg, *map(int, place)).perform()
+
+
 def test_hovering_a_cell_names_it_and_its_value(report: Chrome, cells: pd.DataFrame) -> None:
     known_id = cells.index.unique("known_id")[0]
     choose_fact(report, known_id)
     Select(find(report, "#mediator")).select_by_value("1")
     wait_for(report, known_id, "mlp-w3", "probability", "effect")
     layer, position = 2, 3
-    place = report.execute_script(
-        "const gd = document.getElementById('heatmap'), box = gd.getBoundingClientRect();"
-        "const l = gd._fullLayout;"
-        "gd.scrollIntoView();"
-        f"return [l.xaxis._offset + l.xaxis.l2p({layer}) - box.width / 2,"
-        f" l.yaxis._offset + l.yaxis.l2p({position}) - box.height / 2]"
-    )
-    ActionChains(report).move_to_element_with_offset(
-        find(report, "#heatmap"), *map(int, place)
-    ).perform()
-    label = WebDriverWait(report, 5).until(lambda b: texts(b, "#heatmap .hovertext"))[0]
+    point_at(report, layer, position)
+    label = WebDriverWait(report, 5).until(lambda b: find(b, "#tip").text).replace("\n", "")
     value = cells.loc[known_id, "mlp-w3", "probability", position, layer]
     low, high = (value["effect"] + sign * value["effect ±"] for sign in (-1, 1))
     assert label.startswith("Needlayer 2"), label
@@ -178,12 +203,14 @@ def test_a_prompt_may_end_with_its_subject(
     assert find(report, "#prompt mark").text == subject
     parts = "return [...document.getElementById('prompt').childNodes].map((one) => one.textContent)"
     assert report.execute_script(parts) == [before, subject, ""]
-    ticks = texts(report, "#heatmap .ytick text")
+    ticks = texts(report, "#heatmap .token")
     assert [tick for tick in ticks if tick.endswith("*")] == tokens
-    # The frame around the subject, then the one around the cell.
-    shapes = report.execute_script("return document.getElementById('heatmap').layout.shapes")
     n_tokens = len(ticks)
-    assert (shapes[0]["y0"], shapes[0]["y1"]) == (n_tokens - len(tokens) - 0.5, n_tokens - 0.5)
+    # The frame of the subject is the lowest part of the whole.
+    boxes = [box_of(report, f"#heatmap .{name}") for name in ("subject", "whole")]
+    assert boxes[0]["bottom"] == pytest.approx(boxes[1]["bottom"], abs=1)
+    share = boxes[0]["height"] / boxes[1]["height"]
+    assert share == pytest.approx(len(tokens) / n_tokens, abs=0.02)
     # It starts from the peak that the table beside the report has.
     table = pd.read_csv(folders.analysis / "facts.csv").set_index("known_id").loc[known_id]
     layer, position = table["hidden_peak_layer"], table["hidden_peak_position"]
@@ -229,15 +256,15 @@ def check_hostile_page(browser: Chrome) -> None:
     assert find(browser, "#prompt mark").text == SUBJECT
     assert TEXTS["attribute"] in find(browser, "#outcome").text
     assert SUBJECT in texts(browser, "#table td.text")
-    ticks = [text.rstrip("*") for text in texts(browser, "#heatmap .ytick text")]
-    visible = [token.strip() for token in (*TOKENS[:7], "↵")]
-    assert ticks == visible
+    ticks = [text.rstrip("*") for text in texts(browser, "#heatmap .token")]
+    shown = [visible(token) for token in TOKENS[:8]]
+    assert ticks == shown
     open_values(browser)
     heads = [text.rstrip("*") for text in texts(browser, "#values tbody th")]
-    assert heads == visible
-    for position, token in enumerate(visible):
-        browser.execute_script(f"Plotly.Fx.hover('heatmap', [{{xval: 1, yval: {position}}}])")
-        wait_for_label(browser, f"{token}layer 1")
+    assert heads == shown
+    for position, token in enumerate(shown):
+        point_at(browser, 1, position)
+        wait_for_label(browser, f"{token}\nlayer 1\n")
     Select(find(browser, "#filter")).select_by_value("left out")
     choose_fact(browser, 1014)
     WebDriverWait(browser, 5).until(lambda b: LEFT_OUT in find(b, "#outcome").text)
@@ -251,8 +278,8 @@ def check_hostile_page(browser: Chrome) -> None:
 
 def wait_for_label(browser: Chrome, start: str) -> None:
     WebDriverWait(browser, 5).until(
-        lambda b: any(text.startswith(start) for text in texts(b, "#heatmap .hovertext")),
-        f"no label starts with {start!r}: {texts(browser, '#heatmap .hovertext')}",
+        lambda b: find(b, "#tip").text.startswith(start),
+        f"the label does not start with {start!r}: {find(browser, '#tip').text!r}",
     )
 
 
@@ -283,7 +310,7 @@ def test_the_keyboard_reaches_and_moves_everything(report: Chrome) -> None:
         reached.append(element.get_attribute("id") or element.tag_name)
         if reached[-1] == "heatmap":
             break
-    order = ["search", "filter", "tr", "mediator", "metric", "quantity", "heatmap"]
+    order = ["search", "filter", "tr", "compare", "mediator", "metric", "quantity", "heatmap"]
     assert [name for name in reached if name in order] == order
     before = find(report, "#cell").text
     assert "layer 0, position 5" not in before
@@ -335,14 +362,13 @@ def test_page_and_plot_follow_the_colour_scheme(report: Chrome, scheme: str) -> 
     other = {"light": "dark", "dark": "light"}[scheme]
     # From the other scheme, as when the evening comes while the report is open.
     for name in (other, scheme):
-        feature = {"name": "prefers-color-scheme", "value": name}
-        report.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        emulate_scheme(report, name)
     is_dark = scheme == "dark"
     colours = {
         "page": "getComputedStyle(document.body).backgroundColor",
-        "plot": "getComputedStyle(document.querySelector('#heatmap .main-svg')).backgroundColor",
+        "plot": "getComputedStyle(document.querySelector('#heatmap svg > rect')).fill",
         "text": "getComputedStyle(document.body).color",
-        "ticks": "getComputedStyle(document.querySelector('#heatmap .ytick text')).fill",
+        "ticks": "getComputedStyle(document.querySelector('#heatmap .token')).fill",
     }
     for name, script in colours.items():
         expects_dark = is_dark == (name in ("page", "plot"))
@@ -353,13 +379,291 @@ def test_page_and_plot_follow_the_colour_scheme(report: Chrome, scheme: str) -> 
         )
 
 
-def test_a_narrow_window_does_not_scroll_sideways(report: Chrome) -> None:
-    size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    report.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    widths = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+@contextmanager
+def window(browser: Chrome, width: int, height: int = 900) -> Iterator[None]:
+    """A page so wide, in pixels; what is drawn follows a moment later."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        # The plot follows the window a moment later.
-        WebDriverWait(report, 5).until(lambda b: len({*b.execute_script(widths)}) == 1)
-        assert report.execute_script(widths)[0] <= 400
+        yield
     finally:
-        report.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_narrow_window_does_not_scroll_sideways(report: Chrome) -> None:
+    widths = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    with window(report, 390):
+        WebDriverWait(report, 5).until(lambda b: len({*b.execute_script(widths)}) == 1)
+        assert report.execute_script(widths)[0] <= 390
+
+
+def test_whatever_the_width_the_heatmap_covers_no_text(report: Chrome) -> None:
+    """As when a window is made larger or a phone is turned, one after the other."""
+    for width, height in ((1250, 900), (1400, 900), (390, 844), (844, 390), (1400, 900)):
+        with window(report, width, height):
+            WebDriverWait(report, 5).until(
+                lambda b: (
+                    abs(box_of(b, "#heatmap")["width"] - box_of(b, "#heatmap svg")["width"]) < 2
+                )
+            )
+            around, svg, below = (
+                box_of(report, name) for name in ("#heatmap", "#heatmap svg", "#cell")
+            )
+            assert svg["bottom"] <= around["bottom"] + 1 <= below["top"] + 1, width
+            assert svg["right"] <= around["right"] + 1, width
+            letters = "return getComputedStyle(document.querySelector('#heatmap svg')).fontSize"
+            assert report.execute_script(letters) == "12px", "drawn anew, not made smaller"
+
+
+def choose(browser: Chrome, select: str, value: str) -> None:
+    Select(find(browser, select)).select_by_value(value)
+
+
+def of_panels(browser: Chrome, expression: str) -> list[Any]:
+    """A JavaScript expression of each `svg` that is shown."""
+    panels = "return [...document.querySelectorAll('#heatmap svg')]"
+    return list(browser.execute_script(f"{panels}.map((svg) => {expression})"))
+
+
+def test_all_mediators_of_a_fact_stand_side_by_side(report: Chrome, cells: pd.DataFrame) -> None:
+    choose_fact(report, 1007)
+    choose(report, "#mediator", "all")
+    wait_for(report, 1007, "all", "probability", "effect")
+    boxes = of_panels(report, "svg.getBoundingClientRect()")
+    assert len(boxes) == len(KEYS)
+    assert len({box["top"] for box in boxes}) == 1
+    assert boxes[0]["right"] <= boxes[1]["left"]
+    titles = ["hidden states", "MLP outputs, window 3"]
+    text = find(report, "#cell").text
+    layer, position = (
+        int(part.split(",")[0]) for part in (text.split("layer ")[1], text.split("position ")[1])
+    )
+    for key, title in zip(KEYS, titles, strict=True):
+        assert title in texts(report, "#heatmap svg text")
+        value = cells.loc[1007, key, "probability", position, layer]["effect"]
+        assert number(text.split(f"{title} ")[1].split(" ±")[0]) == pytest.approx(value, abs=1e-4)
+
+
+def test_two_facts_are_compared_on_one_scale(report: Chrome) -> None:
+    choose_fact(report, 1007)
+    find(report, "#compare").click()
+    choose_fact(report, 1021)
+    wait_for(report, "1007+1021", "hidden", "probability", "effect")
+    panels = of_panels(report, "svg.panel.scale")
+    assert len(panels) == 2
+    assert panels[0] == panels[1]
+    marked = of_panels(report, "svg.querySelectorAll('.cursor').length")
+    assert marked == [0, 2], "the cell is one of the chosen fact"
+    find(report, "#compare").click()
+    wait_for(report, 1021, "hidden", "probability", "effect")
+
+
+def test_a_link_names_what_is_shown(browser: Chrome, folders: RunFolders) -> None:
+    path = folders.analysis / "report.html"
+    open_report(browser, path)
+    choose_fact(browser, 1021)
+    assert browser.current_url.endswith("#fact=1021")
+    choose(browser, "#mediator", "1")
+    choose(browser, "#metric", "4")
+    choose(browser, "#quantity", "restored")
+    find(browser, "#compare").click()
+    choose_fact(browser, 1035)
+    wait_for(browser, "1021+1035", "mlp-w3", "kl", "restored")
+    link = browser.current_url
+    browser.get("about:blank")
+    browser.get(link)
+    wait_for(browser, "1021+1035", "mlp-w3", "kl", "restored")
+    assert find(browser, "#table tr[aria-selected=true] td").text == "1035"
+    assert Select(find(browser, "#metric")).first_selected_option.text == "kl"
+    # What is not on the page is passed over.
+    browser.execute_script("location.hash = '#fact=1007&mediator=none&metric=<b>&with=5'")
+    wait_for(browser, 1007, "hidden", "kl", "effect")
+    browser.execute_script("location.hash = '#fact=99'")
+    assert find(browser, "#table tr[aria-selected=true] td").text == "1007"
+    console(browser)
+    requests(browser)
+
+
+def downloaded(browser: Chrome, button: str) -> tuple[str, bytes]:
+    """The name and the bytes of what a button saves."""
+    browser.execute_script(
+        "window.saved = undefined;"
+        "window.original ??= URL.createObjectURL;"
+        "URL.createObjectURL = (blob) => {"
+        "  blob.arrayBuffer().then((all) => (window.saved = [...new Uint8Array(all)]));"
+        "  return window.original(blob); };"
+        "HTMLAnchorElement.prototype.click = function () { window.named = this.download; };"
+    )
+    find(browser, button).click()
+    content = WebDriverWait(browser, 5).until(lambda b: b.execute_script("return window.saved"))
+    return browser.execute_script("return window.named"), bytes(content)
+
+
+def test_the_heatmaps_are_saved_as_csv_and_as_png(
+    browser: Chrome, folders: RunFolders, cells: pd.DataFrame
+) -> None:
+    open_report(browser, folders.analysis / "report.html")
+    choose_fact(browser, 1021)
+    choose(browser, "#mediator", "all")
+    wait_for(browser, 1021, "all", "probability", "effect")
+    name, content = downloaded(browser, "#save-csv")
+    assert name == "fact-1021-all-probability-effect.csv"
+    table = pd.read_csv(io.BytesIO(content)).set_index(["mediator", "position", "layer"])
+    for key in KEYS:
+        expected = cells.loc[1021, key, "probability"]
+        found = table.loc[key].sort_index()
+        np.testing.assert_allclose(found["value"], expected["effect"].sort_index(), atol=6e-5)
+        np.testing.assert_allclose(
+            found["half_width"], expected["effect ±"].sort_index(), atol=6e-5
+        )
+    assert set(table["role"]) == set(FACTS[3].roles)
+    name, content = downloaded(browser, "#save-png")
+    assert name == "fact-1021-all-probability-effect.png"
+    image = imread(io.BytesIO(content))
+    shown = box_of(browser, "#heatmap")
+    assert image.shape[1] == 2 * np.ceil(shown["width"])
+    assert image.shape[0] > 2 * shown["height"]
+    assert image[..., :3].std() > 0.05, "an empty picture"
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_spreadsheet_runs_nothing_of_what_is_saved(browser: Chrome, tmp_path: Path) -> None:
+    folders = write_run(tmp_path, ["hidden"])
+    analyze(folders.run)
+    path = folders.analysis / "report.html"
+    text = path.read_text("utf-8")
+    assert text.count('"tokens":["<s>"'.replace("<", "\\u003c")) > 0
+    path.write_text(text.replace('"tokens":["\\u003cs>"', '"tokens":["=1+1,\\"x"', 1), "utf-8")
+    open_report(browser, path)
+    _, content = downloaded(browser, "#save-csv")
+    table = pd.read_csv(io.BytesIO(content))
+    assert table["token"][0] == "'=1+1,\"x"
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_marks_of_direction_turn_nothing_around(browser: Chrome, tmp_path: Path) -> None:
+    folders = write_run(tmp_path, ["hidden"])
+    analyze(folders.run)
+    path = folders.analysis / "report.html"
+    text = path.read_text("utf-8")
+    for old, new in (('"Paris"', '"Pa\\u202eris\\u0007"'), ("s> Paris in", "s> Pa\\u202eris\\n")):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text, "utf-8")
+    open_report(browser, path)
+    choose_fact(browser, 1007)
+    assert "Pa\\u202eris\\u0007" in texts(browser, "#table td.text")
+    assert find(browser, "#prompt").text == "<s> Pa\\u202eris↵"
+
+
+def luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_cursor_is_seen_on_every_colour(report: Chrome, scheme: str) -> None:
+    emulate_scheme(report, scheme)
+    lines = report.execute_script(
+        "const lines = [...document.querySelectorAll('#heatmap .cursor')];"
+        "return lines.map((line) => getComputedStyle(line).stroke)"
+    )
+    colours = report.execute_script(
+        "const shade = colouring(0, 1);"
+        "return Array.from({ length: 41 }, (_, step) => shade(step / 20 - 1))"
+    )
+    assert len(set(colours)) > 30
+    for colour in colours:
+        pairs = [sorted((luminance(colour), luminance(line))) for line in lines]
+        assert max((high + 0.05) / (low + 0.05) for low, high in pairs) >= 3, colour
+
+
+def emulate_scheme(browser: Chrome, scheme: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_helps_has_one_hue_whatever_the_sign(report: Chrome, scheme: str) -> None:
+    emulate_scheme(report, scheme)
+    shade = "return [colouring(0, 1)(0.8), colouring(0, 1)(-0.8), colouring(0, 1)(0)]"
+    choose(report, "#metric", "0")
+    rising, falling, nothing = report.execute_script(shade)
+    choose(report, "#metric", "4")
+    assert report.execute_script(shade)[:2] == [falling, rising]
+    channels = [int(part) for part in re.findall(r"\d+", rising)]
+    assert channels.index(max(channels)) == 2, "purple"
+    paper = report.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert nothing.replace(",", ", ") == paper
+
+
+def test_paper_shows_what_the_heatmap_is_of(report: Chrome) -> None:
+    choose(report, "#metric", "4")
+    choose(report, "#mediator", "1")
+    wait_for(report, 1000, "mlp-w3", "kl", "effect")
+    emulate_scheme(report, "dark")
+    # Browsers say so before the rules for paper hold.
+    report.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    paper = "getComputedStyle(document.querySelector('#heatmap svg > rect')).fill"
+    assert brightness(report, paper) == 1
+    report.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        said = find(report, "#shown")
+        assert said.is_displayed()
+        assert (
+            said.text
+            == "Indirect effect (KL divergence, nats; negative helps), MLP outputs, window 3"
+        )
+        assert not find(report, "#mediator").is_displayed()
+        assert box_of(report, "#heatmap svg")["width"] <= 700, "a page's width"
+        rules = "return getComputedStyle(document.querySelector('#heatmap svg')).breakInside"
+        assert report.execute_script(rules) == "avoid"
+        assert not report.find_elements(By.CSS_SELECTOR, ".cursor")
+    finally:
+        report.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        report.execute_script("window.dispatchEvent(new Event('afterprint'))")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_relations_are_filtered_and_found(browser: Chrome, tmp_path: Path) -> None:
+    folders = RunFolders(tmp_path / "outputs" / "toy" / "made-up" / NOISE)
+    relations = {0: "P17", 1: "P36", 2: "P36", 3: "P17"}
+    write_clean(folders, relations=relations)
+    write_corrupted(folders, CANDIDATES)
+    write_restored(folders, "hidden", CANDIDATES)
+    analyze(folders.run)
+    held = {stores.known_id(index): relations.get(index, "") for index in range(len(FACTS))}
+    for _ in opened(browser, folders):
+        choose(browser, "#filter", "all")
+        for relation in ("P17", "P36", ""):
+            choose(browser, "#relation", f"={relation}")
+            wanted = {str(number) for number, one in held.items() if one == relation}
+            assert set(texts(browser, "#table tbody td:first-child")) == wanted
+        choose(browser, "#relation", "")
+        find(browser, "#search").send_keys("p36")
+        wanted = {str(number) for number, one in held.items() if one == "P36"}
+        assert set(texts(browser, "#table tbody td:first-child")) == wanted
+
+
+def test_facts_without_relations_offer_none(report: Chrome) -> None:
+    assert not find(report, "#relation").is_displayed()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_axe_finds_no_violation(report: Chrome, width: int, scheme: str) -> None:
+    axe = pytest.importorskip("axe_core_python.selenium", reason="axe (the extra `dev`)").Axe()
+    emulate_scheme(report, scheme)
+    with window(report, width):
+        choose(report, "#mediator", "all")
+        wait_for(report, 1000, "all", "probability", "effect")
+        found = axe.run(report)
+        names = [
+            (one["id"], [node["html"] for node in one["nodes"]]) for one in found["violations"]
+        ]
+        assert names == []
+        # It would see one.
+        report.execute_script("document.getElementById('search').parentElement.replaceWith('?')")
+        report.execute_script("document.querySelector('main').append(new Image())")
+        assert "image-alt" in {one["id"] for one in axe.run(report)["violations"]}

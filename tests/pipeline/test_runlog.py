@@ -48,7 +48,7 @@ def test_run_yaml_says_what_made_the_numbers(config: Compose, model_folder: Path
     assert content["engine"] == {"asked": "suffix", "used": "suffix"}
     assert content["noise"]["level"] == 0.5
     assert content["noise"]["multiple"] == pytest.approx(0.5 / content["noise"]["sigma"])
-    for package in ("torch", "matplotlib", "plotly", "pyarrow"):
+    for package in ("torch", "matplotlib", "seaborn", "pyarrow"):
         assert content["versions"][package] == version(package)
     assert content["wall_seconds"] >= sum(content["wall_seconds_by_stage"].values()) > 0
     assert list(content["wall_seconds_by_stage"]) == ["clean", "corrupted", "restore", "analyze"]

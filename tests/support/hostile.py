@@ -15,7 +15,7 @@ TEXTS = {
     "predicted": "&lt;b&gt; `${7*7}` {{7*7}}",
 }
 LEFT_OUT = "</script><h1>left & out</h1>"
-# Plotly reads tags, entities and %{...} in what it is given; as does HTML.
+# Tags, entities and templates, in what HTML and SVG are given.
 TOKENS = (
     "<b>bold</b>",
     "&lt;i&gt;",

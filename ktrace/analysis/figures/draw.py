@@ -3,35 +3,92 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ktrace.analysis.averaged_run import RunAverages
-from ktrace.analysis.figures.curves import peak_histogram, role_lines, severed_bars
+from ktrace.analysis.figures.curves import peak_histogram, role_lines, severed_lines
 from ktrace.analysis.figures.heatmaps import (
+    Look,
+    Prompt,
     aie_heatmaps,
-    depth_panels,
     difference_heatmap,
     fact_heatmap,
+    named_heatmaps,
 )
 from ktrace.analysis.figures.style import save
 from ktrace.analysis.peaks import peak_layers
 from ktrace.analysis.rows import rows
+from ktrace.analysis.tokens import shortened, visible
 from ktrace.errors import KtraceError
 from ktrace.terms import MEDIATOR_TITLES, METRICS, mediator_title, metric_title
 
 _KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-w\d+)?"
 # The figures' names without their suffix: what is no longer drawn is removed.
-RUN_FIGURES = re.compile(rf"aie|lines|severed|peaks|aie-{_KEY}|fact--?\d+-{_KEY}")
+RUN_FIGURES = re.compile(rf"aie|lines|severed|peaks|relations|aie-{_KEY}|fact--?\d+-{_KEY}")
 COMPARISON_FIGURES = re.compile(r"(models|difference)-.*")
+_MARKS = (
+    "open dot: the 95 % interval of the cell excludes 0; filled: so does that of all cells at once"
+)
+_MOST_LETTERS = 5  # that a note names
+_MOST_RELATIONS = 24  # panels of a page
 _PEAK_ROLES = ("last subject", "last")
 
 
+class Drawn(NamedTuple):
+    """Figures.
+
+    Attributes:
+        files: every file.
+        page: the PNG files that a page shows, in its order: nothing stands there twice.
+        notes: what is to be said about them.
+    """
+
+    files: list[Path]
+    page: list[Path]
+    notes: list[str]
+
+
+class _Folder:
+    """Where figures are written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: list[Path] = []
+        self._page: list[Path] = []
+        self._lacking: set[str] = set()
+
+    def add(self, figure: Figure, name: str, *, on_page: bool = True) -> None:
+        """Write a figure."""
+        saved = save(figure, self._folder / name)
+        self._files += saved.paths
+        self._page += saved.paths[:1] if on_page else []
+        self._lacking |= saved.lacking
+
+    @property
+    def drawn(self) -> Drawn:
+        """What was written."""
+        if not self._lacking:
+            return Drawn(self._files, self._page, [])
+        letters = sorted(self._lacking)
+        named = ", ".join(f"{one!r} (U+{ord(one):04X})" for one in letters[:_MOST_LETTERS])
+        more = ", ..." if len(letters) > _MOST_LETTERS else ""
+        what = f"figures show boxes for {len(letters)} letters that no installed font has"
+        return Drawn(self._files, self._page, [f"{what}: {named}{more}"])
+
+
 def draw_figures(
-    run: RunAverages, folder: Path, *, shown: Sequence[str], metric: str, facts: Sequence[int] = ()
-) -> list[Path]:
-    """Draw a run's figures as PNG and PDF.
+    run: RunAverages,
+    folder: Path,
+    *,
+    shown: Sequence[str],
+    metric: str,
+    facts: Sequence[int] = (),
+    palette: str = "shared",
+) -> Drawn:
+    """Draw a run's figures as PNG, PDF and SVG.
 
     Args:
         run: the averages.
@@ -39,30 +96,29 @@ def draw_figures(
         shown: mediators in the figures that show several.
         metric: what they show.
         facts: known_ids that get a heatmap of their own for each mediator shown.
-
-    Returns:
-        The files written.
+        palette: of the heatmaps.
 
     Raises:
         KtraceError: one of `facts` was not traced.
     """
     chosen = _fact_indices(run, facts)
-    aie = run.aie_in(metric)
+    aie, look = run.aie_in(metric), Look(metric, palette)
     roles = rows(run.averaging.scheme)
     title = f"{_about(run, 'average indirect effect')}\n{_noise(run)}"
-    files = []
+    into = _Folder(folder)
+    together = aie_heatmaps(aie, keys=shown, roles=roles, title=title, look=look)
+    into.add(together, "aie")
     for key in run.keys:
-        one = aie_heatmaps(aie, keys=[key], roles=roles, title=title, metric=metric)
-        files += save(one, folder / f"aie-{key}")
-    together = aie_heatmaps(aie, keys=shown, roles=roles, title=title, metric=metric)
-    files += save(together, folder / "aie")
+        one = aie_heatmaps(aie, keys=[key], roles=roles, title=title, look=look)
+        into.add(one, f"aie-{key}", on_page=key not in shown)
     lines = role_lines(aie, keys=shown, roles=roles, title=title, metric=metric)
-    files += save(lines, folder / "lines")
-    files += _severed(run, folder, shown, metric, title)
-    files += _peaks(run, folder, shown, metric)
+    into.add(lines, "lines")
+    _severed(run, into, shown, metric, title)
+    _peaks(run, into, shown, metric)
+    _relations(run, into, shown[0], look)
     for index in chosen:
-        files += _fact(run, folder, shown, metric, index)
-    return files
+        _fact(run, into, shown, look, index)
+    return into.drawn
 
 
 def _about(run: RunAverages, what: str) -> str:
@@ -84,18 +140,26 @@ def _noise(run: RunAverages) -> str:
 
 
 def _severed(
-    run: RunAverages, folder: Path, shown: Sequence[str], metric: str, title: str
-) -> list[Path]:
+    run: RunAverages, into: _Folder, shown: Sequence[str], metric: str, title: str
+) -> None:
     keys = [key for key in shown if key.startswith("hidden")]
     aie = run.aie_in(metric)
     aie = aie[aie["role"] == "last subject"]
     if len(set(keys) & set(aie["mediator"])) < 2:
-        return []
-    figure = severed_bars(aie, keys=keys, role="last subject", title=title, metric=metric)
-    return save(figure, folder / "severed")
+        return
+    apart = run.contrasts
+    apart = apart[(apart["contrast"] == "mediators") & (apart["metric"] == metric)]
+    figure = severed_lines(
+        *(aie, apart[apart["left"] == "hidden"]),
+        keys=keys,
+        role="last subject",
+        title=title,
+        metric=metric,
+    )
+    into.add(figure, "severed")
 
 
-def _peaks(run: RunAverages, folder: Path, shown: Sequence[str], metric: str) -> list[Path]:
+def _peaks(run: RunAverages, into: _Folder, shown: Sequence[str], metric: str) -> None:
     chosen = [one for one in run.effects if one.key in shown]
     peaks = {
         one.key: {
@@ -105,8 +169,30 @@ def _peaks(run: RunAverages, folder: Path, shown: Sequence[str], metric: str) ->
     }
     what = f"layer of each fact's strongest effect ({metric_title(metric)})"
     title = f"{_about(run, what)}\n{_noise(run)}"
-    figure = peak_histogram(peaks, n_layers=chosen[0].n_layers, title=title)
-    return save(figure, folder / "peaks")
+    into.add(peak_histogram(peaks, n_layers=chosen[0].n_layers, title=title), "peaks")
+
+
+def _relations(run: RunAverages, into: _Folder, key: str, look: Look) -> None:
+    """A panel for each relation, those of most facts first, of one mediator."""
+    table = run.by_relation(look.metric)
+    if table.empty:  # facts without relations
+        return
+    table = table[table["mediator"] == key]
+    sizes = table.groupby("relation_id")["n_facts"].max()
+    if len(sizes) < 2:
+        return
+    largest = sorted(sizes.index, key=lambda name: (-sizes[name], name))[:_MOST_RELATIONS]
+    roles = list(rows(run.averaging.scheme))
+    grids = {}
+    for name in largest:
+        own = table[table["relation_id"] == name]
+        grid = own.pivot(index="role", columns="layer", values="aie").reindex(roles)
+        grids[f"{shortened(visible(name))}\nn = {sizes[name]}"] = grid
+    few = "" if len(largest) == len(sizes) else f", the largest {len(largest)} of {len(sizes)}"
+    what = f"AIE of {mediator_title(key)} by relation{few}"
+    title = f"{_about(run, what)}\n{_noise(run)}"
+    figure = named_heatmaps(grids, key=key, title=title, look=look, abreast=4)
+    into.add(figure, "relations")
 
 
 def _fact_indices(run: RunAverages, facts: Sequence[int]) -> list[int]:
@@ -120,11 +206,8 @@ def _fact_indices(run: RunAverages, facts: Sequence[int]) -> list[int]:
     return [by_id[known_id] for known_id in facts]
 
 
-def _fact(
-    run: RunAverages, folder: Path, shown: Sequence[str], metric: str, index: int
-) -> list[Path]:
+def _fact(run: RunAverages, into: _Folder, shown: Sequence[str], look: Look, index: int) -> None:
     fact, scores = run.survey.clean[index], run.survey.corrupted[index]
-    files = []
     for one in run.effects:
         if one.key not in shown or index not in one.grids:
             continue
@@ -134,14 +217,13 @@ def _fact(
             f"corrupted {scores.corrupted['probability'].mean():.3f}\n{_noise(run)}"
         )
         figure = fact_heatmap(
-            one.grids[index].mean[METRICS.index(metric)],
-            tokens=fact.tokens,
-            subject=fact.span,
+            one.grids[index].mean[METRICS.index(look.metric)],
+            Prompt(fact.tokens, fact.span),
+            key=one.key,
             title=title,
-            label=f"IE ({metric_title(metric)})",
+            look=look,
         )
-        files += save(figure, folder / f"fact-{fact.known_id}-{one.key}")
-    return files
+        into.add(figure, f"fact-{fact.known_id}-{one.key}", on_page=False)
 
 
 def draw_comparison(
@@ -150,56 +232,68 @@ def draw_comparison(
     aie: pd.DataFrame,
     differences: pd.DataFrame,
     metric: str,
-) -> list[Path]:
-    """Draw a comparison's figures as PNG and PDF: two for each mediator.
+    palette: str = "shared",
+) -> Drawn:
+    """Draw a comparison's figures as PNG, PDF and SVG: two for each mediator.
 
     Args:
         runs: by their labels.
         folder: where they go.
         aie: of all runs, with columns `run, mediator, metric, role, layer, aie, n_facts`.
         differences: to the first run, with columns `run, baseline, mediator, role, depth,
-            difference, ci_low, ci_high, n_facts`.
+            difference, n_facts, beyond, beyond_all`.
         metric: what they show.
-
-    Returns:
-        The files written.
+        palette: of the heatmaps.
     """
-    files = []
+    into, look = _Folder(folder), Look(metric, palette)
     for key in dict.fromkeys(key for run in runs.values() for key in run.keys):
         cells = aie[(aie["mediator"] == key) & (aie["metric"] == metric)]
-        figure = _models(runs, key, cells, metric)
-        files += save(figure, folder / f"models-{key}")
+        holders = {label: run for label, run in runs.items() if key in run.keys}
+        into.add(_models(holders, key, cells, look), f"models-{key}")
         of_key = differences[differences["mediator"] == key]
         if len(of_key):
-            figure = _difference(runs, key, of_key, metric)
-            files += save(figure, folder / f"difference-{key}")
-    return files
+            into.add(_difference(holders, key, of_key, look), f"difference-{key}")
+    return into.drawn
 
 
-def _models(runs: Mapping[str, RunAverages], key: str, cells: pd.DataFrame, metric: str) -> Figure:
+def _models(runs: Mapping[str, RunAverages], key: str, cells: pd.DataFrame, look: Look) -> Figure:
     grids = {}
     for label, run in runs.items():
-        if key in run.keys:
-            own = cells[cells["run"] == label]
-            grid = own.pivot(index="role", columns="layer", values="aie")
-            roles = list(rows(run.averaging.scheme))
-            grids[f"{label}\nn = {own['n_facts'].max()}"] = grid.reindex(roles)
+        own = cells[cells["run"] == label]
+        grid = own.pivot(index="role", columns="layer", values="aie")
+        roles = list(rows(run.averaging.scheme))
+        grids[f"{label}\nn = {own['n_facts'].max()}"] = grid.reindex(roles)
     title = f"Average indirect effect: {mediator_title(key)}\n{_in_common(runs)}"
-    return depth_panels(grids, title=title, label=f"AIE ({metric_title(metric)})")
+    by_depth = not _same_model(runs)
+    return named_heatmaps(grids, key=key, title=title, look=look, by_depth=by_depth)
 
 
 def _difference(
-    runs: Mapping[str, RunAverages], key: str, differences: pd.DataFrame, metric: str
+    runs: Mapping[str, RunAverages], key: str, differences: pd.DataFrame, look: Look
 ) -> Figure:
     panels = {
         f"{label}\nn = {one['n_facts'].max()} shared": one
         for label, one in differences.groupby("run", sort=False)
     }
     baseline = differences["baseline"].iloc[0]
-    title = f"{mediator_title(key)}: difference to {baseline}\n{_in_common(runs)}"
-    title += "\ndots: the 95 % interval excludes 0"
-    scheme = next(iter(runs.values())).averaging.scheme
-    return difference_heatmap(panels, roles=list(rows(scheme)), title=title, metric=metric)
+    # Those that share no fact with the baseline have no panel.
+    drawn = {label: runs[label] for label in (baseline, *differences["run"].unique())}
+    title = f"{mediator_title(key)}: difference to {baseline}\n{_in_common(drawn)}\n{_MARKS}"
+    return difference_heatmap(
+        panels,
+        roles=list(rows(runs[baseline].averaging.scheme)),
+        key=key,
+        title=title,
+        look=look,
+        by_depth=not _same_model(drawn),
+    )
+
+
+def _same_model(runs: Mapping[str, RunAverages]) -> bool:
+    """Whether layer l is the same layer in all of them."""
+    prints = [run.survey.folders.clean.fingerprint() or {} for run in runs.values()]
+    layers = {run.effects[0].n_layers for run in runs.values()}
+    return len(layers) == 1 and all(one.get("model") == prints[0].get("model") for one in prints)
 
 
 def _in_common(runs: Mapping[str, RunAverages]) -> str:

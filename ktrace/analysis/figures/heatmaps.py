@@ -4,6 +4,8 @@ Axes: n_layers, of a model; n_positions, of a prompt.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,130 +18,231 @@ from ktrace.analysis.figures.style import (
     COLUMN_WIDTH,
     SMALL,
     TEXT,
+    Limits,
     Scale,
     colour_bar,
-    difference_scale,
+    effect_scale,
     is_leftmost,
     label_layers,
+    limits_of,
     panels,
-    value_scale,
+    value_label,
 )
-from ktrace.terms import mediator_title, metric_title
+from ktrace.analysis.palettes import PALETTES, panel_place, ramp_of
+from ktrace.analysis.tokens import shortened, visible
+from ktrace.errors import KtraceError
+from ktrace.terms import lower_helps, mediator_title
 
 _ROW_HEIGHT = 0.15  # inches: a line of text
 _TOP_AND_BOTTOM = 0.55
+# As the published figure calls its rows (Meng et al. 2022, figure 2).
+_ROME_ROLES = {
+    "first subject": "First subject token",
+    "middle subject": "Middle subject tokens",
+    "last subject": "Last subject token",
+    "first subsequent": "First subsequent token",
+    "further": "Further tokens",
+    "last": "Last token",
+}
+
+
+class Prompt(NamedTuple):
+    """The rows of one fact's heatmap.
+
+    Attributes:
+        tokens: of the prompt, `(n_positions,)`.
+        subject: first position of the subject, and one past its last.
+    """
+
+    tokens: Sequence[str]
+    subject: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a heatmap shows its values.
+
+    Attributes:
+        metric: of the values.
+        palette: one of `ktrace.analysis.palettes.PALETTES`.
+        limits: of the colours; None for those of the values and zero.
+    """
+
+    metric: str
+    palette: str = "shared"
+    limits: Limits | None = None
+
+    def scale(self, key: str, limits: Limits) -> Scale:
+        """The colours of one mediator."""
+        ramp = ramp_of(self.palette, key)
+        return effect_scale(self.limits or limits, ramp, lower_helps=lower_helps(self.metric))
+
+    def label(self, quantity: str) -> str:
+        """Of a colour bar: `AIE (probability)`."""
+        if self.palette == "rome" and self.metric == "probability":
+            return quantity
+        return value_label(quantity, self.metric)
+
+    def role(self, role: str) -> str:
+        """What a row is called."""
+        return _ROME_ROLES.get(role, role) if self.palette == "rome" else role
+
+
+def chosen_look(metric: str, palette: str, limits: tuple[float, float] | None) -> Look:
+    """A look from what a person gives.
+
+    Raises:
+        KtraceError: an unknown palette, or limits without 0 between them.
+    """
+    if palette not in PALETTES:
+        raise KtraceError(f"palette={palette!r} is unknown: choose from {', '.join(PALETTES)}")
+    if limits is None:
+        return Look(metric, palette)
+    low, high = limits
+    if not low <= 0 <= high or low == high:
+        raise KtraceError(f"limits={limits} must have 0 between them, which is the light colour")
+    return Look(metric, palette, Limits(low, high))
 
 
 def aie_heatmaps(
-    aie: pd.DataFrame, *, keys: Sequence[str], roles: Sequence[str], title: str, metric: str
+    aie: pd.DataFrame, *, keys: Sequence[str], roles: Sequence[str], title: str, look: Look
 ) -> Figure:
     """One panel for each mediator, all on one scale.
 
     Args:
         aie: from `average_indirect_effects`, one metric.
-        keys: mediators, in the order of the panels.
+        keys: mediators, in the order of the panels; `rome` has MLP before attention.
         roles: rows.
         title: stands above the panels.
-        metric: names the colour bar.
+        look: colours.
     """
-    grids = {mediator_title(key): _grid(aie[aie["mediator"] == key], roles) for key in keys}
-    return value_panels(grids, title=title, label=f"AIE ({metric_title(metric)})")
-
-
-def value_panels(grids: Mapping[str, pd.DataFrame], *, title: str, label: str) -> Figure:
-    """Heatmaps on one scale.
-
-    Args:
-        grids: by the panel's title; roles down, columns by layer.
-        title: stands above the panels.
-        label: of the colour bar.
-    """
-    scale = value_scale(
-        min(float(np.nanmin(grid.to_numpy())) for grid in grids.values()),
-        max(float(np.nanmax(grid.to_numpy())) for grid in grids.values()),
-    )
-    n_rows = len(next(iter(grids.values())))
-    figure, axes = panels(len(grids), _TOP_AND_BOTTOM + _ROW_HEIGHT * n_rows, title=title)
-    for axis, (name, grid) in zip(axes, grids.items(), strict=True):
-        _panel(axis, grid.to_numpy(), scale)
-        _finish(axis, name, grid)
-    colour_bar(figure, axes, scale, label)
+    keys = sorted(keys, key=lambda key: panel_place(look.palette, key))
+    grids = [_grid(aie[aie["mediator"] == key], roles) for key in keys]
+    limits = _limits(grids)
+    height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(roles)
+    figure, axes = panels(len(keys), height, title=title, share_y=False)
+    for axis, key, grid in zip(axes, keys, grids, strict=True):
+        _panel(axis, grid, look.scale(key, limits))
+        _finish(axis, mediator_title(key), grid, look)
+    if look.palette == "rome":  # each panel has colours of its own
+        for axis, key in zip(axes, keys, strict=True):
+            colour_bar(figure, [axis], look.scale(key, limits), look.label("AIE"))
+    else:
+        colour_bar(figure, axes, look.scale(keys[0], limits), look.label("AIE"))
     return figure
 
 
-def depth_panels(grids: Mapping[str, pd.DataFrame], *, title: str, label: str) -> Figure:
-    """Heatmaps of several models on one scale, against relative depth.
+def named_heatmaps(
+    grids: Mapping[str, pd.DataFrame],
+    *,
+    key: str,
+    title: str,
+    look: Look,
+    by_depth: bool = False,
+    abreast: int = 3,
+) -> Figure:
+    """Heatmaps of one mediator on one scale: of several models, noises or relations.
 
     Args:
         grids: by the panel's title; roles down, columns by layer. Each is drawn as wide as any
             other, whatever its number of layers.
+        key: the mediator.
         title: stands above the panels.
-        label: of the colour bar.
+        look: colours.
+        by_depth: whether relative depth stands below, for models of which layer l of one is not
+            layer l of the other.
+        abreast: panels in a row, at most.
     """
-    figure = value_panels(grids, title=title, label=label)
-    for axis, grid in zip(figure.axes, grids.values(), strict=False):
-        n_layers = grid.shape[1]
-        # The first layer's middle is depth 0, the last one's is depth 1.
-        places = 0.5 + np.array([0, 0.5, 1]) * (n_layers - 1)
-        axis.set_xticks(places, ["0", "0.5", "1"])
-        axis.set_xlabel("relative depth", fontsize=SMALL)
+    scale = look.scale(key, _limits(list(grids.values())))
+    n_rows = max(len(grid) for grid in grids.values())
+    height = _TOP_AND_BOTTOM + _ROW_HEIGHT * n_rows
+    figure, axes = panels(len(grids), height, title=title, share_y=False, abreast=abreast)
+    for number, (axis, (name, grid)) in enumerate(zip(axes, grids.items(), strict=True)):
+        _panel(axis, grid, scale)
+        _finish(axis, name, grid, look)
+        if by_depth:
+            _label_depth(axis, grid.shape[1])
+        if number + abreast < len(axes) and not by_depth:  # said below, of the same layers
+            axis.set(xlabel="", xticks=[])
+    colour_bar(figure, axes, scale, look.label("AIE"))
     return figure
 
 
 def difference_heatmap(
-    differences: Mapping[str, pd.DataFrame], *, roles: Sequence[str], title: str, metric: str
+    differences: Mapping[str, pd.DataFrame],
+    *,
+    roles: Sequence[str],
+    key: str,
+    title: str,
+    look: Look,
+    by_depth: bool = True,
 ) -> Figure:
-    """Differences of two runs; a dot marks the cells whose interval excludes 0.
+    """Differences of two runs, with a mark on the cells that differ.
 
     Args:
-        differences: by the panel's title, with columns `role, depth, difference, ci_low, ci_high`.
+        differences: by the panel's title, with columns `role, depth, difference, beyond,
+            beyond_all`: an open dot marks the cells whose own interval excludes 0, a filled one
+            those that are apart when all cells are looked at together.
         roles: rows.
+        key: the mediator.
         title: stands above the panels.
-        metric: names the colour bar.
+        look: colours.
+        by_depth: as in `named_heatmaps`.
     """
-    largest = max(float(frame["difference"].abs().max()) for frame in differences.values())
-    scale = difference_scale(largest)
-    figure, axes = panels(len(differences), _TOP_AND_BOTTOM + _ROW_HEIGHT * len(roles), title=title)
-    for axis, (name, frame) in zip(axes, differences.items(), strict=True):
-        apart = frame.assign(apart=(frame["ci_low"] > 0) | (frame["ci_high"] < 0))
-        grid = apart.pivot(index="role", columns="depth", values="difference").reindex(roles)
-        marked = apart.pivot(index="role", columns="depth", values="apart").reindex(roles)
-        _panel(axis, grid.to_numpy(), scale)
-        rows, columns = np.nonzero((marked == True).to_numpy())  # noqa: E712  # NaN is no mark
-        place = (columns + 0.5, rows + 0.5)
-        axis.scatter(*place, s=6, color="black", edgecolors="white", linewidths=0.4)
-        _finish(axis, name, grid)
-        places = 0.5 + np.array([0, 0.5, 1]) * (grid.shape[1] - 1)
-        axis.set_xticks(places, ["0", "0.5", "1"])
-        axis.set_xlabel("relative depth", fontsize=SMALL)
-    colour_bar(figure, axes, scale, f"difference of AIE ({metric_title(metric)})")
+    tables = {name: frame.set_index(["role", "depth"]) for name, frame in differences.items()}
+
+    def in_cells(name: str, column: str) -> pd.DataFrame:
+        grid: pd.DataFrame = tables[name][column].unstack("depth").reindex(list(roles))
+        return grid
+
+    grids = {name: in_cells(name, "difference") for name in tables}
+    reach = max(float(np.nanmax(np.abs(grid.to_numpy()))) for grid in grids.values()) or 1.0
+    scale = look.scale(key, Limits(-reach, reach))
+    height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(roles)
+    figure, axes = panels(len(grids), height, title=title, share_y=False)
+    for axis, (name, grid) in zip(axes, grids.items(), strict=True):
+        _panel(axis, grid, scale)
+        _mark(axis, in_cells(name, "beyond"), "white")
+        _mark(axis, in_cells(name, "beyond_all"), "black")
+        _finish(axis, name, grid, look)
+        if by_depth:
+            _label_depth(axis, grid.shape[1])
+    colour_bar(figure, axes, scale, look.label("difference of AIE"))
     return figure
 
 
 def fact_heatmap(
     effects: npt.NDArray[np.floating],
+    prompt: Prompt,
     *,
-    tokens: Sequence[str],
-    subject: tuple[int, int],
+    key: str,
     title: str,
-    label: str,
+    look: Look,
+    axis: Axes | None = None,
 ) -> Figure:
     """Indirect effects of one fact: tokens down, layers across, the subject marked.
 
     Args:
         effects: `(n_layers, n_positions)`.
-        tokens: of the prompt, `(n_positions,)`.
-        subject: first position of the subject, and one past its last.
+        prompt: the rows.
+        key: the mediator.
         title: stands above the panel.
-        label: of the colour bar.
+        look: colours.
+        axis: where to draw; None makes a figure.
     """
-    scale = value_scale(float(effects.min()), float(effects.max()))
-    figure, [axis] = panels(1, _TOP_AND_BOTTOM + _ROW_HEIGHT * len(tokens), title=title)
-    _panel(axis, effects.T, scale)
-    start, stop = subject
+    given = axis
+    if axis is None:
+        height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(prompt.tokens)
+        figure, [axis] = panels(1, height, title=title)
+    else:
+        figure = axis.figure.get_figure(root=True)
+        axis.set_title(title, fontsize=TEXT, parse_math=False)
+    scale = look.scale(key, limits_of(float(np.nanmin(effects)), float(np.nanmax(effects))))
+    _panel(axis, pd.DataFrame(effects.T), scale)
+    start, stop = prompt.subject
     names = [
-        visible(token) + ("*" if start <= position < stop else "")
-        for position, token in enumerate(tokens)
+        shortened(visible(token)) + ("*" if start <= position < stop else "")
+        for position, token in enumerate(prompt.tokens)
     ]
     axis.set_yticks(np.arange(len(names)) + 0.5, names, rotation=0)
     for position, text in enumerate(axis.get_yticklabels()):
@@ -148,16 +251,11 @@ def fact_heatmap(
     axis.axhline(start, color="black", linewidth=0.6, linestyle="--")
     axis.axhline(stop, color="black", linewidth=0.6, linestyle="--")
     label_layers(axis, len(effects), centred=True)
-    colour_bar(figure, [axis], scale, label)
-    figure.set_figwidth(COLUMN_WIDTH)
+    axis.tick_params(axis="y", labelsize=SMALL)
+    colour_bar(figure, [axis], scale, look.label("IE"))
+    if given is None:
+        figure.set_figwidth(COLUMN_WIDTH)
     return figure
-
-
-def visible(token: str) -> str:
-    """A token as a label: blanks at its ends and control characters are shown."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in token)
-    stripped = shown.strip(" ")
-    return shown.replace(" ", "␣") if not stripped or shown.endswith(" ") else stripped
 
 
 def _grid(cells: pd.DataFrame, roles: Sequence[str]) -> pd.DataFrame:
@@ -165,17 +263,40 @@ def _grid(cells: pd.DataFrame, roles: Sequence[str]) -> pd.DataFrame:
     return grid
 
 
-def _panel(axis: Axes, values: npt.NDArray[np.floating], scale: Scale) -> None:
+def _limits(grids: Sequence[pd.DataFrame]) -> Limits:
+    return limits_of(
+        min(float(np.nanmin(grid.to_numpy())) for grid in grids),
+        max(float(np.nanmax(grid.to_numpy())) for grid in grids),
+    )
+
+
+def _panel(axis: Axes, grid: pd.DataFrame, scale: Scale) -> None:
     bare = {"cbar": False, "xticklabels": False, "yticklabels": False}
-    sns.heatmap(values, ax=axis, cmap=scale.colours, norm=scale.norm, **bare)
+    sns.heatmap(grid.to_numpy(dtype=float), ax=axis, cmap=scale.colours, norm=scale.norm, **bare)
     # Cells without facts are told from cells of no effect.
     axis.set_facecolor("0.85")
+    # White is no effect: an outline says where the panel ends.
+    for spine in axis.spines.values():
+        spine.set(visible=True, color="0.6", linewidth=0.5)
 
 
-def _finish(axis: Axes, name: str, grid: pd.DataFrame) -> None:
-    axis.set_title(name, fontsize=TEXT)
+def _mark(axis: Axes, marked: pd.DataFrame, colour: str) -> None:
+    rows, columns = np.nonzero((marked == True).to_numpy())  # noqa: E712  # NaN is no mark
+    place = (columns + 0.5, rows + 0.5)
+    axis.scatter(*place, s=9, color=colour, edgecolors="black", linewidths=0.5)
+
+
+def _label_depth(axis: Axes, n_layers: int) -> None:
+    # The first layer's middle is depth 0, the last one's is depth 1.
+    places = 0.5 + np.array([0, 0.5, 1]) * (n_layers - 1)
+    axis.set_xticks(places, ["0", "0.5", "1"])
+    axis.set_xlabel("relative depth", fontsize=SMALL)
+
+
+def _finish(axis: Axes, name: str, grid: pd.DataFrame, look: Look) -> None:
+    axis.set_title(name, fontsize=TEXT, parse_math=False)
     label_layers(axis, grid.shape[1], centred=True)
     axis.set_ylabel("")
-    axis.set_yticks(np.arange(len(grid)) + 0.5, [str(role) for role in grid.index], rotation=0)
-    if not is_leftmost(axis):
-        axis.tick_params(labelleft=False)
+    # Said once a row. Ticks take most of the time that a figure takes.
+    rows = [str(role) for role in grid.index] if is_leftmost(axis) else []
+    axis.set_yticks(np.arange(len(rows)) + 0.5, [look.role(role) for role in rows], rotation=0)

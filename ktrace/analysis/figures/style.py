@@ -1,26 +1,37 @@
 """What all figures share: sizes, colours, names, and how they are saved."""
 
+import io
 import re
 import warnings
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from textwrap import wrap
 from typing import NamedTuple
 
+import matplotlib as mpl
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ktrace.analysis.figures.fonts import use_installed_fonts
+from ktrace.analysis.palettes import Ramp
 from ktrace.files import new_file
+from ktrace.terms import lower_helps, metric_label
 
 # Inches: figures go into a paper unscaled, so that letters of these points stay legible.
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 6.9
 TEXT, SMALL = 8, 7
 _LETTERS_PER_INCH = 16.5  # of SMALL
+_LETTERS_UPWARDS = 22  # beside a panel
 _PANELS_ABREAST = 3
 
 # Wong's palette for colour-blind readers; lines also differ in style.
@@ -30,9 +41,17 @@ LINE_STYLES: list[str | Dashes] = [
     *("-", (0, (4, 1)), (0, (1, 1))),
     *("-.", (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1))),
 ]
-# Lightness alone tells the value, so that the scale survives grey print. Light is no effect.
-_RISING, _FALLING, _DIVERGING = "mako_r", "mako", "PuOr_r"
-_BOTH_SIGNS = 0.1  # the weaker sign counts from this share of the stronger on
+_PIXELS_PER_INCH = 300
+_COLOURS = 511  # steps of a scale
+_STEPS = (1, 2, 5, 10, 20, 50)  # between layers that are named
+_MOST_LAYERS_NAMED = 9
+
+
+class Limits(NamedTuple):
+    """The lowest and the highest value that a colour bar shows; zero lies between them."""
+
+    low: float
+    high: float
 
 
 class Scale(NamedTuple):
@@ -42,20 +61,31 @@ class Scale(NamedTuple):
     norm: Normalize
 
 
-def panels(count: int, height: float, *, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure with some panels on the same y axis, three abreast at most.
+def panels(
+    count: int,
+    height: float,
+    *,
+    title: str,
+    wide: bool = False,
+    share_y: bool = True,
+    abreast: int = _PANELS_ABREAST,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with some panels.
 
     Args:
         count: of panels; a single one takes a column's width, several a page's.
         height: of a panel, in inches.
         title: above them all.
+        wide: whether a single panel takes a page's width, too.
+        share_y: whether all panels have the same y axis, which is labelled once a row.
+        abreast: panels in a row, at most.
 
     Returns:
         The figure and the panels' axes.
     """
-    abreast = min(count, _PANELS_ABREAST)
+    abreast = min(count, abreast)
     n_rows = ceil(count / abreast)
-    width = COLUMN_WIDTH if count == 1 else PAGE_WIDTH
+    width = COLUMN_WIDTH if count == 1 and not wide else PAGE_WIDTH
     lines = [
         part
         for line in title.split("\n")
@@ -64,7 +94,7 @@ def panels(count: int, height: float, *, title: str) -> tuple[Figure, list[Axes]
     figure = Figure(
         figsize=(width, height * n_rows + 0.16 * len(lines) + 0.1), layout="constrained"
     )
-    grid = figure.subplots(n_rows, abreast, squeeze=False, sharey=True).ravel()
+    grid = figure.subplots(n_rows, abreast, squeeze=False, sharey=share_y).ravel()
     for empty in grid[count:]:
         empty.remove()
     figure.suptitle("\n".join(lines), fontsize=SMALL, parse_math=False)
@@ -77,39 +107,56 @@ def is_leftmost(axis: Axes) -> bool:
     return place is not None and place.is_first_col()
 
 
-def value_scale(low: float, high: float) -> Scale:
-    """Colours from zero to the strongest effect; nothing is clipped.
-
-    Where effects of both signs count, colours go to both sides of zero.
-    """
+def limits_of(low: float, high: float) -> Limits:
+    """Limits around values and zero; nothing is clipped."""
     low, high = min(0.0, low), max(0.0, high)
-    if low == high:
-        high = 1.0
-    if min(-low, high) > _BOTH_SIGNS * max(-low, high):
-        return difference_scale(max(-low, high))
-    colours = sns.color_palette(_FALLING if -low > high else _RISING, as_cmap=True)
-    return Scale(colours, Normalize(low, high))
+    return Limits(low, high if low < high else 1.0)
 
 
-def difference_scale(largest: float) -> Scale:
-    """Colours to both sides of zero."""
-    norm = Normalize(-(largest or 1.0), largest or 1.0)
-    return Scale(sns.color_palette(_DIVERGING, as_cmap=True), norm)
+@lru_cache(maxsize=32)
+def effect_scale(limits: Limits, ramp: Ramp, *, lower_helps: bool = False) -> Scale:
+    """Colours to both sides of zero, which is light: the same size has the same strength.
+
+    Args:
+        limits: of the values.
+        ramp: the colours.
+        lower_helps: whether effects below zero are those that help.
+    """
+    below, above = (ramp.helps, ramp.hurts) if lower_helps else (ramp.hurts, ramp.helps)
+    reach = max(-limits.low, limits.high)
+    sides = [*reversed(below[1:]), *above]
+    whole = LinearSegmentedColormap.from_list("effects", sides, N=2 * _COLOURS)
+    low, high = (0.5 + 0.5 * bound / reach for bound in limits)
+    colours = LinearSegmentedColormap.from_list(
+        "effects", whole(np.linspace(low, high, _COLOURS)), N=_COLOURS
+    )
+    return Scale(colours, Normalize(*limits))
 
 
 def colour_bar(figure: Figure, axes: Sequence[Axes], scale: Scale, label: str) -> None:
-    """One bar for all panels: they are on one scale."""
+    """One bar for all panels that are on one scale."""
+    alone = len(axes) == 1
     bar = figure.colorbar(
-        ScalarMappable(norm=scale.norm, cmap=scale.colours), ax=list(axes), fraction=0.05, pad=0.02
+        ScalarMappable(norm=scale.norm, cmap=scale.colours),
+        ax=list(axes),
+        fraction=0.08 if alone else 0.05,
+        pad=0.03 if alone else 0.02,
+        aspect=20 if figure.get_figheight() < figure.get_figwidth() else 40,
     )
     bar.set_label(label, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
 
 
+def value_label(quantity: str, metric: str) -> str:
+    """What an axis or a colour bar shows, in lines that fit beside a panel: `AIE (logit)`."""
+    sign = "; negative helps" if lower_helps(metric) else ""
+    return "\n".join(wrap(f"{quantity} ({metric_label(metric)}{sign})", _LETTERS_UPWARDS))
+
+
 def label_layers(axis: Axes, n_layers: int, *, centred: bool = False) -> None:
     """Whole layers on the x axis; `centred` where cells are drawn from l to l + 1."""
-    step = max(1, ceil(n_layers / 7))
+    step = next(one for one in (*_STEPS, n_layers) if n_layers / one <= _MOST_LAYERS_NAMED)
     layers = range(0, n_layers, step)
     axis.set_xticks([layer + 0.5 * centred for layer in layers], [str(layer) for layer in layers])
     axis.set_xlabel("layer", fontsize=SMALL)
@@ -144,17 +191,56 @@ def legend_below(figure: Figure, axis: Axes, n_columns: int) -> None:
     )
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write PNG and PDF; returns their paths. The same numbers give the same files."""
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
-    for path in paths:
-        kind = path.suffix[1:]
-        metadata = {"CreationDate": None} if kind == "pdf" else None
-        with new_file(path) as temporary, warnings.catch_warnings():
-            # A token in a script that the font lacks is shown as a box.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            figure.savefig(temporary, format=kind, dpi=300, metadata=metadata)
-    return paths
+def shown_by_jupyter(figure: Figure) -> Figure:
+    """The same figure for Jupyter, where one that pyplot does not know would show as its name."""
+
+    def png() -> bytes:
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=120)
+        return stream.getvalue()
+
+    setattr(figure, "_repr_png_", png)  # noqa: B010
+    return figure
+
+
+class Saved(NamedTuple):
+    """Files of a figure, and letters in it that no installed font has."""
+
+    paths: list[Path]
+    lacking: frozenset[str]
+
+
+def save(figure: Figure, stem: Path) -> Saved:
+    """Write PNG, PDF and SVG. The same numbers give the same files."""
+    lacking = use_installed_fonts(figure)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in _WRITERS]
+    # Without a salt, the names inside an SVG are random.
+    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "ktrace"}):
+        # One note says it of all figures.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # Laid out once, and drawn once for each kind: `savefig` would do both twice, each time.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.set_dpi(_PIXELS_PER_INCH)
+        for path, write in zip(paths, _WRITERS.values(), strict=True):
+            with new_file(path) as temporary:
+                write(figure, temporary)
+    return Saved(paths, lacking)
+
+
+def _write_png(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+
+
+def _write_pdf(figure: Figure, path: Path) -> None:
+    FigureCanvasPdf(figure).print_pdf(path, metadata={"CreationDate": None})  # type: ignore[no-untyped-call]
+
+
+def _write_svg(figure: Figure, path: Path) -> None:
+    FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})  # type: ignore[no-untyped-call]
+
+
+_WRITERS = {"png": _write_png, "pdf": _write_pdf, "svg": _write_svg}
 
 
 def remove_older(folder: Path, names: re.Pattern[str], drawn: Collection[Path]) -> None:
@@ -165,7 +251,7 @@ def remove_older(folder: Path, names: re.Pattern[str], drawn: Collection[Path]) 
         names: of figures, without their suffix.
         drawn: figures that stay.
     """
-    for kind in ("png", "pdf"):
+    for kind in _WRITERS:
         for path in folder.glob(f"*.{kind}"):
             if path not in drawn and names.fullmatch(path.stem):
                 path.unlink(missing_ok=True)  # another process may do the same

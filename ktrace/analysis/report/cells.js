@@ -61,6 +61,11 @@ function shown(units, metric) {
   return units < 0 ? `−${digits}` : digits;
 }
 
+// Control characters, and marks that turn around what follows them, are shown and do nothing.
+const ACTING = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const calm = (text) =>
+  text.replace(ACTING, (one) => (one === "\n" ? "↵" : `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`));
+
 const words = (name) => name.replaceAll("_", " ");
 
 function element(tag, text, attributes = {}) {

@@ -11,6 +11,7 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from ktrace.analysis.palettes import ramp_of
 from ktrace.analysis.peaks import subject_peak
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
@@ -21,9 +22,10 @@ from ktrace.analysis.report.cells import (
     read_cells,
     units,
 )
+from ktrace.analysis.tokens import visible
 from ktrace.errors import KtraceError
 from ktrace.store import CleanRecord, CorruptedRecord, RunFolders
-from ktrace.terms import METRICS, mediator_title
+from ktrace.terms import METRICS, lower_helps, mediator_title, metric_label
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,26 @@ class ReportedRun:
         return [fact.corrupted for fact in self.facts]
 
 
+class Colours(TypedDict):
+    """As in `ktrace.analysis.palettes.Ramp`."""
+
+    helps: Sequence[str]
+    hurts: Sequence[str]
+
+
 class MediatorChoice(TypedDict):
     """A mediator that is offered."""
 
     key: str
     title: str
+    colours: Colours
+
+
+class MetricChoice(ShownMetric):
+    """A metric that is offered: what it is called with its unit, and which sign helps."""
+
+    label: str
+    lower_helps: bool
 
 
 class FactRow(TypedDict):
@@ -85,13 +102,14 @@ class FactRow(TypedDict):
     subject: str
     attribute: str
     predicted: str
+    relation: str
     marked: list[int]
 
 
 class TracedRow(FactRow):
-    """Of a fact with cells; `roles` are numbers in the page's list."""
+    """Of a fact with cells; `tokens` as labels, `roles` are numbers in the page's list."""
 
-    tokens: Sequence[str]
+    tokens: list[str]
     roles: list[int]
     span: tuple[int, int]
 
@@ -118,7 +136,7 @@ class ScoreColumns(TypedDict):
 class PageData(TypedDict):
     """What the page's scripts read beside the cells (`main.js`)."""
 
-    metrics: Sequence[ShownMetric]
+    metrics: list[MetricChoice]
     left_off: list[str]
     metric: str
     mediators: list[MediatorChoice]
@@ -172,21 +190,24 @@ def _means(scores: Mapping[str, npt.NDArray[np.floating]]) -> Means:
     return {metric: float(scores[metric].mean(dtype=np.float64)) for metric in METRICS}
 
 
-def page_data(run: ReportedRun, metric: str, metrics: Sequence[ShownMetric]) -> PageData:
+def page_data(
+    run: ReportedRun, metric: str, palette: str, metrics: Sequence[ShownMetric]
+) -> PageData:
     """What the page's scripts read, ready for JSON.
 
     Args:
         run: what was read.
         metric: the one that is shown first.
+        palette: of the heatmaps.
         metrics: those on the page, and how finely.
     """
     roles = sorted({role for fact in run.facts for role in fact.record.roles})
     shown = [one["name"] for one in metrics]
     return {
-        "metrics": metrics,
+        "metrics": [_metric_choice(one) for one in metrics],
         "left_off": [name for name in METRICS if name not in shown],
         "metric": metric,
-        "mediators": [{"key": key, "title": mediator_title(key)} for key in run.keys],
+        "mediators": [_mediator_choice(key, palette) for key in run.keys],
         "roles": roles,
         "n_layers": run.facts[0].cells.shape[-2],
         "n_samples": run.n_samples,
@@ -201,10 +222,21 @@ def page_data(run: ReportedRun, metric: str, metrics: Sequence[ShownMetric]) -> 
     }
 
 
+def _metric_choice(one: ShownMetric) -> MetricChoice:
+    name = one["name"]
+    return {**one, "label": metric_label(name), "lower_helps": lower_helps(name)}
+
+
+def _mediator_choice(key: str, palette: str) -> MediatorChoice:
+    ramp = ramp_of(palette, key)
+    colours: Colours = {"helps": ramp.helps, "hurts": ramp.hurts}
+    return {"key": key, "title": mediator_title(key), "colours": colours}
+
+
 def _traced_row(record: CleanRecord, roles: Sequence[str]) -> TracedRow:
     return {
         **_row(record),
-        "tokens": record.tokens,
+        "tokens": [visible(token) for token in record.tokens],
         "roles": [roles.index(role) for role in record.roles],
         "span": record.span,
     }
@@ -221,6 +253,7 @@ def _row(record: CleanRecord) -> FactRow:
         "subject": record.subject,
         "attribute": record.attribute,
         "predicted": record.predicted,
+        "relation": record.relation_id,
         "marked": _marked(record),
     }
 

@@ -1,231 +1,154 @@
-// One fact's cells: the heatmap, the cell that is pointed at, and the same values as a table.
+// One heatmap as an SVG: tokens down, layers across, its title above, its colours below.
 
-const QUANTITIES = { effect: "indirect effect", restored: "restored" };
-const plot = byId("heatmap");
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
-let printing = false;
-let drawn; // what the heatmap shows: { fact, metric, cells }
-let request = 0;
+const ROW = 22;
+const LETTERS = "12px system-ui, sans-serif";
+const pen = document.createElement("canvas").getContext("2d");
 
-// Orange, neutral, purple (PuOr): told apart with every kind of colour vision. Neutral is the paper.
-const DIVERGING = {
-  light: [[179, 88, 6], [241, 163, 64], [255, 255, 255], [153, 142, 195], [63, 26, 107]],
-  dark: [[255, 180, 92], [160, 96, 26], [21, 21, 27], [106, 82, 163], [217, 200, 255]],
-};
-
-// From `low` to `high`, with the neutral colour at 0 and the same steps on both sides of it.
-function aroundZero(low, high) {
-  const colours = DIVERGING[dark.matches && !printing ? "dark" : "light"];
-  const reach = Math.max(-low, high);
-  return Array.from({ length: 21 }, (_, step) => {
-    const place = ((low + ((high - low) * step) / 20) / reach + 1) * 2; // 0 to 4
-    const below = Math.min(Math.floor(place), 3);
-    const mixed = colours[below].map((one, part) => Math.round(one + (colours[below + 1][part] - one) * (place - below)));
-    return [step / 20, `rgb(${mixed.join(",")})`];
-  });
+function drawing(tag, attributes, text) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  if (text !== undefined) made.textContent = text;
+  return made;
 }
 
-// Plotly reads tags and entities in labels: text from data must not be taken for them.
-const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const visible = (token) => token.replaceAll("\n", "↵").replaceAll("\t", "⇥").trim() || "␣".repeat(Math.max(1, token.length));
 const shortened = (text, most) => ([...text].length > most ? [...text].slice(0, most - 1).join("") + "…" : text);
-
 // Not by role: where the prompt ends with the subject, the role of its last token is `last`.
 const isSubject = (fact, position) => page.facts[fact].span[0] <= position && position < page.facts[fact].span[1];
-const cellAt = (layer, position) =>
-  (state.mediator * page.n_layers + layer) * page.facts[state.fact].tokens.length + position;
 
-function numbersAt(layer, position) {
-  const { mean, width } = drawn.cells[state.quantity];
-  const at = cellAt(layer, position);
-  const value = shown(mean[at], drawn.metric);
-  const half = width[at];
-  if (mean[at] === page.missing || page.n_samples < 2 || half === page.missing) return { value };
-  return {
-    value,
-    half: shown(half, drawn.metric),
-    interval: `${shown(mean[at] - half, drawn.metric)} to ${shown(mean[at] + half, drawn.metric)}`,
-  };
+function widthOf(text, bold) {
+  pen.font = (bold ? "bold " : "") + LETTERS;
+  return pen.measureText(text).width;
 }
 
-function scaleOf(values) {
-  // Over every mediator, so that switching between them compares like with like.
-  let low = Infinity;
-  let high = -Infinity;
-  for (const value of values) {
-    if (value === page.missing) continue;
-    low = Math.min(low, value);
-    high = Math.max(high, value);
-  }
-  const unit = 10 ** drawn.metric.decimals;
-  if (!(low <= high)) return [0, 1];
-  if (state.quantity === "restored") return [low / unit, Math.max(high, low + 1) / unit];
-  return [Math.min(low, 0) / unit, Math.max(high, low < 0 ? 0 : 1) / unit];
+// A text with its end cut off where there is no room for it.
+function fitting(text, room, bold) {
+  let most = [...text].length;
+  while (most > 1 && widthOf(shortened(text, most), bold) > room) most -= 1;
+  return shortened(text, most);
 }
 
-function subjectFrame(fact, colour) {
-  const [start, stop] = page.facts[fact].span;
-  return [frame(-0.5, page.n_layers - 0.5, start - 0.5, stop - 0.5, colour, 1.5)];
-}
-
-const frame = (x0, x1, y0, y1, color, width) => ({ type: "rect", x0, x1, y0, y1, line: { color, width }, fillcolor: "rgba(0,0,0,0)" });
-
-function layout() {
-  const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
-  const [ink, line, paper, accent] = ["--ink", "--line", "--paper", "--accent"].map(colour);
-  const tokens = page.facts[state.fact].tokens;
-  const most = plot.clientWidth < 500 ? 12 : 22;
-  const step = [1, 2, 4, 5, 10, 20].find((one) => page.n_layers / one <= (plot.clientWidth < 500 ? 9 : 18)) ?? 20;
-  const bounds = [state.layer - 0.5, state.layer + 0.5, state.position - 0.5, state.position + 0.5];
-  return {
-    height: 110 + 24 * tokens.length,
-    margin: { l: 10, r: 10, t: 10, b: 45 },
-    paper_bgcolor: paper,
-    plot_bgcolor: paper,
-    font: { family: style.fontFamily || "sans-serif", color: ink, size: 12 },
-    hoverlabel: { align: "left", bgcolor: paper, bordercolor: line, font: { color: ink } },
-    xaxis: { title: { text: "layer" }, tick0: 0, dtick: step, showgrid: false, zeroline: false, fixedrange: true, linecolor: line,
-      range: [-0.5, page.n_layers - 0.5] },
-    yaxis: {
-      tickvals: tokens.map((_, position) => position),
-      ticktext: tokens.map((token, position) => {
-        const text = escaped(shortened(visible(token), most));
-        return isSubject(state.fact, position) ? `<b>${text}*</b>` : text;
-      }),
-      range: [tokens.length - 0.5, -0.5],
-      automargin: true, showgrid: false, zeroline: false, fixedrange: true, ticks: "", ticklabelstandoff: 6, tickfont: { size: 12, color: ink },
-    },
-    shapes: [...subjectFrame(state.fact, accent), frame(...bounds, ink, 2)],
-  };
-}
-
-function trace() {
-  const fact = page.facts[state.fact];
-  const unit = 10 ** drawn.metric.decimals;
-  const { mean } = drawn.cells[state.quantity];
-  const layers = Array.from({ length: page.n_layers }, (_, layer) => layer);
-  const grid = (make) => fact.tokens.map((token, position) => layers.map((layer) => make(layer, position)));
-  const [zmin, zmax] = scaleOf(mean);
-  return {
-    type: "heatmap",
-    z: grid((layer, position) => {
-      const value = mean[cellAt(layer, position)];
-      return value === page.missing ? null : value / unit;
-    }),
-    customdata: grid((layer, position) => {
-      const { value, interval } = numbersAt(layer, position);
-      return [escaped(visible(fact.tokens[position])), value, interval ? `<br>95% interval ${interval}` : ""];
-    }),
-    hovertemplate: "%{customdata[0]}<br>layer %{x}<br><b>%{customdata[1]}</b>%{customdata[2]}<extra></extra>",
-    hoverongaps: false,
-    zmin,
-    zmax,
-    colorscale: state.quantity === "effect" ? aroundZero(zmin, zmax) : "Cividis",
-    colorbar: { thickness: 12, outlinewidth: 0, tickfont: { size: 11 } },
-    xgap: 1,
-    ygap: 1,
-  };
-}
-
-async function drawHeatmap() {
-  const mine = ++request;
-  const { fact } = state;
-  const metric = chosenMetric();
-  drawFact();
-  if (!isTraced(fact) || fact >= metric.n_facts) return;
-  const cells = await readCells(metric, fact);
-  if (mine !== request) return; // another fact or metric has been chosen meanwhile
-  drawn = { fact, metric, cells };
-  const mediator = page.mediators[state.mediator];
-  plot.setAttribute(
-    "aria-label",
-    `Heatmap of ${QUANTITIES[state.quantity]}, ${words(metric.name)}, ${mediator.title}: tokens by layers. ` +
-      "Arrow keys move through the cells; the table below holds the same values.",
+// Where the parts of a heatmap stand, in pixels.
+function placesIn(fact, width, title) {
+  const narrow = width < 500;
+  const labels = page.facts[fact].tokens.map((token, position) =>
+    isSubject(fact, position) ? `${shortened(token, narrow ? 12 : 22)}*` : shortened(token, narrow ? 12 : 22),
   );
-  await Plotly.react(plot, [trace()], layout(), { displayModeBar: false, responsive: true });
-  // Its parts have no names of their own; the label, the cell and the table say what they show.
-  for (const part of document.querySelectorAll("#heatmap .plot-container, #js-plotly-tester")) {
-    part.setAttribute("aria-hidden", "true");
-  }
-  drawCell();
-  drawValues();
-  plot.dataset.shown = [page.facts[fact].id, mediator.key, metric.name, state.quantity].join(" ");
+  const widest = Math.max(...labels.map((text, position) => widthOf(text, isSubject(fact, position))));
+  const left = Math.min(Math.ceil(widest) + 10, Math.round(width * 0.45));
+  const top = title ? 24 : 6;
+  const bottom = top + ROW * labels.length;
+  return { labels, left, top, bottom, width, height: bottom + 92, cell: (width - left - 14) / page.n_layers };
 }
 
-function drawFact() {
-  const fact = page.facts[state.fact];
-  const metric = chosenMetric();
-  // Offsets count characters, where a string counts some of them twice.
-  const letters = [...fact.prompt];
-  const part = (start, stop) => letters.slice(start, stop).join("");
-  const [start, stop] = fact.marked;
-  byId("prompt").replaceChildren(part(0, start), element("mark", part(start, stop)), part(stop));
-  const scores = page.scores[metric.name];
-  const traced = isTraced(state.fact);
-  const held = traced && state.fact < metric.n_facts;
-  byId("traced").hidden = !held;
-  byId("outcome").textContent = traced
-    ? `Answer “${fact.attribute}”: ${words(metric.name)} ${shown(scores.clean[state.fact], metric)} in the clean run, ` +
-      `${shown(scores.corrupted[state.fact], metric)} in the corrupted run: total effect ${shown(scores.total[state.fact], metric)}.` +
-      (held ? "" : " Its cells did not fit on this page; effects.parquet holds them.")
-    : `Answer “${fact.attribute}”, predicted “${fact.predicted.trim()}”. Left out: ${fact.left_out}.`;
-}
-
-function drawCell() {
-  const fact = page.facts[state.fact];
-  const { value, half, interval } = numbersAt(state.layer, state.position);
-  const role = page.roles[fact.roles[state.position]] || "before the subject";
-  byId("cell").replaceChildren(
-    element("strong", value),
-    (half ? ` ± ${half} (${interval})` : "") +
-      ` at layer ${state.layer}, position ${state.position}, token “${visible(fact.tokens[state.position])}”, ${role}`,
-  );
-}
-
-function drawValues() {
-  if (!byId("values").open) return;
-  const fact = page.facts[state.fact];
-  const head = element("tr");
-  head.append(element("th", "token", { scope: "col", class: "text" }));
-  const body = [];
-  for (let layer = 0; layer < page.n_layers; layer++) head.append(element("th", layer, { scope: "col" }));
-  fact.tokens.forEach((token, position) => {
-    const row = element("tr");
-    row.append(element("th", visible(token) + (isSubject(state.fact, position) ? "*" : ""), { scope: "row" }));
+// Every cell, the cells of one colour in one path.
+function cellsIn(fact, at, colourOf) {
+  const byColour = new Map();
+  const gap = at.cell > 12 ? 0.5 : 0;
+  page.facts[fact].tokens.forEach((_, position) => {
     for (let layer = 0; layer < page.n_layers; layer++) {
-      const { value, half } = numbersAt(layer, position);
-      const cell = element("td", value);
-      if (half) cell.append(element("span", `± ${half}`, { class: "width" }));
-      row.append(cell);
+      const colour = colourOf(layer, position);
+      const place = `M${(at.left + layer * at.cell + gap).toFixed(2)} ${at.top + position * ROW + gap}`;
+      const shape = `${place}h${(at.cell - 2 * gap).toFixed(2)}v${ROW - 2 * gap}h${(2 * gap - at.cell).toFixed(2)}z`;
+      byColour.set(colour, (byColour.get(colour) ?? "") + shape);
     }
-    body.push(row);
   });
-  const caption = element("caption", "Columns are layers, rows are tokens; * marks the subject; ± is half of the 95% interval.");
-  const table = document.querySelector("#values table");
-  const parts = [element("thead"), element("tbody")];
-  parts[0].append(head);
-  parts[1].append(...body);
-  table.replaceChildren(caption, ...parts);
+  return [...byColour].map(([fill, d]) => drawing("path", { d, fill, "shape-rendering": "crispEdges" }));
 }
 
-function moveCell(layer, position) {
-  state.layer = Math.min(Math.max(layer, 0), page.n_layers - 1);
-  state.position = Math.min(Math.max(position, 0), page.facts[state.fact].tokens.length - 1);
-  Plotly.relayout(plot, { shapes: layout().shapes });
-  drawCell();
+function namesIn(fact, at, ink) {
+  const tokens = at.labels.map((text, position) => {
+    const y = at.top + (position + 0.5) * ROW + 4;
+    const bold = isSubject(fact, position) ? { "font-weight": "bold" } : {};
+    return drawing("text", { x: at.left - 6, y, fill: ink, "text-anchor": "end", class: "token", ...bold }, text);
+  });
+  const room = at.width < 500 ? 9 : 18;
+  const step = [1, 2, 5, 10, 20, 50].find((one) => page.n_layers / one <= room) ?? 100;
+  const layers = [];
+  for (let layer = 0; layer < page.n_layers; layer += step) {
+    const x = at.left + (layer + 0.5) * at.cell;
+    layers.push(drawing("text", { x, y: at.bottom + 15, fill: ink, "text-anchor": "middle" }, layer));
+  }
+  const middle = at.left + (page.n_layers * at.cell) / 2;
+  layers.push(drawing("text", { x: middle, y: at.bottom + 31, fill: ink, "text-anchor": "middle" }, "layer"));
+  return [...tokens, ...layers];
 }
 
-function setUpHeatmap() {
-  plot.addEventListener("keydown", (event) => {
-    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-    if (!(event.key in steps)) return;
-    event.preventDefault();
-    moveCell(state.layer + steps[event.key][0], state.position + steps[event.key][1]);
+// The bar of colours; `zero` is what no effect reads as.
+function barIn(at, scale, shade, name, ink, line) {
+  const top = at.bottom + 42;
+  const width = page.n_layers * at.cell;
+  const x = (value) => at.left + ((value - scale.low) / (scale.high - scale.low)) * width;
+  const steps = Math.round(width / 3);
+  const made = Array.from({ length: steps }, (_, step) => {
+    const value = scale.low + ((step + 0.5) / steps) * (scale.high - scale.low);
+    const from = at.left + (step * width) / steps;
+    return drawing("rect", { x: from, y: top, width: width / steps + 0.5, height: 10, fill: shade(value) });
   });
-  byId("values").addEventListener("toggle", drawValues);
-  dark.addEventListener("change", drawHeatmap);
-  const redraw = () => drawn && Plotly.react(plot, [trace()], layout());
-  window.addEventListener("beforeprint", () => ((printing = true), redraw()));
-  window.addEventListener("afterprint", () => ((printing = false), redraw()));
+  made.push(drawing("rect", { x: at.left, y: top, width, height: 10, fill: "none", stroke: line }));
+  const metric = chosenMetric();
+  let free = -Infinity;
+  for (const [value, anchor] of [[scale.low, "start"], [0, "middle"], [scale.high, "end"]]) {
+    if (value === 0 && anchor !== "middle") continue;
+    const text = shown(Math.round((value + scale.zero) * 10 ** metric.decimals), metric);
+    const half = widthOf(text) / 2;
+    const centre = Math.min(Math.max(x(value), at.left + half), at.left + width - half);
+    if (centre - half < free) continue;
+    free = centre + half + 6;
+    made.push(drawing("text", { x: centre, y: top + 23, fill: ink, "text-anchor": "middle" }, text));
+  }
+  const half = widthOf(name) / 2;
+  const centre = Math.max(half, Math.min(at.left + width / 2, at.width - half));
+  made.push(drawing("text", { x: centre, y: top + 39, fill: ink, "text-anchor": "middle" }, fitting(name, at.width)));
+  return made;
+}
+
+const frame = (x, y, width, height, stroke, thick, name) =>
+  drawing("rect", { x, y, width, height, fill: "none", stroke, "stroke-width": thick, class: name });
+
+// Of a cell: black within white, so that one of them is seen on every colour.
+function cursorIn(at, layer, position) {
+  const [x, y] = [at.left + layer * at.cell, at.top + position * ROW];
+  const box = [Math.min(x, at.width - 6), y, Math.max(at.cell, 4), ROW];
+  return [frame(...box, "#ffffff", 5, "cursor"), frame(...box, "#000000", 2.5, "cursor")];
+}
+
+// One heatmap. `panel` has the fact, the mediator, the title, the scale and the cursor, if any.
+function heatmap(panel, width) {
+  const { fact, mediator, title, scale, cursor } = panel;
+  const at = placesIn(fact, width, title);
+  const [ink, line, paper, accent] = ["--ink", "--line", "--paper", "--accent"].map(styleOf);
+  const shade = colouring(mediator, Math.max(-scale.low, scale.high));
+  const svg = drawing("svg", {
+    width, height: at.height, viewBox: `0 0 ${width} ${at.height}`, "aria-hidden": "true",
+    "font-family": "system-ui, sans-serif", "font-size": 12,
+  });
+  svg.append(drawing("rect", { width, height: at.height, fill: paper }));
+  if (title) {
+    svg.append(drawing("text", { x: 0, y: 14, fill: ink, "font-weight": "bold" }, fitting(title, width, true)));
+  }
+  const cells = cellsIn(fact, at, (layer, position) => {
+    const value = panel.valueAt(layer, position);
+    return value === undefined ? line : shade(value - scale.zero);
+  });
+  const [start, stop] = page.facts[fact].span;
+  const whole = [at.left, at.top, page.n_layers * at.cell, at.bottom - at.top];
+  const subject = [at.left, at.top + start * ROW, page.n_layers * at.cell, (stop - start) * ROW];
+  svg.append(
+    ...cells,
+    frame(...whole, line, 1, "whole"),
+    frame(...subject, accent, 1.5, "subject"),
+    ...namesIn(fact, at, ink),
+    ...barIn(at, scale, shade, panel.measure, ink, line),
+    ...(cursor ? cursorIn(at, ...cursor) : []),
+  );
+  svg.cellAt = (x, y) => {
+    const box = svg.getBoundingClientRect();
+    const zoom = width / box.width;
+    const layer = Math.floor(((x - box.left) * zoom - at.left) / at.cell);
+    const position = Math.floor(((y - box.top) * zoom - at.top) / ROW);
+    const inside = layer >= 0 && layer < page.n_layers && position >= 0 && position < at.labels.length;
+    return inside ? [layer, position] : undefined;
+  };
+  svg.placeOf = (layer, position) => [at.left + (layer + 0.5) * at.cell, at.top + (position + 0.5) * ROW];
+  return svg;
 }

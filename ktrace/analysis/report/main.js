@@ -1,8 +1,7 @@
-// Start: the controls, then the library, then the first heatmap.
+// Start: the controls, then the first heatmap.
 
-function offer(select, choices, chosen, change) {
+function offer(select, choices, change) {
   for (const [value, title] of choices) select.append(element("option", title, { value }));
-  select.value = chosen;
   select.addEventListener("change", () => change(select.value));
 }
 
@@ -18,40 +17,65 @@ function describePrecision() {
     (page.left_off.length ? ` To keep this file small, it has no cells of ${page.left_off.map(words).join(", ")}.` : "");
 }
 
-async function start() {
-  if (typeof DecompressionStream === "undefined") return; // the page says what it needs
-  const choose = (fact) => {
-    state.fact = fact;
-    pointAtPeak();
-    drawHeatmap();
-  };
-  setUpTable(choose);
-  setUpHeatmap();
-  offer(byId("mediator"), page.mediators.map((one, at) => [at, one.title]), state.mediator, (value) => {
-    state.mediator = Number(value);
-    refreshTable();
-    drawHeatmap();
-  });
-  offer(byId("metric"), page.metrics.map((one, at) => [at, words(one.name)]), state.metric, (value) => {
-    state.metric = Number(value);
-    refreshTable();
-    describePrecision();
-    drawHeatmap();
-  });
-  offer(byId("quantity"), Object.entries(QUANTITIES), state.quantity, (value) => {
-    state.quantity = value;
-    drawHeatmap();
-  });
-  byId("browser").hidden = false;
-  byId("status").hidden = true;
+// Everything, as `state` has it.
+async function update() {
+  byId("mediator").value = state.all ? "all" : state.mediator;
+  byId("metric").value = state.metric;
+  byId("quantity").value = state.quantity;
   refreshTable();
   describePrecision();
-  // The policy of this page lets exactly this text run: its digest stands there.
+  await show();
+}
+
+// After a person's choice: the address names it, so that it can be passed on.
+function changed(change) {
+  change();
+  history.replaceState(null, "", linkOf());
+  return update();
+}
+
+function choose(fact) {
+  return changed(() => {
+    state.fact = fact;
+    state.active = fact;
+    pointAtPeak();
+  });
+}
+
+function openLink() {
+  if (!follow(window.location.hash)) return false;
+  state.active = state.fact;
   pointAtPeak();
-  const library = element("script", new TextDecoder().decode(await inflate("plotly")));
-  document.head.append(library);
-  await drawHeatmap();
-  plot.on("plotly_click", ({ points }) => moveCell(points[0].x, points[0].y));
+  findRows();
+  state.first = Math.max(0, Math.floor(rows.indexOf(state.fact) / ROWS) * ROWS);
+  return true;
+}
+
+async function start() {
+  if (typeof DecompressionStream === "undefined") return; // the page says what it needs
+  setUpTable();
+  setUpExplorer();
+  setUpSaving();
+  const mediators = page.mediators.map((one, at) => [at, one.title]);
+  if (mediators.length > 1) mediators.push(["all", "all, side by side"]);
+  offer(byId("mediator"), mediators, (value) =>
+    changed(() => {
+      state.all = value === "all";
+      if (!state.all) state.mediator = Number(value);
+    }),
+  );
+  offer(byId("metric"), page.metrics.map((one, at) => [at, words(one.name)]), (value) => changed(() => (state.metric = Number(value))));
+  offer(byId("quantity"), Object.entries(QUANTITIES), (value) => changed(() => (state.quantity = value)));
+  byId("compare").addEventListener("click", () => changed(() => (state.other = state.other === undefined ? state.fact : undefined)));
+  byId("browser").hidden = false;
+  byId("status").hidden = true;
+  const linked = openLink();
+  if (!linked) pointAtPeak();
+  await update();
+  window.addEventListener("hashchange", () => {
+    if (openLink()) update().then(() => byId("facts").scrollIntoView());
+  });
+  if (linked) byId("facts").scrollIntoView();
   document.documentElement.dataset.drawn = Math.round(performance.now());
 }
 

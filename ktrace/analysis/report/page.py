@@ -1,27 +1,25 @@
 """`report.html`: everything that the report shows, put into one file.
 
 Text from data reaches the page escaped, or as JSON that the scripts show as text. The page's
-policy lets two scripts run, by digest, and nothing be fetched.
+policy lets one script run, by digest, and nothing be fetched.
 """
 
 import base64
 import hashlib
 import html
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 import yaml
-from plotly.offline import get_plotlyjs
 
-from ktrace.analysis.peaks import AveragePeak
+from ktrace.analysis.layers import RoleLayers
 from ktrace.analysis.report.cells import PackedCells, pack_cells, shown_in_full
 from ktrace.analysis.report.data import page_data, read_facts
 from ktrace.analysis.summary import Summary
+from ktrace.analysis.tokens import shortened
 from ktrace.files import write_text
 from ktrace.store import RunFolders
 from ktrace.terms import mediator_title
@@ -31,7 +29,13 @@ _MOST_BYTES = 25_000_000
 # Room for cells that figures and texts may not take.
 _LEAST_CELL_BYTES = 8_000_000
 
-_SCRIPTS = ("cells.js", "table.js", "heatmap.js", "main.js")
+# Pixels from which a figure takes a page's width: one of a column has 1,020.
+_WIDE = 1500
+
+_SCRIPTS = (
+    *("cells.js", "table.js", "colours.js", "heatmap.js", "explorer.js", "save.js"),
+    "main.js",
+)
 
 
 def write_report(
@@ -41,6 +45,7 @@ def write_report(
     limit: int | None,
     summary: Summary,
     figures: Sequence[Path],
+    palette: str = "shared",
 ) -> Path:
     """Write `analysis/report.html`.
 
@@ -49,7 +54,8 @@ def write_report(
         keys: mediators, in the order in which they are offered.
         limit: only facts among the first `limit` of the dataset.
         summary: the content of `summary.json`.
-        figures: files of the analysis; the PNG among them are shown.
+        figures: PNG files, in the order in which they are shown.
+        palette: of the heatmaps.
 
     Returns:
         The file, at most 25 MB unless figures and texts leave less than 8 MB: rather than growing,
@@ -64,10 +70,10 @@ def write_report(
     room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
     run, metric = read_facts(folders, keys, limit), summary["metric"]
     n_traced = len(run.facts)
-    longest = _json(page_data(run, metric, shown_in_full(n_traced)))
+    longest = _json(page_data(run, metric, palette, shown_in_full(n_traced)))
     budget = max(room - len(longest), _LEAST_CELL_BYTES)
     cells = pack_cells(run.cells, run.corrupted, metric, budget)
-    data = _json(page_data(run, metric, cells.shown(n_traced)))
+    data = _json(page_data(run, metric, palette, cells.shown(n_traced)))
     text = Template(template).substitute(parts, data=data, cells="\n".join(_cells(cells)))
     path = folders.analysis / "report.html"
     write_text(path, text)
@@ -76,22 +82,21 @@ def write_report(
 
 def _parts(summary: Summary, figures: Sequence[Path], run_yaml: Path) -> dict[str, str]:
     """What fills the template, beside the facts."""
-    library = get_plotlyjs()
     script = '"use strict";\n' + "\n".join(_asset(name) for name in _SCRIPTS)
     model, dataset = html.escape(summary["model"]), html.escape(summary["dataset"])
     return {
-        "policy": _policy(script, library),
+        "policy": _policy(script),
         "title": f"{model} on {dataset}: causal tracing",
         "style": _asset("report.css"),
         "heading": f"{model} <span>on {dataset}</span>",
         "lead": html.escape(_lead(summary)),
-        "unfinished": _unfinished(summary["missing"]),
+        "state": _state(summary),
+        "answer": _answer(summary),
         "cards": "\n".join(_cards(summary)),
         "left_out": _left_out(summary["left_out"]),
-        "peaks": _peaks(summary["peaks"]),
-        "figures": "\n".join(_figures([path for path in figures if path.suffix == ".png"])),
+        "peaks": _peaks(summary["layers"]["mediators"]),
+        "figures": "\n".join(map(_figure, figures)),
         "settings": "\n".join(_settings(run_yaml, summary)),
-        "plotly": _deflated(library),
         "script": script,
     }
 
@@ -100,13 +105,12 @@ def _asset(name: str) -> str:
     return (files("ktrace.analysis.report") / name).read_text("utf-8")
 
 
-def _policy(*scripts: str) -> str:
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in scripts)
-    allowed = " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
-    # Plotly writes style elements of its own.
+def _policy(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The scripts place and size what they draw.
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -114,12 +118,6 @@ def _json(content: object) -> str:
     # In a script element only `<` can end or change what is read; NaN is no JSON.
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
-
-
-@cache
-def _deflated(text: str) -> str:
-    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    return base64.b64encode(deflater.compress(text.encode()) + deflater.flush()).decode("ascii")
 
 
 def _cells(cells: PackedCells) -> Iterator[str]:
@@ -173,14 +171,20 @@ def _cards(summary: Summary) -> Iterator[str]:
         )
 
 
-def _unfinished(missing: Sequence[str]) -> str:
+def _state(summary: Summary) -> str:
+    """Whether the run is done, and what it lacks otherwise."""
+    missing = summary["missing"]
     if not missing:
-        return ""
+        return '<p class="done"><strong>Done</strong>: nothing of this run is missing.</p>'
     listed = "".join(f"<li>{html.escape(words)}</li>" for words in missing)
     return (
         '<div class="unfinished" role="note"><p><strong>This run is unfinished.</strong> '
         f"The numbers below are of what is there. Missing:</p><ul>{listed}</ul></div>"
     )
+
+
+def _answer(summary: Summary) -> str:
+    return f'<p class="answer">{html.escape(summary["answer"])}</p>'
 
 
 def _left_out(reasons: Mapping[str, int]) -> str:
@@ -190,40 +194,45 @@ def _left_out(reasons: Mapping[str, int]) -> str:
     return f"<p>Left out: {html.escape(listed)}.</p>"
 
 
-def _peaks(peaks: Mapping[str, Mapping[str, AveragePeak]]) -> str:
-    roles = list(dict.fromkeys(role for by_role in peaks.values() for role in by_role))
+def _peaks(found: Mapping[str, Mapping[str, RoleLayers]]) -> str:
+    roles = list(dict.fromkeys(role for by_role in found.values() for role in by_role))
     head = "".join(f'<th scope="col">{html.escape(role)}</th>' for role in roles)
     lines = [f'<thead><tr><th scope="col" class="text">mediator</th>{head}</tr></thead>', "<tbody>"]
-    for key, by_role in peaks.items():
+    for key, by_role in found.items():
         cells = "".join(_peak(by_role.get(role)) for role in roles)
         lines.append(f'<tr><th scope="row">{html.escape(mediator_title(key))}</th>{cells}</tr>')
     return "\n".join([*lines, "</tbody>"])
 
 
-def _peak(peak: AveragePeak | None) -> str:
-    if peak is None:
+def _peak(found: RoleLayers | None) -> str:
+    if found is None:
         return "<td>–</td>"
-    return f"<td>{_number(peak['aie'])} <small>layer {int(peak['layer'])}</small></td>"
+    low, high = found["ci"]
+    sure = "" if low is None else f"{_number(low)} to {_number(high)}<br>"
+    others = found["may_peak_in"]
+    doubt = "" if others in ("", str(found["peak"])) else f", or {html.escape(shortened(others))}"
+    small = f"{sure}layer {found['peak']}{doubt}"
+    return f"<td>{_number(found['aie'])} <small>{small}</small></td>"
 
 
-def _figures(paths: Sequence[Path]) -> Iterator[str]:
-    # What shows several mediators stands first, over the whole width.
-    for path in sorted(paths, key=lambda path: path.stem not in _CAPTIONS):
-        caption = html.escape(_caption(path.stem))
-        source = base64.b64encode(path.read_bytes()).decode("ascii")
-        wide = ' class="wide"' if path.stem in ("aie", "lines") else ""
-        yield (
-            f'<figure{wide}><img alt="{caption}" src="data:image/png;base64,{source}" '
-            f'decoding="async"><figcaption>{caption} ({html.escape(path.name)})</figcaption>'
-            "</figure>"
-        )
+def _figure(path: Path) -> str:
+    caption, content = html.escape(_caption(path.stem)), path.read_bytes()
+    source = base64.b64encode(content).decode("ascii")
+    image = f'<img alt="{caption}" src="data:image/png;base64,{source}" decoding="async">'
+    text = f"<figcaption>{caption} ({html.escape(path.name)})</figcaption>"
+    if int.from_bytes(content[16:20], "big") < _WIDE:  # where a PNG has its width
+        return f"<figure>{image}{text}</figure>"
+    # On a narrow screen it scrolls, which takes a focus for those who use the keyboard.
+    scrolls = f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}">{image}</div>'
+    return f'<figure class="wide">{scrolls}{text}</figure>'
 
 
 _CAPTIONS = {
     "aie": "Average indirect effect by role and layer",
-    "lines": "Average indirect effect with its 95 % interval over facts",
+    "lines": "Average indirect effect with its 95 % interval",
     "severed": "Average indirect effect at the last subject token, whole and severed",
     "peaks": "Facts by the layer at which their effect is strongest",
+    "relations": "Average indirect effect by relation",
 }
 
 
@@ -231,29 +240,31 @@ def _caption(stem: str) -> str:
     kind, _, rest = stem.partition("-")
     if kind == "aie" and rest:
         return f"Average indirect effect: {mediator_title(rest)}"
-    if kind == "fact":
-        known_id, _, key = rest.partition("-")
-        return f"Fact {known_id}: {mediator_title(key)}"
     return _CAPTIONS.get(stem, _words(stem))
 
 
 def _settings(run_yaml: Path, summary: Summary) -> Iterator[str]:
-    """One block for each section of `run.yaml`, then `summary.json` as it is."""
+    """What `run.yaml` says of the run, a block for each of its sections, then `summary.json`."""
     content = _mapping(run_yaml)
-    if content:
-        for number, (section, values) in enumerate(content.items()):
-            rows = "\n".join(
-                f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
-                for name, value in _flat(values)
-            )
-            yield (
-                f"<details{' open' if number == 0 else ''}><summary>{html.escape(str(section))}"
-                f"</summary><dl>{rows}</dl></details>"
-            )
-    else:
+    if "status" in content:  # it was written when the run began
+        content["status"] = "unfinished" if summary["missing"] else "done"
+    sections = {name: values for name, values in content.items() if isinstance(values, dict)}
+    about = {name: value for name, value in content.items() if name not in sections}
+    blocks = [("this run", about), *sections.items()] if about else [*sections.items()]
+    for number, (section, values) in enumerate(blocks):
+        rows = "\n".join(
+            f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+            for name, value in _flat(values)
+        )
+        yield (
+            f"<details{' open' if number == 0 else ''}><summary>{html.escape(str(section))}"
+            f"</summary><dl>{rows}</dl></details>"
+        )
+    if not content:
         yield "<p>There is no run.yaml with settings beside these stores.</p>"
     text = json.dumps(summary, indent=2, ensure_ascii=False)
-    yield f"<details><summary>summary.json</summary><pre>{html.escape(text)}</pre></details>"
+    scrolls = '<pre tabindex="0" role="region" aria-label="summary.json">'
+    yield f"<details><summary>summary.json</summary>{scrolls}{html.escape(text)}</pre></details>"
 
 
 def _mapping(path: Path) -> dict[object, object]:

@@ -4,7 +4,10 @@ const ROWS = 12;
 const N_MEDIATORS = page.mediators.length;
 const state = {
   fact: 0,
+  other: undefined, // a fact that is kept beside it
+  active: 0, // which of the two the cursor is in
   mediator: 0,
+  all: false, // whether all mediators stand side by side
   metric: page.metrics.findIndex((metric) => metric.name === page.metric),
   quantity: "effect",
   column: "order",
@@ -40,7 +43,7 @@ const columns = [
   { name: "layer", title: "layer", value: peakLayer, text: (value) => String(value ?? "–") },
 ];
 const haystacks = page.facts.map((fact) =>
-  [fact.id, fact.subject, fact.prompt, fact.attribute, fact.left_out ?? ""].join("\n").toLowerCase(),
+  [fact.id, fact.subject, fact.prompt, fact.attribute, fact.relation, fact.left_out ?? ""].join("\n").toLowerCase(),
 );
 
 let rows = []; // facts that are found, in the order of the table
@@ -48,10 +51,12 @@ let rows = []; // facts that are found, in the order of the table
 function findRows() {
   const wanted = byId("search").value.trim().toLowerCase();
   const filter = byId("filter").value;
+  const relation = byId("relation").value; // `=` and its name, or nothing for all
   rows = [];
   for (let fact = 0; fact < page.facts.length; fact++) {
     if (filter === "traced" && !isTraced(fact)) continue;
     if (filter === "left out" && isTraced(fact)) continue;
+    if (relation && relation !== `=${page.facts[fact].relation}`) continue;
     if (haystacks[fact].includes(wanted)) rows.push(fact);
   }
   const column = columns.find((one) => one.name === state.column);
@@ -81,14 +86,15 @@ function drawTable() {
     ...visible.map((fact) => {
       const row = element("tr", undefined, {
         "aria-selected": String(fact === state.fact),
+        ...(fact === state.other ? { class: "kept" } : {}),
         tabindex: fact === reachable ? "0" : "-1",
         "data-fact": fact,
       });
       for (const column of columns) {
         const value = column.value(fact);
-        const text = column.isText ? value : (column.text ?? ((units) => shown(units, chosenMetric())))(value);
+        const text = column.isText ? calm(value) : (column.text ?? ((units) => shown(units, chosenMetric())))(value);
         const cell = element("td", text, { role: "gridcell", class: column.isText ? "text" : "number" });
-        if (column.isText) cell.title = value;
+        if (column.isText) cell.title = text;
         row.append(cell);
       }
       return row;
@@ -110,16 +116,26 @@ function refreshTable() {
   drawTable();
 }
 
-function goTo(place, choose) {
+function goTo(place) {
   if (!rows.length) return;
   const at = Math.min(Math.max(place, 0), rows.length - 1);
   state.first = Math.floor(at / ROWS) * ROWS;
   choose(rows[at]);
-  drawTable();
   document.querySelector(`#table tr[data-fact="${rows[at]}"]`).focus();
 }
 
-function setUpTable(choose) {
+function offerRelations() {
+  const counts = new Map();
+  for (const { relation } of page.facts) counts.set(relation, (counts.get(relation) ?? 0) + 1);
+  byId("relation").parentElement.hidden = counts.size < 2;
+  byId("relation").append(element("option", "all", { value: "" }));
+  const collator = new Intl.Collator();
+  for (const [name, count] of [...counts].sort((a, b) => collator.compare(a[0], b[0]))) {
+    byId("relation").append(element("option", `${calm(name) || "none"} (${count.toLocaleString("en")})`, { value: `=${name}` }));
+  }
+}
+
+function setUpTable() {
   const head = document.querySelector("#table thead tr");
   for (const column of columns) {
     const cell = element("th", undefined, { scope: "col", "data-column": column.name, class: column.isText ? "text" : "number" });
@@ -138,18 +154,20 @@ function setUpTable(choose) {
   for (const [name, count] of Object.entries(counts)) {
     byId("filter").append(element("option", `${name} (${count.toLocaleString("en")})`, { value: name }));
   }
+  offerRelations();
   const again = () => {
     state.first = 0;
     refreshTable();
   };
   byId("search").addEventListener("input", again);
   byId("filter").addEventListener("change", again);
+  byId("relation").addEventListener("change", again);
   byId("previous").addEventListener("click", () => ((state.first -= ROWS), drawTable()));
   byId("next").addEventListener("click", () => ((state.first += ROWS), drawTable()));
   const body = document.querySelector("#table tbody");
   body.addEventListener("click", (event) => {
     const row = event.target.closest("tr");
-    if (row) goTo(rows.indexOf(Number(row.dataset.fact)), choose);
+    if (row) goTo(rows.indexOf(Number(row.dataset.fact)));
   });
   body.addEventListener("keydown", (event) => {
     const row = event.target.closest("tr");
@@ -160,6 +178,6 @@ function setUpTable(choose) {
     };
     if (!(event.key in places)) return;
     event.preventDefault();
-    goTo(places[event.key], choose);
+    goTo(places[event.key]);
   });
 }
