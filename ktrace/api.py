@@ -15,29 +15,29 @@ from ktrace.analysis.effects import case_frame
 from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import Prompt, chosen_look, fact_heatmap
 from ktrace.analysis.figures.style import shown_by_jupyter
-from ktrace.config import Answer, RunConfig
+from ktrace.config import Answer, NoiseKind, RunConfig
 from ktrace.config.compose import choice, choices, composed
 from ktrace.config.identity import noise_key
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, Span, role_of_positions
-from ktrace.facts.dataset import facts_of, noise_facts_of
+from ktrace.facts.dataset import facts_of, noise_facts_of, require_fit
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.terms import MEDIATOR_NAMES, METRICS, is_noising
 from ktrace.tracing.answers import baselines, restorations
 from ktrace.tracing.encode import (
-    EncodedFact,
     clean_fact,
     decoded,
-    encode_facts,
     require_numbers,
     require_scores,
 )
+from ktrace.tracing.encoded import EncodedFact
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
 from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.pairs import encoded_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ class Trace:
     Attributes:
         model: name of the model.
         prompt: the text.
-        subject: the part of it that was corrupted.
+        subject: the part of it that was corrupted; may be empty, with a `corrupted_prompt`.
         answer: what is scored, as text: one token unless whole answers were asked for.
         answer_ids: its token ids.
         foils: what `logit_difference` compares with, as text, one for each sample.
@@ -74,6 +74,7 @@ class Trace:
         restored: scores of the corrupted-with-restoration run, or of the clean run with corrupted
             states where the mediator noises, `(n_samples, n_layers, n_positions)`.
         also: other right answers, as text: probabilities are of all of them together.
+        corrupted_prompt: what the corrupted run read, where that was another prompt.
     """
 
     model: str
@@ -95,6 +96,7 @@ class Trace:
     corrupted: Scores
     restored: Scores
     also: tuple[str, ...] = ()
+    corrupted_prompt: str = ""
 
     @property
     def p_clean(self) -> float:
@@ -162,13 +164,14 @@ class Trace:
         Raises:
             KtraceError: unknown metric or palette, or limits without 0 between them.
         """
+        measured = f", σ = {self.sigma:.3g} over {self.sigma_facts} facts"
         figure = fact_heatmap(
             self.indirect_effect(metric),
             Prompt(self.tokens, self.span),
             key=self.mediator,
             title=f"{self.model}, {self.mediator}: p({self.answer.strip()!r}) "
             f"{self.p_clean:.3f} clean, {self.p_corrupted.mean():.3f} corrupted\n"
-            f"{self.noise}, σ = {self.sigma:.3g} over {self.sigma_facts} facts",
+            f"{self.noise}{measured if self.sigma_facts else ''}",
             look=chosen_look(metric, palette, limits),
             axis=ax,
         )
@@ -203,7 +206,7 @@ def load_model(path_or_preset: str, **overrides: Any) -> LanguageModel:
 def trace(
     model: LanguageModel,
     prompt: str,
-    subject: str,
+    subject: str | None = None,
     mediator: str = "hidden",
     answer: str | Sequence[str] | None = None,
     *,
@@ -216,6 +219,8 @@ def trace(
     bos: str = "keep",
     engine: str = "suffix",
     noise_facts: str | None = None,
+    corrupted_prompt: str | None = None,
+    foil: str | None = None,
     **noise: Any,
 ) -> Trace:
     """Trace one prompt: every layer and position, one mediator.
@@ -227,7 +232,8 @@ def trace(
     Args:
         model: what `ktrace.load_model` gave.
         prompt: ends where the answer begins.
-        subject: the part of the prompt to corrupt.
+        subject: the part of the prompt to corrupt; with a `corrupted_prompt` it is optional, and
+            what differs takes its roles.
         mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp` or `attn`.
         answer: must be what the model predicts, as only candidates are traced; None takes the
             prediction. Of a list of right answers one must be it; their probabilities are added.
@@ -243,6 +249,8 @@ def trace(
             tokenizer's.
         engine: `suffix` or `reference`.
         noise_facts: a file of facts to measure the noise on, in place of the embedded ones.
+        corrupted_prompt: what the corrupted run reads, of as many tokens: no noise (`kind="pair"`).
+        foil: a wrong answer, which `logit_difference` then compares with.
         **noise: keys `noise.*` of the config: `kind` (`gaussian` by default), `multiple` or `std`,
             `samples`, `seed`, `replace`, `degrees`, `foil`.
 
@@ -264,10 +272,12 @@ def trace(
     asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
     asked |= {"separator": separator, "chat": chat, "bos": bos}
     asked |= {} if noise_facts is None else {"noise_facts": noise_facts}
+    asked |= {"corrupted_prompt": corrupted_prompt, "foil": foil}
+    kind = noise.pop("kind", "gaussian" if corrupted_prompt is None else "pair")
     config = composed(
         [
             "dataset=prompt",
-            choice("noise", noise.pop("kind", "gaussian"), called="kind"),
+            choice("noise", kind, called="kind"),
             choice("mediator", mediator, MEDIATOR_NAMES),
             choice("engine", engine),
         ],
@@ -286,15 +296,15 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     mediator = make_mediator(asked.names[0], asked.window, asked.direction)
     lm.paths.require(*mediator.sites)
     facts = facts_of(config.dataset)
-    fact = facts.facts[0]
-    [encoded] = encode_facts(lm, facts.facts, config.dataset)
+    require_fit(facts, config.noise, config.metric)
+    fact, is_pair = facts.facts[0], config.noise.kind is NoiseKind.pair
+    [encoded] = encoded_for(config.noise.kind, lm, facts.facts, config.dataset)
     case = _candidate(lm, fact, encoded)
-    noise_facts = noise_facts_of(config.dataset)
+    noise_facts = None if is_pair else noise_facts_of(config.dataset)
     measured = measured_noise(lm, config.noise, facts, [encoded], config.dataset, noise_facts)
     for reason in measured.unusable.values():
-        raise KtraceError(
-            f"noise.kind={config.noise.kind.value} cannot corrupt {fact.subject!r}: {reason}"
-        )
+        what = fact.prompt if is_pair else fact.subject
+        raise KtraceError(f"noise.kind={config.noise.kind.value} cannot corrupt {what!r}: {reason}")
     longest = case.shape._replace(n_answer=encoded.n_answer)
     engine = make_engine(config.engine, lm, measured.noise, Use([mediator], [longest]))
     [(_, baseline)] = baselines(engine, [case])
@@ -316,12 +326,13 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         mediator=mediator.key,
         noise=noise_key(config.noise),
         sigma=measured.sigma,
-        sigma_facts=len(noise_facts or facts),
+        sigma_facts=measured.n_facts,
         noise_level=measured.level,
         clean=baseline.clean,
         corrupted=baseline.corrupted,
         restored=restored[mediator.key],
         also=tuple(decoded(lm, other) for other in case.also),
+        corrupted_prompt=fact.corrupted_prompt if is_pair else "",
     )
 
 

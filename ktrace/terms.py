@@ -109,7 +109,7 @@ def effects_fall(metric: str, key: str) -> bool:
 
     Restoring makes a divergence fall, and all else rise; noising the other way round.
     """
-    return (metric == Metric.kl.value) != is_noising(key)
+    return lower_helps(metric) != is_noising(key)
 
 
 def _parts(key: str) -> tuple[str, str]:

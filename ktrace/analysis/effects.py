@@ -31,7 +31,7 @@ from ktrace.terms import METRICS
 
 _OF_FACT = ("relation_id", "subject", "prompt")
 _CATEGORIES = ("model", "mediator", "metric", "token", "role", *_OF_FACT)
-_MAY_BE_MISSING = ("role", "relation_id")
+_MAY_BE_MISSING = ("role", "relation_id", "subject")
 _TYPES = {
     "model": pa.dictionary(pa.int8(), pa.string()),
     "known_id": pa.int64(),
@@ -82,8 +82,8 @@ def load_effects(
     Returns:
         One row for each (fact, mediator, metric, sample, layer, position) with the columns
         `COLUMNS`. `mediator` is the store's key (`hidden`, `mlp-w10`); `role` is one of the scheme
-        `rome`, missing before the subject; `relation_id` is missing where the fact has none; scores
-        are float32, probabilities unitless in [0, 1].
+        `rome`, missing before the subject; `relation_id` and `subject` are missing where the fact
+        has none; scores are float32, probabilities unitless in [0, 1].
 
     Raises:
         KtraceError: the folder holds no restorations, or of some facts only; parts of different

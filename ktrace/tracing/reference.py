@@ -170,19 +170,21 @@ class ReferenceEngine:
             corrupted: of each block, whether it is the corrupted run or the clean one.
         """
         blocks = [self._rows(number) for number, is_so in enumerate(corrupted) if is_so]
-        row = torch.tensor(case.forced_ids, device=self.lm.device)
+        n_rows = 1 + len(corrupted) * self.noise.samples
+        ids = torch.tensor(case.forced_ids, device=self.lm.device).repeat(n_rows, 1)
+        for block in blocks:
+            ids[block] = torch.tensor(case.corrupted_forced_ids, device=self.lm.device)
         start, stop = case.span
 
         def add_noise(embeddings: torch.Tensor) -> torch.Tensor:
             noised = embeddings.clone()
-            subject = self.noise.corrupt(case, embeddings[0, start:stop])
+            subject = self.noise.corrupt(case, embeddings[blocks[0].start, start:stop])
             for block in blocks:
                 noised[block, start:stop] = subject
             return noised
 
-        n_rows = 1 + len(corrupted) * self.noise.samples
         with hooked(self.lm.model, {self.lm.paths.embedding: add_noise, **edits}):
-            output = self.lm.model(input_ids=row.expand(n_rows, -1), use_cache=False)
+            output = self.lm.model(input_ids=ids, use_cache=False)
         logits: torch.Tensor = output.logits[:, -len(case.answer_ids) :]
         return logits
 

@@ -12,7 +12,7 @@ from ktrace.analysis.average import average
 from ktrace.analysis.effects import load_effects
 from ktrace.errors import KtraceError
 from ktrace.terms import METRICS, effects_fall, mediator_pairs, mediator_title, panel_order
-from tests.support.stores import write_run, p_clean, p_restored
+from tests.support.stores import p_clean, p_restored, write_run
 
 KEY = "mlp-w3-noise"
 KEYS = ["mlp-w3", KEY]

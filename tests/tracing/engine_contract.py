@@ -19,7 +19,7 @@ from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Baseline, Case, Engine, Scores
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import make_mediator
-from ktrace.tracing.noise import Noise, RandomNoise
+from ktrace.tracing.noise import Noise, PromptPair, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
 from tests.support.families import both_directions
@@ -163,6 +163,36 @@ class EngineContract:
                     before = found[mediator.key][metric][:, :, : case.span.start]
                     assert before.shape[-1] > 0
                     assert (before == values[:, None, None]).all(), mediator.key
+
+    def test_a_pair_goes_from_one_prompt_to_the_other(
+        self, llama: LanguageModel, case: Case
+    ) -> None:
+        """Its runs are those of the two prompts, and the last layer's last position is all."""
+        other = known_case(llama, 8, 6, 2, 5).input_ids
+        mixed = (*case.input_ids[:2], *other[2:5], case.input_ids[5])
+        pair = replace(case, corrupted_ids=mixed)
+        engine = self.make(llama, PromptPair({}))
+        p = [clean_run(llama, ids, case.answer_ids).probability for ids in (case.input_ids, mixed)]
+        assert abs(p[0] - p[1]) > 0.01
+        [(_, baseline)] = engine.baseline([pair])
+        assert baseline.clean["probability"] == pytest.approx([p[0]], abs=EXACT)
+        assert baseline.corrupted["probability"] == pytest.approx([p[1]], abs=EXACT)
+        pair = replace(pair, baseline=baseline)
+        [(_, found)] = engine.restored([pair], ALL)
+        for mediator in ALL:
+            of_mediator = found[mediator.key]["probability"]
+            base, source = reversed(p) if not mediator.noises else p
+            np.testing.assert_allclose(of_mediator[:, :, :2], base, atol=EXACT)
+            assert np.ptp(of_mediator[:, :, 2:]) > 0.01
+            if mediator.site == "hidden":
+                np.testing.assert_allclose(of_mediator[:, -1, -1], source, atol=EXACT)
+
+    def test_a_pair_of_equal_prompts_has_no_effect(self, llama: LanguageModel, case: Case) -> None:
+        engine = self.make(llama, PromptPair({}))
+        same = replace(case, corrupted_ids=case.input_ids)
+        p_clean = clean_run(llama, case.input_ids, case.answer_ids).probability
+        for key, found in scores(engine, [same], ALL).items():
+            np.testing.assert_allclose(found, p_clean, atol=EXACT, err_msg=str(key))
 
     def test_every_pass_sees_the_same_noise(self, llama: LanguageModel, case: Case) -> None:
         """It is added to the subject's clean embeddings, and to nothing else."""

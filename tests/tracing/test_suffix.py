@@ -24,7 +24,7 @@ from ktrace.tracing.engine import Case, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import make_mediator
-from ktrace.tracing.noise import RandomNoise
+from ktrace.tracing.noise import PromptPair, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import proof, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
@@ -211,6 +211,25 @@ def test_parity_on_every_shape(n_positions: int) -> None:
         theirs = scores(ReferenceEngine(lm, noise), *some)
         of_case = {key: ours[key] for key in theirs}
         assert largest_difference(of_case, theirs) <= 1e-12, example
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma4ForCausalLM", "BloomForCausalLM"])
+def test_parity_of_pairs(name: str) -> None:
+    """Two facts of one shape, each with a prompt of its own; some models read ids in each layer."""
+    lm = model_of(name, torch.float64)
+    cases = [case_of(name), known_case(lm, 2, 6, 2, 4)]
+    others = [known_case(lm, seed, 6, 2, 4).input_ids for seed in (3, 4)]
+    pairs = [
+        replace(case, corrupted_ids=(*case.input_ids[:2], *other[2:]))
+        for case, other in zip(cases, others, strict=True)
+    ]
+    noise = PromptPair({2: (7,)})
+    with softmax_in(torch.float64):
+        ours = scores(SuffixEngine(lm, noise, limits=AS_WIDE), pairs, all_of(lm), "logit")
+        theirs = scores(ReferenceEngine(lm, noise), pairs, all_of(lm), "logit")
+    assert largest_difference(ours, theirs) <= 1e-10
+    own = [np.ptp(values) for (index, _), values in theirs.items() if index == cases[0].index]
+    assert min(own) > 0.1
 
 
 @pytest.mark.parametrize("n_answer", [1, 3])

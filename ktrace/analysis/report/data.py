@@ -25,7 +25,7 @@ from ktrace.analysis.report.cells import (
 from ktrace.analysis.tokens import visible
 from ktrace.errors import KtraceError
 from ktrace.store import CleanRecord, CorruptedRecord, RunFolders
-from ktrace.terms import METRICS, lower_helps, mediator_title, metric_label
+from ktrace.terms import METRICS, is_noising, lower_helps, mediator_title, metric_label
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,12 @@ class Colours(TypedDict):
 
 
 class MediatorChoice(TypedDict):
-    """A mediator that is offered."""
+    """A mediator that is offered; `base` is the run that it changes, a column of scores."""
 
     key: str
     title: str
     colours: Colours
+    base: str
 
 
 class MetricChoice(ShownMetric):
@@ -230,7 +231,8 @@ def _metric_choice(one: ShownMetric) -> MetricChoice:
 def _mediator_choice(key: str, palette: str) -> MediatorChoice:
     ramp = ramp_of(palette, key)
     colours: Colours = {"helps": ramp.helps, "hurts": ramp.hurts}
-    return {"key": key, "title": mediator_title(key), "colours": colours}
+    base = "clean" if is_noising(key) else "corrupted"
+    return {"key": key, "title": mediator_title(key), "colours": colours, "base": base}
 
 
 def _traced_row(record: CleanRecord, roles: Sequence[str]) -> TracedRow:
@@ -265,7 +267,7 @@ def _marked(record: CleanRecord) -> list[int]:
     """
     start, stop = record.span
     first, last = int(record.offsets[start][0]), int(record.offsets[stop - 1][1])
-    exact = record.prompt.find(record.subject, first, last)
+    exact = record.prompt.find(record.subject, first, last) if record.subject else -1
     return [first, last] if exact < 0 else [exact, exact + len(record.subject)]
 
 

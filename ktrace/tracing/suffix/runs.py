@@ -66,16 +66,20 @@ class Runs:
         self._noising = direction is Direction.noise
         self._n_sources = self.n_base if self._noising else self.n_cases
         self._head_rows = limits.head_rows
-        ids = torch.tensor([case.forced_ids for case in group], device=lm.device)
+        clean = torch.tensor([case.forced_ids for case in group], device=lm.device)
+        corrupted = torch.tensor([c.corrupted_forced_ids for c in group], device=lm.device)
         self.outputs: dict[str, torch.Tensor] = {}
         edits: dict[str, Edit] = {lm.paths.embedding: self._add_noise(noise, group)}
         for layer in range(lm.n_layers):
             have = lm.paths.sites(layer)
             for path in (have[site] for site in sites if site in have):
                 edits[path] = keep(self.outputs, path)
-        each = ids.repeat_interleave(self.n_samples, dim=0)
-        rows = torch.cat([each if self._noising else ids, each])
-        self.recording: Recording = recorder.record(rows, edits, self.n_answer)
+        source, base = (corrupted, clean) if self._noising else (clean, corrupted)
+        rows = [
+            source.repeat_interleave(self._n_sources // self.n_cases, dim=0),
+            base.repeat_interleave(self.n_samples, dim=0),
+        ]
+        self.recording: Recording = recorder.record(torch.cat(rows), edits, self.n_answer)
         logits = self.recording.logits
         self.targets = make_targets(
             group, self._clean(logits)[:, 0], self._corrupted(logits), noise.foils
@@ -108,10 +112,10 @@ class Runs:
     def _add_noise(self, noise: Noise, group: Sequence[Case]) -> Edit:
         def edit(embeddings: torch.Tensor) -> torch.Tensor:
             noised = embeddings.clone()
-            clean, corrupted = self._clean(embeddings), self._corrupted(noised)
+            own, corrupted = self._corrupted(embeddings), self._corrupted(noised)
             for number, case in enumerate(group):
                 start, stop = case.span
-                subject = noise.corrupt(case, clean[number, 0, start:stop])
+                subject = noise.corrupt(case, own[number, 0, start:stop])
                 corrupted[number, :, start:stop] = subject
             return noised
 
