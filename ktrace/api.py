@@ -36,7 +36,7 @@ from ktrace.tracing.encoded import EncodedFact
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
-from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.mediators import make_mediators
 from ktrace.tracing.pairs import encoded_for
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class Trace:
         clean: scores of the clean run, `(n_samples,)`: what each sample is compared with. All
             alike, but for `logit_difference` where each sample has its own foil.
         corrupted: scores of the corrupted run, `(n_samples,)`.
-        restored: scores of the corrupted-with-restoration run, or of the clean run with corrupted
-            states where the mediator noises, `(n_samples, n_layers, n_positions)`.
+        restored: scores with a state restored (or noised), `(n_samples, n_layers, n_positions)`.
         also: other right answers, as text: probabilities are of all of them together.
         corrupted_prompt: what the corrupted run read, where that was another prompt.
     """
@@ -114,9 +113,7 @@ class Trace:
         return self.restored["probability"]
 
     def indirect_effect(self, metric: str = "probability") -> npt.NDArray[np.float64]:
-        """Restored minus corrupted, the mean over samples, `(n_layers, n_positions)`.
-
-        Of a mediator that noises: what the corrupted states make of the clean run, minus clean.
+        """Restored minus corrupted (noised minus clean), the mean, `(n_layers, n_positions)`.
 
         Raises:
             KtraceError: unknown metric.
@@ -220,7 +217,7 @@ def trace(
     engine: str = "suffix",
     noise_facts: str | None = None,
     corrupted_prompt: str | None = None,
-    foil: str | None = None,
+    wrong_answer: str | None = None,
     **noise: Any,
 ) -> Trace:
     """Trace one prompt: every layer and position, one mediator.
@@ -250,7 +247,7 @@ def trace(
         engine: `suffix` or `reference`.
         noise_facts: a file of facts to measure the noise on, in place of the embedded ones.
         corrupted_prompt: what the corrupted run reads, of as many tokens: no noise (`kind="pair"`).
-        foil: a wrong answer, which `logit_difference` then compares with.
+        wrong_answer: what `logit_difference` compares with then (`dataset.foil`).
         **noise: keys `noise.*` of the config: `kind` (`gaussian` by default), `multiple` or `std`,
             `samples`, `seed`, `replace`, `degrees`, `foil`.
 
@@ -268,11 +265,10 @@ def trace(
     first, *also = [answer] if answer is None or isinstance(answer, str) else [*answer] or [" "]
     asked: dict[str, object] = {"prompt": prompt, "subject": subject, "attribute": first}
     asked |= {"also": also} if also else {}
-    asked["subject_start"] = subject_start
+    asked |= {"subject_start": subject_start, "corrupted_prompt": corrupted_prompt}
     asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
-    asked |= {"separator": separator, "chat": chat, "bos": bos}
+    asked |= {"separator": separator, "chat": chat, "bos": bos, "foil": wrong_answer}
     asked |= {} if noise_facts is None else {"noise_facts": noise_facts}
-    asked |= {"corrupted_prompt": corrupted_prompt, "foil": foil}
     kind = noise.pop("kind", "gaussian" if corrupted_prompt is None else "pair")
     config = composed(
         [
@@ -292,19 +288,18 @@ def trace(
 
 
 def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
-    asked = config.mediator
-    mediator = make_mediator(asked.names[0], asked.window, asked.direction)
+    [mediator] = make_mediators(config.mediator)
     lm.paths.require(*mediator.sites)
     facts = facts_of(config.dataset)
     require_fit(facts, config.noise, config.metric)
     fact, is_pair = facts.facts[0], config.noise.kind is NoiseKind.pair
     [encoded] = encoded_for(config.noise.kind, lm, facts.facts, config.dataset)
     case = _candidate(lm, fact, encoded)
-    noise_facts = None if is_pair else noise_facts_of(config.dataset)
+    noise_facts = noise_facts_of(config.dataset, config.noise.kind)
     measured = measured_noise(lm, config.noise, facts, [encoded], config.dataset, noise_facts)
     for reason in measured.unusable.values():
-        what = fact.prompt if is_pair else fact.subject
-        raise KtraceError(f"noise.kind={config.noise.kind.value} cannot corrupt {what!r}: {reason}")
+        what = f"{config.noise.kind.value} cannot corrupt {fact.subject or fact.prompt!r}"
+        raise KtraceError(f"noise.kind={what}: {reason}")
     longest = case.shape._replace(n_answer=encoded.n_answer)
     engine = make_engine(config.engine, lm, measured.noise, Use([mediator], [longest]))
     [(_, baseline)] = baselines(engine, [case])

@@ -246,7 +246,7 @@ def case_frame(
         model: its name.
         mediator: its key, such as `mlp-w10`.
         prompt: its text.
-        subject: the part of it that was corrupted.
+        subject: the part of it that was corrupted; empty where a pair has none.
         tokens: of the prompt, `(n_positions,)`.
         roles: in the scheme `rome`, None before the subject, `(n_positions,)`.
         clean: `(n_samples,)` for each metric.
@@ -277,9 +277,10 @@ def case_frame(
     frame["token"] = pd.Categorical(np.asarray(tokens, dtype=object)[at])
     frame["role"] = pd.Categorical(np.asarray(roles, dtype=object)[at], categories=rows("rome"))
     same = {"model": model, "mediator": mediator, "subject": subject, "prompt": prompt}
-    for name, value in same.items():
-        frame[name] = pd.Categorical([value] * len(frame))
-    frame["relation_id"] = pd.Categorical([None] * len(frame), categories=pd.Index([], dtype=str))
+    nothing = pd.Index([], dtype=object)
+    for name, value in (same | {"relation_id": ""}).items():
+        known = None if value else nothing
+        frame[name] = pd.Categorical([value or None] * len(frame), categories=known)
     frame["metric"] = pd.Categorical(frame["metric"], categories=METRICS)
     ordered: pd.DataFrame = frame[list(COLUMNS)]
     return ordered

@@ -63,13 +63,15 @@ def require_fit(facts: FactSet, noise: NoiseConfig, metric: Metric) -> None:
             )
 
 
-def noise_facts_of(dataset: DatasetConfig) -> FactSet | None:
+def noise_facts_of(dataset: DatasetConfig, kind: NoiseKind) -> FactSet | None:
     """The facts whose subjects the noise is measured on, where they are not the dataset's own.
+
+    None where it is measured on nothing, as `pair`.
 
     Raises:
         KtraceError: as `facts_of`.
     """
-    if dataset.noise_facts is None:
+    if dataset.noise_facts is None or kind is NoiseKind.pair:
         return None
     if not Path(dataset.noise_facts).expanduser().is_file():
         raise KtraceError(f"dataset.noise_facts={dataset.noise_facts} is not a file")

@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 from ktrace.config import Dtype, ModelConfig
 from ktrace.errors import KtraceError
 from ktrace.lm.architecture import Architecture, known_paths
+from ktrace.lm.hooks import module_at
+from ktrace.lm.made_up import LEAST_TOKENS
 from ktrace.lm.memory import within_memory
 from ktrace.lm.model import Config, LanguageModel
 from ktrace.lm.paths import LAYER, ModulePaths
@@ -70,7 +72,7 @@ def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageMod
     model = _load_weights(source, config, architecture, device)
     if device is not None:
         model = _placed(model, device, config.attention)
-    return language_model(model, tokenizer, paths)
+    return language_model(model, tokenizer, paths, of_family=config.modules is None)
 
 
 def _origin(source: ModelSource, config: ModelConfig) -> dict[str, object]:
@@ -177,19 +179,31 @@ def _some(names: Iterable[str]) -> str:
 
 @within_memory("with prompts of a few tokens")
 def language_model(
-    model: PreTrainedModel, tokenizer: Tokenizer = None, paths: ModulePaths | None = None
+    model: PreTrainedModel,
+    tokenizer: Tokenizer = None,
+    paths: ModulePaths | None = None,
+    *,
+    of_family: bool | None = None,
 ) -> LanguageModel:
     """Take a model that is already in memory, and prove its sites.
 
     Weights of 8 bits are multiplied exactly from then on (`multiply_exactly`).
 
+    Args:
+        model: as transformers made it.
+        tokenizer: its tokenizer, where prompts are text.
+        paths: where its sites are; None for those of its architecture.
+        of_family: whether the paths are those of a known architecture, whose sites have been looked
+            up in its source; None for that where no paths are given.
+
     Raises:
         KtraceError: unknown architecture, a model that does not read from left to right, or a
-            module path that the probe refutes.
+            module path that is refuted, or given and not proven.
     """
     config: Config = model.config
     name = type(model).__name__
     Architecture(config, name).require_decoder()
+    of_family = paths is None if of_family is None else of_family
     paths = paths or known_paths(config, name, lambda: model, name)
     n_layers = _n_layers(model, paths)
     paths = paths.on(model, n_layers)
@@ -198,9 +212,29 @@ def language_model(
         # Mixtures of experts take products of many small matrices that torch has up to float32.
         model.set_experts_implementation("eager")
     multiply_int8_exactly(model)
-    d_embedding = prove(model, paths, n_layers)
-    require_premises(model, paths, n_layers)
-    return LanguageModel(model, tokenizer, paths, n_layers, d_embedding)
+    lm = LanguageModel(model, tokenizer, paths, n_layers, d_embedding=0)
+    _require_room_for_probes(lm)
+    lm = replace(lm, d_embedding=prove(model, paths, n_layers))
+    require_premises(model, paths, n_layers, of_family=of_family)
+    return lm
+
+
+def _require_room_for_probes(lm: LanguageModel) -> None:
+    """Proofs take prompts of six tokens, some of which differ.
+
+    Raises:
+        KtraceError: the vocabulary, or the longest prompt, is too small for that.
+    """
+    name, least = type(lm.model).__name__, LEAST_TOKENS
+    weight = getattr(module_at(lm.model, lm.paths.embedding), "weight", None)
+    if weight is not None and lm.n_embeddings < least:
+        raise KtraceError(
+            f"{name} has {lm.n_embeddings} token embeddings: ktrace needs {least} to prove it"
+        )
+    if lm.max_positions is not None and lm.max_positions < least:
+        raise KtraceError(
+            f"{name} reads {lm.max_positions} tokens at the most: ktrace needs {least} to prove it"
+        )
 
 
 def _n_layers(model: PreTrainedModel, paths: ModulePaths) -> int:

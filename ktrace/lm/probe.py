@@ -14,6 +14,7 @@ from ktrace.errors import KtraceError
 from ktrace.lm.families import LAYER, ModulePaths
 from ktrace.lm.head import logits_from, noting_tuples
 from ktrace.lm.hooks import Edit, hooked, keep, module_at
+from ktrace.lm.made_up import require_finite
 from ktrace.lm.placement import input_device
 
 N_POSITIONS = 4
@@ -47,6 +48,8 @@ def prove(model: PreTrainedModel, paths: ModulePaths, n_layers: int) -> int:
     # Small ids only: they exist in every vocabulary.
     rows = torch.arange(1, N_POSITIONS + 1, device=device).expand(n_rows, -1)
     plain = _logits(model, rows, {})
+    if plain.isnan().any():
+        require_finite(model, plain)
     with noting_tuples(blocks[-1]) as in_tuples:
         same = _logits(model, rows, {path: watched.identity(path) for path in sites})
     watched.require_states(sites)

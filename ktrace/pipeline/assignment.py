@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ktrace.config import Dtype, NoiseKind, RunConfig
+from ktrace.config import Dtype, RunConfig
 from ktrace.config.identity import Fingerprints, fingerprints, resolved_dtype
 from ktrace.facts import FactSet
 from ktrace.facts.dataset import facts_of, noise_facts_of, require_fit
@@ -44,9 +44,7 @@ def assign(config: RunConfig, mediators: Sequence[Mediator]) -> Assignment:
         KtraceError: facts or model cannot be had.
     """
     facts = facts_of(config.dataset)
-    # What a pair corrupts is measured on nothing.
-    is_pair = config.noise.kind is NoiseKind.pair
-    noise_facts = None if is_pair else noise_facts_of(config.dataset)
+    noise_facts = noise_facts_of(config.dataset, config.noise.kind)
     for some in (facts, *([] if noise_facts is None else [noise_facts])):
         require_fit(some, config.noise, config.metric)
     model = config.model

@@ -107,12 +107,9 @@ def _run_stages(
         run_corrupted(session(), folders, cases)
     traced = _corrupted_cases(folders, cases)
     if not traced and not shard.is_part:
-        reasons = Counter(
-            record.left_out
-            for record in CorruptedRecord.read(folders.corrupted)
-            if record.index in own
-        )
-        told = "; ".join(f"{count} × {reason}" for reason, count in reasons.items())
+        stored = CorruptedRecord.read(folders.corrupted)
+        unusable = Counter(record.left_out for record in stored if record.index in own)
+        told = "; ".join(f"{count} × {reason}" for reason, count in unusable.items())
         raise KtraceError(
             f"noise.kind={config.noise.kind.value} can corrupt none of the {len(cases)} "
             f"candidates ({told}); analysis/summary.json of another noise shows them"

@@ -8,6 +8,7 @@ into the clean run.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ktrace.config import MediatorConfig
 from ktrace.errors import KtraceError
 from ktrace.terms import Direction, mediator_key
 
@@ -101,3 +102,13 @@ def make_mediator(name: str, window: int, direction: Direction = Direction.denoi
         )
     window = window if mediator.window else 0
     return replace(mediator, window=window, direction=direction)
+
+
+def make_mediators(config: MediatorConfig) -> list[Mediator]:
+    """The mediators that a config asks for, each once.
+
+    Raises:
+        KtraceError: see `make_mediator`.
+    """
+    made = [make_mediator(name, config.window, config.direction) for name in config.names]
+    return list({mediator.key: mediator for mediator in made}.values())

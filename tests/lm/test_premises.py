@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from ktrace.errors import KtraceError
 from ktrace.lm.families import FAMILIES
@@ -34,6 +35,7 @@ def mlp_gives(model: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any
     "change",
     [
         lambda states: states + states.mean(dim=0, keepdim=True),  # the batch's mean
+        lambda states: states + 0.05 * states.mean(dim=0, keepdim=True),
         lambda states: states[:1].expand_as(states),  # the first row's for all
         lambda states: states - states.amax(),
     ],
@@ -86,8 +88,81 @@ def test_an_mlp_that_looks_back() -> None:
     message = refusal(model)
     expected = f"module path {paths.at(str(paths.mlp), 1)!r}: what it gives at a position hangs"
     assert message.startswith(expected)
-    language_model(model, paths=replace(paths, mlp=f"{paths.block}.mlp.down_proj"))
 
 
 def test_a_layers_number_is_in_the_message() -> None:
     assert LAYER not in refusal(mlp_gives(micro_llama(), lambda states: states.roll(1, dims=1)))
+
+
+def test_rows_that_see_each_other_in_the_head() -> None:
+    model = micro_llama()
+    norm = model.model.norm
+    original = norm.forward
+    norm.forward = lambda states: original(states - 0.5 * states.mean(dim=0, keepdim=True))
+    assert "hangs on what else is in the batch" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sites", "said"),
+    [
+        (
+            "BloomForCausalLM",
+            {"attn": "self_attention", "mlp": None},
+            "give model.modules.mlp, too",
+        ),
+        ("LlamaForCausalLM", {"attn": "self_attn", "mlp": None}, "give model.modules.mlp, too"),
+        (
+            "LlamaForCausalLM",
+            {"attn": "post_attention_layernorm"},
+            "does not come out of its block",
+        ),
+        (
+            "LlamaForCausalLM",
+            {"mlp": "input_layernorm"},
+            "the block's output is no sum of its input",
+        ),
+        ("LlamaForCausalLM", {"attn": "mlp.down_proj"}, "does not come out of its block"),
+        ("OpenAIGPTLMHeadModel", {}, "the block's output is no sum of its input and"),
+    ],
+)
+def test_paths_of_a_user_are_proven_or_refused(
+    architecture: str, sites: dict[str, str | None], said: str
+) -> None:
+    paths = FAMILIES[architecture]
+    given = {site: path and f"{paths.block}.{path}" for site, path in sites.items()}
+    without = {"mlp_input": None} if "mlp" in sites else {}
+    model = tiny_model(architecture)
+    language_model(model)
+    message = refusal(model, replace(paths, **given, **without))
+    assert message.startswith("module path '")
+    assert said in message
+
+
+def test_an_mlp_alone_can_be_proven() -> None:
+    """It is the last to be added: nothing that it changes comes after it in its block."""
+    paths = FAMILIES["LlamaForCausalLM"]
+    assert language_model(micro_llama(), paths=replace(paths, attn=None)).paths.attn is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_numbers_are_called_so(dtype: torch.dtype) -> None:
+    model = mlp_gives(micro_llama(), lambda states: states * 1e38 * 1e38).to(dtype)
+    assert refusal(model).endswith(
+        f"gives no numbers (NaN or infinity) for a made-up prompt with model.dtype="
+        f"{str(dtype).removeprefix('torch.')}: take another"
+    )
+
+
+@pytest.mark.parametrize("n_tokens", [2, 5])
+def test_models_too_small_to_be_proven(n_tokens: int) -> None:
+    assert refusal(micro_llama(vocabulary=n_tokens)) == (
+        f"LlamaForCausalLM has {n_tokens} token embeddings: ktrace needs 6 to prove it"
+    )
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_positions=n_tokens, n_embd=8, n_head=2))
+    assert refusal(model) == (
+        f"GPT2LMHeadModel reads {n_tokens} tokens at the most: ktrace needs 6 to prove it"
+    )
+
+
+def test_the_smallest_models_are_proven() -> None:
+    language_model(micro_llama(1, vocabulary=6))

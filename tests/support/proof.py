@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from ktrace.tracing import engines
+from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.proof import Verdict
 
 
@@ -13,3 +14,8 @@ def skip_proof(replace: Callable[[object, str, object], None] = setattr) -> None
         "judge",
         lambda lm, use, limits: Verdict(packed=lm.d_embedding >= limits.pack_width),
     )
+
+
+def forget_verdicts() -> None:
+    """Let models that have been judged be judged again."""
+    proof._VERDICTS.clear()

@@ -21,6 +21,7 @@ from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.limits import Limits
 from tests.support.families import REPLAYED, VARIANTS, both_directions, mediators_of, tiny_model
 from tests.support.models import known_case
+from tests.support.proof import forget_verdicts
 
 # Small models are run as wide ones are: packed, and by oneDNN.
 AS_WIDE = Limits(pack_width=0, onednn_weights=0)
@@ -51,6 +52,7 @@ def all_of(lm: LanguageModel) -> list[Mediator]:
 
 def made(lm: LanguageModel, noise: Noise = NOISE) -> Engine:
     """What `engine=suffix` gives, as if the model were a wide one."""
+    forget_verdicts()  # tests change engines, too
     return make_engine(EngineConfig(), lm, noise, Use(all_of(lm)), AS_WIDE)
 
 

@@ -17,10 +17,11 @@ from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import walk
+from ktrace.tracing.suffix import proof, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.plan import Cell
 from tests.support.models import known_case, micro_llama
+from tests.support.proof import forget_verdicts
 from tests.tracing.agreement import (
     AS_WIDE,
     NOISE,
@@ -37,6 +38,12 @@ LONGEST = 14
 
 
 def engine_of(lm: LanguageModel, mediators: list[Mediator] = ALL, longest: int = LONGEST) -> Engine:
+    forget_verdicts()
+    return judged_engine(lm, mediators, longest)
+
+
+def judged_engine(lm: LanguageModel, mediators: list[Mediator], longest: int = LONGEST) -> Engine:
+    """Of a model that may have been judged before."""
     use = Use(mediators, [Shape(7, 1), Shape(longest, 2)])
     return make_engine(EngineConfig(), lm, NOISE, use, AS_WIDE)
 
@@ -210,7 +217,10 @@ def an_average_over_positions() -> Any:
     [
         (from_the_ninth_token, "of 14 is off by"),
         (after_the_head, "is off by"),
-        (from_an_earlier_block, ""),
+        (
+            from_an_earlier_block,
+            "its blocks fail on suffixes of a prompt of 6 tokens: RuntimeError",
+        ),
         (from_the_position_before, "is off by"),
         (by_the_number_of_tokens, "is off by"),
         (by_the_place_in_the_call, "is off by"),
@@ -242,8 +252,14 @@ def test_the_proof_reaches_as_far_as_the_longest_prompt() -> None:
     require_exact(lm, engine, longest=8)
 
 
+_REACH = 24
+
+
 def a_window_counted_from_the_end(model: Any) -> Any:
-    """Keys before the last eight count less: in a pack, the last are another suffix's."""
+    """Keys before the last so many count less: in a pack, the last are another suffix's.
+
+    So many that a pack of the short prompt's suffixes does not come so far.
+    """
     for layer in model.model.layers:
         layer.self_attn.forward = _fewer_keys(layer.self_attn.forward)
     return model
@@ -254,18 +270,22 @@ def _fewer_keys(original: Any) -> Any:
         mask = attention_mask.clone()
         if mask.dtype == torch.bool:
             mask = torch.where(mask, 0.0, torch.finfo(hidden_states.dtype).min)
-        mask[..., : max(0, mask.shape[-1] - 8)] -= 1
+        mask[..., : max(0, mask.shape[-1] - _REACH)] -= 1
         return original(hidden_states, attention_mask=mask, **options)
 
     return forward
 
 
-def test_packs_are_proven_as_long_as_they_get() -> None:
+def test_packs_are_proven_as_long_as_they_get(caplog: pytest.LogCaptureFixture) -> None:
     model = llama()
     model.set_attn_implementation("eager")
     lm = language_model(a_window_counted_from_the_end(model))
-    engine = engine_of(lm, HIDDEN)
-    assert isinstance(engine, ReferenceEngine) or not engine.packed
+    with caplog.at_level(logging.INFO, logger="ktrace"):
+        engine = engine_of(lm, HIDDEN)
+    assert isinstance(engine, SuffixEngine)
+    assert not engine.packed
+    assert "takes no packed suffixes: log p of hidden at layer " in caplog.text
+    assert f" of {LONGEST} is off by " in caplog.text
     require_exact(lm, engine)
 
 
@@ -323,3 +343,47 @@ def test_and_a_wrong_cell_is_above_what_is_measured(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(walk.Walk, "_edits", edits_without_severing)
     assert isinstance(made(model_of("GPTJForCausalLM", torch.float64)), ReferenceEngine)
+
+
+def test_a_model_is_judged_once_for_a_use_and_again_when_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm, judged = language_model(llama()), []
+    original = proof._judged
+    monkeypatch.setattr(proof, "_judged", lambda *rest: judged.append(1) or original(*rest))
+    for _ in range(2):
+        assert isinstance(judged_engine(lm, HIDDEN), SuffixEngine)
+    assert len(judged) == 1
+    judged_engine(lm, HIDDEN, longest=15)
+    judged_engine(lm, ALL)
+    assert len(judged) == 3
+    mlps_give(lm.model, lambda out: out * (1 + 0.1 * out.shape[1]))
+    assert isinstance(judged_engine(lm, HIDDEN), ReferenceEngine)
+    assert len(judged) == 4
+
+
+def between_the_longest_and_the_shortest() -> Any:
+    """Its blocks do otherwise with ten or eleven tokens."""
+    return mlps_give(llama(), lambda out: out * (1.5 if out.shape[1] in (10, 11) else 1.0))
+
+
+def test_suffixes_between_are_proven() -> None:
+    assert isinstance(
+        engine_of(language_model(between_the_longest_and_the_shortest()), HIDDEN), ReferenceEngine
+    )
+
+
+def test_the_proof_asks_for_no_more_room_than_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of the reference engine are cut until they fit."""
+    lm, sizes = language_model(llama()), []
+    original = ReferenceEngine._logits
+
+    def in_little_room(self: Any, case: Any, edits: Any, n_cells: int = 1) -> Any:
+        sizes.append(n_cells)
+        if n_cells > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, case, edits, n_cells)
+
+    monkeypatch.setattr(ReferenceEngine, "_logits", in_little_room)
+    assert isinstance(engine_of(lm, HIDDEN), SuffixEngine)
+    assert {*sizes} > {1, 2}

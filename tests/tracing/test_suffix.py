@@ -26,7 +26,7 @@ from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import PromptPair, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import proof, walk
+from ktrace.tracing.suffix import rounding, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import Limits
 from ktrace.tracing.suffix.plan import Cell, make_plan, split
@@ -435,7 +435,7 @@ def test_the_proof_sees_a_missing_severing_in_half_precision(
 def test_half_precision_differs_by_no_more_than_the_batch_size_does(architecture: str) -> None:
     lm = model_of(architecture, torch.bfloat16)
     case = known_case(lm, 1, 5, 2, 4)
-    floor = proof.rounding_floor(lm, case, NOISE, MEDIATORS[0])
+    floor = rounding.rounding_floor(lm, case, NOISE, MEDIATORS[0])
     ours, theirs = (
         scores(engine, [case], mediators_of(lm), "log_probability")
         for engine in (suffix(lm), ReferenceEngine(lm, NOISE))

@@ -3,48 +3,44 @@
 What a replay takes for granted of a model's blocks is compared where it could fail: on two facts
 that differ in every token, in a short prompt and in one as long as the dataset's longest; from
 early, middle and late positions on; in several walks, one after the other; in packs. See `Use` for
-what hangs on the run.
+what hangs on the run. That costs some 2 % of a run of a hundred facts (docs/benchmarks.md).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import nn
 
 from ktrace.errors import NoMemoryLeftError, NotReplayedError
 from ktrace.facts import Span
-from ktrace.lm.memory import MORE_ROOM, is_out_of_memory, within_memory
-from ktrace.lm.model import LanguageModel
+from ktrace.lm.memory import MORE_ROOM, is_out_of_memory, release, within_memory
+from ktrace.lm.model import Config, LanguageModel
 from ktrace.tracing.clean import clean_run
-from ktrace.tracing.engine import Case, Foils, Shape, Use
+from ktrace.tracing.engine import Case, Shape, Use
 from ktrace.tracing.measure import embed
 from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine, Restoration
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import Limits
+from ktrace.tracing.suffix.rounding import Rounding
 from ktrace.tracing.suffix.runs import recorded_rows
 
 log = logging.getLogger(__name__)
 
-# Of log p: rounding stays well below the first; a wrong mask or prefix is far above. Where more is
-# found, it is measured by how much the reference engine differs from itself in batches of other
-# sizes: in half precision that hangs on the model and the device, and some models compute a part in
-# float32 whatever their dtype. So many times what was measured is allowed, as the third says, but
-# no more than the second.
-_TOLERANCE = {torch.float64: (1e-9, 1e-4, 32.0), torch.float32: (1e-3, 1e-3, 1.0)}
-_HALF_TOLERANCE = (0.02, 0.25, 4.0)
-
 _SHORT = 6  # positions of the shorter prompt
 _SPAN = Span(1, 3)  # of both prompts' subjects
-_SAMPLES = 2
+_SAMPLES = 2  # of the shorter; the longer has one
 # Windows that meet every kind of step between layers, whatever window is in use.
 _WINDOWS = (1, 2, 3)
 _WALKS = 3  # cells are cut into as many, if there are enough
-_TOKENS_TOGETHER = 2048  # of a pass of the reference engine
+# Of a pass of the reference engine: it makes logits of every token.
+_TOKENS_TOGETHER = 2048
+_LOGITS_TOGETHER = 2**26
 
 
 @dataclass(frozen=True)
@@ -53,12 +49,14 @@ class Expected:
 
     Attributes:
         cases: the facts.
+        noise: what corrupts them.
         mediators: that they are restored by.
         positions: where.
         log_p: `(n_samples,)` of each fact, by cell.
     """
 
     cases: Sequence[Case]
+    noise: Noise
     mediators: Sequence[Mediator]
     positions: Sequence[int]
     log_p: Sequence[dict[Restoration, npt.NDArray[np.float64]]]
@@ -79,28 +77,48 @@ class Verdict:
     against_packs: str | None = None
 
 
-@within_memory("with a made-up prompt")
+_VERDICTS: WeakKeyDictionary[nn.Module, dict[Hashable, Verdict]] = WeakKeyDictionary()
+
+
 def judge(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
-    """Compare the suffix engine with the reference engine.
+    """Compare the suffix engine with the reference engine; once for a loaded model and a use.
 
     Raises:
         NoMemoryLeftError: nothing is proven either way.
     """
-    noise = probe_noise(lm)
+    known = _VERDICTS.setdefault(lm.model, {})
+    key = (_nature(lm), tuple(use.mediators), _longest(lm, use), limits)
+    if key not in known:
+        known[key] = _judged(lm, use, limits)
+    return known[key]
+
+
+def _nature(lm: LanguageModel) -> Hashable:
+    """What a model computes by, as far as it can be seen: somebody may change it in memory."""
+    config: Config = lm.model.config
+    modules = tuple(
+        (type(module), module.__dict__.get("forward"), len(module._forward_hooks))
+        for module in lm.model.modules()
+    )
+    attention = getattr(config, "_attn_implementation", None)
+    return lm.paths, lm.model.dtype, str(lm.device), attention, modules
+
+
+@within_memory("with a made-up prompt")
+def _judged(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
     longest = _longest(lm, use)
-    expected = [expectation(lm, noise, Shape(_SHORT, _SPAN.start), _in_windows(use.mediators))]
-    if longest != expected[0].cases[0].shape:
-        expected.append(expectation(lm, noise, longest, use.mediators))
+    short = _expected_of_short(lm, _in_windows(use.mediators))
+    # A budget cuts walks, and packs, too: as large as they get, they are proven by a second round.
+    rounds = [(short, _walking_budget(lm, short)), (short, None)]
+    if longest.n_positions + longest.n_answer > _SHORT + 1:
+        rounds.append((_expected_of_longest(lm, use.mediators, longest), None))
 
     def problem_with(*, packed: bool) -> str | None:
-        for of_shape in expected:
-            # A budget cuts walks, and packs, too: as large as they get, they are proven by a second
-            # round.
-            for budget in [_walking_budget(lm, of_shape), *([None] if packed else [])]:
-                engine = SuffixEngine(lm, noise, budget, packed=packed, limits=limits)
-                problem = _difference(engine, of_shape)
-                if problem is not None:
-                    return problem
+        for expected, budget in rounds:
+            engine = SuffixEngine(lm, expected.noise, budget, packed=packed, limits=limits)
+            problem = _difference(engine, expected)
+            if problem is not None:
+                return problem
         return None
 
     against_packs = None
@@ -117,6 +135,29 @@ def _walking_budget(lm: LanguageModel, expected: Expected) -> int:
     cells = len(expected.mediators) * lm.n_layers
     recorded = max(recorded_rows(_SAMPLES, m.direction) for m in expected.mediators)
     return n_cases * max(recorded, _SAMPLES * (cells // _WALKS))
+
+
+def _expected_of_short(lm: LanguageModel, mediators: Sequence[Mediator]) -> Expected:
+    """Everywhere that differs, in a prompt so short that this is cheap."""
+    last = lm.n_layers - 1
+    layers = {0, min(1, last), lm.n_layers // 2, max(0, last - 1), last}
+    positions = sorted({_SPAN.start, *range(_SHORT // 2, _SHORT)})
+    shape = Shape(_SHORT, _SPAN.start)
+    return _expectation(lm, probe_noise(lm), shape, mediators, sorted(layers), positions)
+
+
+def _expected_of_longest(
+    lm: LanguageModel, mediators: Sequence[Mediator], shape: Shape
+) -> Expected:
+    """Suffixes of every length up to eight, then of lengths that grow by a quarter."""
+    layers = sorted({0, lm.n_layers // 2, max(0, lm.n_layers - 2)})
+    lengths = [*range(1, 9)]
+    while lengths[-1] < shape.n_positions:
+        lengths.append(lengths[-1] * 5 // 4)
+    first = shape.n_positions - shape.start
+    positions = sorted({shape.n_positions - n for n in lengths if n < first} | {shape.start})
+    noise = replace(probe_noise(lm), samples=1)
+    return _expectation(lm, noise, shape, mediators, layers, positions)
 
 
 def _in_windows(mediators: Sequence[Mediator]) -> list[Mediator]:
@@ -143,32 +184,53 @@ def probe_noise(lm: LanguageModel) -> RandomNoise:
 
 
 def _made_up(lm: LanguageModel, n_positions: int, number: int) -> tuple[int, ...]:
-    """Token ids of a prompt; those of two numbers differ at every position."""
-    n_ids = min(lm.n_embeddings - 1, 4 * n_positions + 2) // 2 * 2  # even, so that none agree
-    step = 1 + 2 * number
-    return tuple(1 + (step * position + number) % n_ids for position in range(n_positions))
+    """Token ids of a prompt: the first ones, or spread over the whole vocabulary.
+
+    Those of the two numbers differ at every position.
+    """
+    n_ids = lm.n_embeddings - 1
+    stride = n_ids // n_positions if number and n_ids // n_positions > 1 else 1
+    first = max(1, stride // 2) if number else 0
+    return tuple(1 + (first + stride * position) % n_ids for position in range(n_positions))
 
 
-def expectation(
-    lm: LanguageModel, noise: Noise, shape: Shape, mediators: Sequence[Mediator]
+def _expectation(
+    lm: LanguageModel,
+    noise: Noise,
+    shape: Shape,
+    mediators: Sequence[Mediator],
+    layers: Sequence[int],
+    positions: Sequence[int],
 ) -> Expected:
-    """Run the reference engine on some cells of two facts: many share a pass."""
+    """Run the reference engine on some cells of two facts: many share a pass, if there is room."""
     cases = [_case(lm, shape, number) for number in (0, 1)]
-    last = shape.n_positions - 1
-    positions = sorted({shape.start, shape.n_positions // 2, last - 1, last} - {0})
+    have = {mediator: lm.paths.layers_with(mediator.site, lm.n_layers) for mediator in mediators}
     cells = [
         (mediator, layer, position)
         for mediator in mediators
-        for layer in sorted({*_layers(lm)} & {*lm.paths.layers_with(mediator.site, lm.n_layers)})
+        for layer in layers
+        if layer in have[mediator]
         for position in positions
     ]
-    engine = ReferenceEngine(lm, noise)
-    together = max(1, _TOKENS_TOGETHER // (noise.samples * len(cases[0].forced_ids)))
-    log_p = [
-        {cell: found["log_probability"] for cell, found in engine.cells(case, cells, together)}
-        for case in cases
-    ]
-    return Expected(cases, mediators, positions, log_p)
+    tokens = noise.samples * len(cases[0].forced_ids)
+    most = min(_TOKENS_TOGETHER, _LOGITS_TOGETHER // lm.n_embeddings)
+    log_p = [_log_p(ReferenceEngine(lm, noise), case, cells, most // tokens) for case in cases]
+    return Expected(cases, noise, mediators, positions, log_p)
+
+
+def _log_p(
+    engine: ReferenceEngine, case: Case, cells: Sequence[Restoration], together: int
+) -> dict[Restoration, npt.NDArray[np.float64]]:
+    together = max(1, together)
+    try:
+        found = dict(engine.cells(case, cells, together))
+    except Exception as error:
+        if together == 1 or not is_out_of_memory(error):
+            raise
+    else:
+        return {cell: scores["log_probability"] for cell, scores in found.items()}
+    release()  # here, where the error and the tensors that it holds are gone
+    return _log_p(engine, case, cells, together // 2)
 
 
 def _case(lm: LanguageModel, shape: Shape, number: int) -> Case:
@@ -178,18 +240,13 @@ def _case(lm: LanguageModel, shape: Shape, number: int) -> Case:
     return Case(number, prompt, _SPAN, answer)
 
 
-def _layers(lm: LanguageModel) -> list[int]:
-    last = lm.n_layers - 1
-    return sorted({0, min(1, last), lm.n_layers // 2, max(0, last - 1), last})
-
-
 def _difference(engine: SuffixEngine, expected: Expected) -> str | None:
     """How an engine differs from what is expected; None where it agrees in every cell.
 
     Raises:
         NoMemoryLeftError: nothing is proven either way.
     """
-    lm, noise = engine.lm, engine.noise
+    lm = engine.lm
     try:
         found = list(engine.restored(expected.cases, expected.mediators, expected.positions))
     except NotReplayedError as error:
@@ -201,96 +258,19 @@ def _difference(engine: SuffixEngine, expected: Expected) -> str | None:
                 f"out of memory with a made-up prompt of {n_positions} tokens: {MORE_ROOM}"
             ) from error
         log.debug("the suffix engine fails on %s", type(lm.model).__name__, exc_info=True)
-        return f"{type(error).__name__}: {error}"
-    allowed = _Allowed(lm, noise, expected)
+        n_positions = len(expected.cases[0].forced_ids)
+        return (
+            f"its blocks fail on suffixes of a prompt of {n_positions} tokens: "
+            f"{type(error).__name__}: {error}"
+        )
+    allowed = Rounding(lm, expected.noise, expected.cases[0], expected.mediators[0])
     for (case, ours), theirs in zip(found, expected.log_p, strict=True):
         for (mediator, layer, position), log_p in theirs.items():
             restored = ours[mediator.key]["log_probability"][:, layer, position]
             difference = float(np.abs(restored - log_p).max())
-            if not allowed.has(difference):
+            if not allowed.covers(difference):
                 return (
                     f"log p of {mediator.key} at layer {layer}, position {position} of "
                     f"{len(case.input_ids)} is off by {difference:.2g}"
                 )
     return None
-
-
-class _Allowed:
-    """How much of log p may be rounding: measured only where it counts."""
-
-    def __init__(self, lm: LanguageModel, noise: Noise, expected: Expected) -> None:
-        self.lm = lm
-        self.noise = noise
-        self.expected = expected
-        self._least, self._most, self._floors = _TOLERANCE.get(lm.model.dtype, _HALF_TOLERANCE)
-
-    def has(self, difference: float) -> bool:
-        """Whether a difference is no more than rounding; NaN is more."""
-        if self._least < difference <= self._most:
-            floor = rounding_floor(
-                self.lm, self.expected.cases[0], self.noise, self.expected.mediators[0]
-            )
-            self._least = min(self._most, max(self._least, self._floors * floor))
-            self._most = self._least
-        return difference <= self._least
-
-
-@dataclass(frozen=True)
-class _Repeated:
-    """A noise whose samples come several times over: the same numbers in a larger batch.
-
-    Attributes:
-        noise: the noise.
-        times: how often each sample comes.
-        scale: of what it gives: 1, or so near that only rounding tells.
-    """
-
-    noise: Noise
-    times: int
-    scale: float = 1.0
-
-    @property
-    def samples(self) -> int:
-        return self.noise.samples * self.times
-
-    def corrupt(self, case: Case, embeddings: torch.Tensor) -> torch.Tensor:
-        return self.scale * self.noise.corrupt(case, embeddings).repeat(self.times, 1, 1)
-
-    def foils(self, case: Case) -> Foils | None:
-        foils = self.noise.foils(case)
-        return None if foils is None else [*foils] * self.times
-
-
-def rounding_floor(lm: LanguageModel, case: Case, noise: Noise, mediator: Mediator) -> float:
-    """By how much log p differs for no other reason than rounding.
-
-    Largest over three batch sizes and over early, middle and late layers, at the last position of
-    the subject; in float64 see also `_bend`.
-    """
-    position = case.span.stop - 1
-    largest = 0.0
-    for layer in _layers(lm):
-
-        def log_p(a_noise: Noise, layer: int = layer) -> npt.NDArray[np.float64]:
-            cell = ReferenceEngine(lm, a_noise).cell(case, mediator, layer, position)
-            return cell["log_probability"][: noise.samples]
-
-        alone = log_p(noise)
-        differences = [log_p(_Repeated(noise, times)) - alone for times in (2, 5)]
-        if lm.model.dtype == torch.float64:
-            differences.append(_bend(log_p, noise))
-        largest = max(largest, *(float(np.abs(found).max()) for found in differences))
-    return largest
-
-
-def _bend(
-    log_p: Callable[[Noise], npt.NDArray[np.float64]], noise: Noise
-) -> npt.NDArray[np.float64]:
-    """How far log p is from a straight line over half of float32's last bit of the embeddings.
-
-    Nothing in float64; where a part of a model computes in float32, whatever its dtype, as much as
-    its rounding makes of it.
-    """
-    half_a_bit = torch.finfo(torch.float32).eps / 4
-    below, here, above = (log_p(_Repeated(noise, 1, 1 + n * half_a_bit)) for n in (-1, 0, 1))
-    return below + above - 2 * here
