@@ -94,7 +94,9 @@ def case_of(name: str) -> Case:
 
     The answer is what the model predicts in float64, so that it is the same in every dtype.
     """
-    seed = {"OlmoForCausalLM": 15}.get(name, 12)
+    # On 12, one cell of GraniteMoeSWA lies where its norm, which rounds to float32 always, may
+    # round either way.
+    seed = {"OlmoForCausalLM": 15, "GraniteMoeSWAForCausalLM": 13}.get(name, 12)
     return known_case(model_of(name, torch.float64), seed, 6, 2, 4)
 
 
