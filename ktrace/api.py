@@ -4,7 +4,7 @@ What the keys `model.*`, `noise.*` and `engine.*` of the config are called there
 called here; the same schema checks them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +19,18 @@ from ktrace.config import Answer, NoiseKind, RunConfig
 from ktrace.config.compose import choice, choices, composed
 from ktrace.config.identity import noise_key
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, Span, role_of_positions
+from ktrace.facts import Span, role_of_positions
 from ktrace.facts.dataset import facts_of, noise_facts_of, require_fit
+from ktrace.facts.text import trimmed
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
+from ktrace.lm.tokens import decoded
 from ktrace.terms import MEDIATOR_NAMES, METRICS, is_noising
 from ktrace.tracing.answers import baselines, restorations
-from ktrace.tracing.encode import (
-    clean_fact,
-    decoded,
-    require_numbers,
-    require_scores,
-)
-from ktrace.tracing.encoded import EncodedFact
-from ktrace.tracing.engine import Case, Scores, Use
+from ktrace.tracing.candidates import required_candidate
+from ktrace.tracing.checks import require_numbers, require_scores
+from ktrace.tracing.engine import Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
 from ktrace.tracing.mediators import make_mediators
@@ -55,7 +52,7 @@ class Trace:
     Attributes:
         model: name of the model.
         prompt: the text.
-        subject: the part of it that was corrupted; may be empty, with a `corrupted_prompt`.
+        subject: the part of it that was corrupted.
         answer: what is scored, as text: one token unless whole answers were asked for.
         answer_ids: its token ids.
         foils: what `logit_difference` compares with, as text, one for each sample.
@@ -262,14 +259,13 @@ def trace(
         raise KtraceError(
             f"model={model!r:.60} is no model with a tokenizer: give what ktrace.load_model returns"
         )
-    first, *also = [answer] if answer is None or isinstance(answer, str) else [*answer] or [" "]
-    asked: dict[str, object] = {"prompt": prompt, "subject": subject, "attribute": first}
-    asked |= {"also": also} if also else {}
+    asked: dict[str, object] = {"prompt": prompt, "subject": subject}
+    asked |= {} if answer is None else _answers(answer)
     asked |= {"subject_start": subject_start, "corrupted_prompt": corrupted_prompt}
     asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
     asked |= {"separator": separator, "chat": chat, "bos": bos, "foil": wrong_answer}
-    asked |= {} if noise_facts is None else {"noise_facts": noise_facts}
     kind = noise.pop("kind", "gaussian" if corrupted_prompt is None else "pair")
+    asked |= {} if noise_facts is None else {"noise_facts": noise_facts}
     config = composed(
         [
             "dataset=prompt",
@@ -287,6 +283,18 @@ def trace(
     return _traced(model, config)
 
 
+def _answers(answer: str | Sequence[str]) -> dict[str, object]:
+    """Right answers by key of the config: None alone leaves them out."""
+    given = [answer] if isinstance(answer, str) or not isinstance(answer, Iterable) else [*answer]
+    if not given or not all(isinstance(text, str) and trimmed(text) != (0, 0) for text in given):
+        raise KtraceError(
+            f"answer={answer!r:.60} holds no text, or an empty one: give a right answer or a list "
+            "of them, or None for what the model predicts"
+        )
+    first, *also = given
+    return {"attribute": first, "also": also} if also else {"attribute": first}
+
+
 def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     [mediator] = make_mediators(config.mediator)
     lm.paths.require(*mediator.sites)
@@ -294,7 +302,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     require_fit(facts, config.noise, config.metric)
     fact, is_pair = facts.facts[0], config.noise.kind is NoiseKind.pair
     [encoded] = encoded_for(config.noise.kind, lm, facts.facts, config.dataset)
-    case = _candidate(lm, fact, encoded)
+    case = required_candidate(lm, fact, encoded)
     noise_facts = noise_facts_of(config.dataset, config.noise.kind)
     measured = measured_noise(lm, config.noise, facts, [encoded], config.dataset, noise_facts)
     for reason in measured.unusable.values():
@@ -311,9 +319,9 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         model=lm.name,
         prompt=fact.prompt,
         subject=fact.subject,
-        answer=decoded(lm, case.answer_ids),
+        answer=decoded(lm.tokenizer, case.answer_ids),
         answer_ids=case.answer_ids,
-        foils=tuple(decoded(lm, ids) for ids in baseline.foil_ids),
+        foils=tuple(decoded(lm.tokenizer, ids) for ids in baseline.foil_ids),
         tokens=encoded.prompt.tokens,
         input_ids=case.input_ids,
         span=encoded.span,
@@ -326,23 +334,9 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         clean=baseline.clean,
         corrupted=baseline.corrupted,
         restored=restored[mediator.key],
-        also=tuple(decoded(lm, other) for other in case.also),
+        also=tuple(decoded(lm.tokenizer, other) for other in case.also),
         corrupted_prompt=fact.corrupted_prompt if is_pair else "",
     )
-
-
-def _candidate(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> Case:
-    """What is traced, where the model predicts a right answer; see `trace`."""
-    run, left_out = clean_fact(lm, fact, encoded)
-    if run is None:
-        raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
-    if left_out:
-        raise KtraceError(
-            f"answer={' | '.join(fact.answers)!r}: {left_out} ({decoded(lm, run.predicted_ids)!r}, "
-            f"p = {run.predicted_probability:.3f}), and only candidates are traced; leave answer "
-            "out to take the prediction"
-        )
-    return encoded.case(0, run.predicted_ids)
 
 
 def _require_metric(metric: str) -> None:

@@ -236,7 +236,10 @@ class Bos(Enum):
 
 @dataclass
 class ColumnsConfig:
-    """Where a file of another schema keeps the fields of a fact; `a.b` is b inside a."""
+    """Where a file of another schema keeps the fields of a fact; `a.b` is b inside a.
+
+    An empty name says that the field is not given.
+    """
 
     known_id: str | None = None  # `_row` numbers the records from 0
     prompt: str | None = None

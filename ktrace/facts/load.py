@@ -13,11 +13,13 @@ from ktrace.errors import KtraceError
 from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_set
 from ktrace.facts.formats import FORMATS, Records, parse
 from ktrace.facts.record import OPEN, Notes, fact_of, renamed
+from ktrace.facts.text import trimmed
 from ktrace.files import new_file
 
 log = logging.getLogger(__name__)
 
 _DOWNLOAD_SECONDS = 60
+_SHOWN = 20  # columns in a message
 
 
 def load_facts(
@@ -84,8 +86,14 @@ def prompt_facts(
         pair: `corrupted_prompt` and `foil`, see `Fact`.
 
     Raises:
-        KtraceError: the subject is not in the prompt, or more than once without `subject_start`.
+        KtraceError: the subject is not in the prompt, or more than once without `subject_start`; or
+            an answer is empty, as None alone leaves it out.
     """
+    if attribute is not None and trimmed(attribute) == (0, 0):
+        raise KtraceError(
+            f"dataset.attribute={attribute!r} is empty: give the answer, or null for what the "
+            "model predicts"
+        )
     record: dict[str, object] = {
         "known_id": 0,
         "prompt": prompt,
@@ -129,13 +137,28 @@ def checked_facts(
     except RecursionError as error:
         raise KtraceError(f"{source}: malformed JSON: it is nested too deeply") from error
     notes = Notes()
+    found = [
+        renamed(record, columns or {}, row, where) for row, (where, record) in enumerate(records)
+    ]
     facts = tuple(
-        fact_of(renamed(record, columns or {}, row, where), where, notes)
-        for row, (where, record) in enumerate(records)
+        fact_of(record, where, notes) for record, (where, _) in zip(found, records, strict=True)
     )
+    if not any("attribute" in record for record in found):
+        raise KtraceError(_no_answers(records, source))
     _check_unique(facts, [where for where, _ in records])
     _log(notes, source)
     return facts
+
+
+def _no_answers(records: Records, source: str) -> str:
+    """That every answer is left out, which is likelier a column of another name than meant."""
+    columns = list(dict.fromkeys(column for _, record in records for column in record))
+    more = f" and {len(columns) - _SHOWN} more" if len(columns) > _SHOWN else ""
+    return (
+        f"{source}: no record has an attribute, the answer; here are "
+        f"{', '.join(columns[:_SHOWN])}{more}: name its column with dataset.columns.attribute=..., "
+        "or take what the model predicts by null in a record or an empty dataset.columns.attribute="
+    )
 
 
 def _log(notes: Notes, source: str, but: str = "") -> None:

@@ -24,7 +24,6 @@ _SHOWN = 100  # characters of a value in a message
 
 # What reading may have made of a record: sentences for the log.
 TRIMMED = "blank ends of prompts and subjects are trimmed"
-BROKEN = "a prompt's last line break is kept between it and its answer"
 RESPELLED = "subjects are taken in the code points of their prompts"
 OPEN = "without an attribute, what the model predicts is scored"
 
@@ -58,7 +57,8 @@ def renamed(
 
     Args:
         record: as it stands in the file.
-        columns: column by field; a dot reaches into a nested record, `_row` is the row's number.
+        columns: column by field; a dot reaches into a nested record, `_row` is the row's number,
+            and an empty name says that the field is not given.
         row: the record's number in its file, from 0.
         where: for messages.
 
@@ -69,6 +69,9 @@ def renamed(
         return record
     found: dict[str, object] = {ROW: row, **record}
     for name, column in columns.items():
+        if not column:
+            found[name] = None
+            continue
         value: object = found
         for part in [column] if column in found else column.split("."):
             if not isinstance(value, Mapping) or part not in value:
@@ -188,9 +191,8 @@ def _normalised(
     prompt, rest = texts["prompt"][first:last], texts["prompt"][last:]
     subject = texts["prompt"][place.start : place.stop]
     begin, end = trimmed(texts["subject"])
-    if line_ends(rest):
-        notes.add(BROKEN, f"{where}: prompt={_shown(texts['prompt'])}")
-    elif prompt != texts["prompt"]:
+    # What becomes of the line breaks at its end is told where it is known: in tracing/encode.py.
+    if prompt + line_ends(rest) != texts["prompt"]:
         notes.add(TRIMMED, f"{where}: prompt={_shown(texts['prompt'])}")
     if texts["subject"][begin:end] != texts["subject"]:
         notes.add(TRIMMED, f"{where}: subject={_shown(texts['subject'])}")

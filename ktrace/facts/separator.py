@@ -2,9 +2,10 @@
 
 A space, unless the prompt ends in what the answer belongs to (an opening quote, a hyphen, an
 elision), the answer begins with what belongs to the prompt (a comma, an accent), or their script
-has no spaces between words.
+has no spaces between words. Arrows ("->") and comparison signs stand between blanks.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -46,11 +47,20 @@ _SOUTH_EAST_ASIAN = (
 # What belongs to the word before it, whatever its category says.
 _CLOSING = frozenset(".,;:!?%‰…،؛؟٪۔।॥")
 # What belongs to the word behind it where it does not end another one.
-_PREFIXES = frozenset("#~±¿¡<")
-# What ties two words together where no blank stands before it.
-_TIES = frozenset("/\\=~^&<>")
+_PREFIXES = frozenset("#¿¡")
+# What ties two words together where no blank stands before it; so do the signs of mathematics.
+_TIES = frozenset("/\\^&")
+_NO_TIES = frozenset("+|")  # "C++", "grade A+", and the cells of a table
+_MINUS = frozenset("-−")
+# What makes an arrow or a comparison sign together with a sign behind it.
+_ARROW_PARTS = frozenset("-−=<>~!:|+*/\\^&")
+_SLASHES = frozenset("/\\")
 # What marks both ends of a piece of text.
 _PAIRED = frozenset('"`*_')
+_TAG = re.compile(r"<(?P<closing>/?)(?:[^\W\d]|\|)[^<>]*>$")
+_BLANK_TO_FILL = re.compile(r"(?:___|(?:^|\s)__|_\s+_)$")
+_FORMULA = re.compile(r"(?:^|[\s(])\$(?:[^$\s\d][^$]*|[^$\s]*)(?<=\S)\$$")  # $x + 1$, as in TeX
+_OPERAND = re.compile(r"(?:\d|[)\]]|\b[^\W\d_])$")
 # Which marks open what these close. „Paris“ and »Paris« are German; elsewhere “ and « open.
 _OPENERS = {"“": "„", "”": "“„", "’": "‘‚", "‘": "‚", "»": "«", "«": "»", "›": "‹", "‹": "›"}
 _CLITICS = frozenset({"s", "t", "re", "ve", "ll", "d", "m"})
@@ -71,19 +81,77 @@ def _ends_open(prompt: str, answer: str) -> bool:
     """Whether a prompt ends in what belongs to the next word."""
     last, before = prompt[-1], prompt[:-1]
     category = unicodedata.category(last)
-    apart = not before or is_blank(before[-1]) or _may_open(before[-1])
-    if _is_wide(last) or category == "Ps" or last == "@":
+    if _is_wide(last) or category == "Ps":
         return True
     if last in _PAIRED:
-        return _begins_pair(prompt)
+        return _begins_pair(prompt) and not _stands_alone(prompt, answer)
     if last == "'" or category in ("Pi", "Pf"):
-        opens = not _is_open(before, last) and (category == "Pi" or apart)
+        opens = not _is_open(before, last) and (category == "Pi" or _begins_word(before))
         return opens or _elides(before, last)
-    if category == "Pd" or last == "−":  # "Franco-", and "a temperature of -"; not "a city -"
-        return not apart or answer[0].isdigit()
-    if category == "Sc":  # "costs $", not "5 €"
-        return not before.rstrip()[-1:].isdigit()
-    return last in (_PREFIXES if apart else _TIES)
+    if last == ">" and (tag := _TAG.search(prompt)):  # "The <b>"; not "The <b>city</b>"
+        return not tag["closing"]
+    text = prompt.rstrip(last)
+    if _begins_word(text):
+        return len(prompt) == len(text) + 1 and _is_prefix(text, last, answer)
+    if category == "Sc":  # "US$"; not "5€", nor the end of "$x$"
+        return not text[-1].isdigit() and not _FORMULA.search(prompt)
+    if last in _SLASHES and text[-1] in ":~<":  # "http://", "~/", "</"
+        return True
+    if category == "Pd" and last not in _MINUS:
+        return True
+    if text[-1] in _ARROW_PARTS or unicodedata.category(text[-1]) == "Sm":
+        return False
+    if last == "+":
+        return text[-1].isdigit() and answer[0].isdigit()
+    signs = category == "Sm" and last not in _NO_TIES and not _is_arrow(last)
+    return signs or last in _TIES or last in _MINUS or last == "@"
+
+
+def _is_prefix(text: str, sign: str, answer: str) -> bool:
+    """Whether a sign that follows a blank belongs to what follows it."""
+    amount = answer[0].isdigit() or unicodedata.category(answer[0]) == "Sc"
+    operand = _OPERAND.search(text.rstrip()) is not None
+    if _begins_line(text) and sign not in "¿¡@":  # a list, a heading, a shell's prompt
+        return sign == "$" and amount
+    if unicodedata.category(sign) == "Sc":  # "costs $", not "5 €"
+        return not text.rstrip()[-1:].isdigit()
+    if sign in _MINUS or sign in "~±":  # "a temperature of -"; not "a city -", nor "5 -"
+        return amount and not operand
+    if sign == "<":  # "write to <", "<Rome>, <"; not "x <"
+        return ">" in answer or re.search(r"<\S+>", text) is not None
+    if sign == "@":  # "the name @", not "two pounds @"
+        return not amount
+    return sign in _PREFIXES
+
+
+def _stands_alone(text: str, answer: str) -> bool:
+    """Whether marks that come in pairs are no pair: a blank to fill, a list, a product."""
+    if text[-1] == "_":
+        return _BLANK_TO_FILL.search(text) is not None
+    if text[-1] != "*":
+        return False
+    before = text.rstrip("*")
+    if before[-1:] in _SLASHES:  # a comment
+        return True
+    if not before or not is_blank(before[-1]):
+        return False
+    factor = answer[0].isdigit() or (len(answer) == 1 and answer.isalpha())
+    in_list = _begins_line(before) and len(text) == len(before) + 1
+    return in_list or (factor and _OPERAND.search(before.rstrip()) is not None)
+
+
+def _begins_word(text: str) -> bool:
+    """Whether what follows a text begins a word of its own."""
+    return not text or is_blank(text[-1]) or _may_open(text[-1])
+
+
+def _begins_line(text: str) -> bool:
+    """Whether what follows a text begins a line, but the first."""
+    return text.rstrip(" \t").endswith(("\n", "\r"))
+
+
+def _is_arrow(sign: str) -> bool:
+    return "ARROW" in unicodedata.name(sign, "")
 
 
 def _begins_pair(text: str) -> bool:

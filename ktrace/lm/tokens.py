@@ -214,3 +214,9 @@ def answer_token_ids(
 def subject_token_ids(tokenizer: Tokenizer, subject: str) -> tuple[int, ...]:
     """Token ids of a subject on its own, special tokens left out: what sigma is measured on."""
     return tuple(tokenizer(subject, add_special_tokens=False)["input_ids"])
+
+
+def decoded(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """Tokens as text."""
+    text: str = tokenizer.decode(tokens)
+    return text.replace("\0", "␀")  # HDF5 ends a text at NUL

@@ -35,7 +35,8 @@ def clean_record(
     Raises:
         KtraceError: the model gives no numbers.
     """
-    from ktrace.tracing.encode import clean_fact, decoded
+    from ktrace.lm.tokens import decoded
+    from ktrace.tracing.candidates import clean_fact
 
     prompt = encoded.prompt
     run, left_out = clean_fact(lm, fact, encoded)
@@ -60,7 +61,7 @@ def clean_record(
         also_ids=np.array([token for ids in case.also for token in ids], dtype=np.int64),
         also_lengths=np.array([len(ids) for ids in case.also], dtype=np.int64),
         predicted_ids=np.array(run.predicted_ids if run else (), dtype=np.int64),
-        predicted=decoded(lm, run.predicted_ids) if run else "",
+        predicted=decoded(lm.tokenizer, run.predicted_ids) if run else "",
         predicted_probability=run.predicted_probability if run else float("nan"),
         probability=run.probability if run else float("nan"),
         # Not every family has all sites; and nothing ever restores what is left out.
@@ -86,7 +87,7 @@ def corrupted_record(
     lm: "LanguageModel", known_id: int, case: "Case", noise: "MeasuredNoise", baseline: "Baseline"
 ) -> CorruptedRecord:
     """What the corrupted run of a fact gave."""
-    from ktrace.tracing.encode import decoded
+    from ktrace.lm.tokens import decoded
 
     return CorruptedRecord(
         index=case.index,
@@ -95,7 +96,7 @@ def corrupted_record(
         sigma=noise.sigma,
         noise_level=noise.level,
         foil_ids=np.array(baseline.foil_ids, dtype=np.int64),
-        foil=[decoded(lm, ids) for ids in baseline.foil_ids],
+        foil=[decoded(lm.tokenizer, ids) for ids in baseline.foil_ids],
         clean=baseline.clean,
         corrupted=baseline.corrupted,
     )

@@ -223,7 +223,7 @@ def run_clean(session: "Session", folders: RunFolders, lacking: Sequence[int]) -
 def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
     """Store the corrupted runs of candidates, and why the noise cannot corrupt others."""
     from ktrace.tracing.answers import baselines
-    from ktrace.tracing.encode import require_numbers
+    from ktrace.tracing.checks import require_numbers
 
     tracer, lm, log = session.tracer, session.lm, session.log
     facts, noise = session.assignment.facts.facts, tracer.noise
@@ -254,7 +254,7 @@ def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case
 def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
     """Store the restorations of corrupted facts, by every mediator of the run."""
     from ktrace.tracing.answers import restorations
-    from ktrace.tracing.encode import require_scores
+    from ktrace.tracing.checks import require_scores
 
     tracer, assignment = session.tracer, session.assignment
     facts, mediators = assignment.facts.facts, assignment.mediators

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ktrace.terms import METRICS
 
-VERSION = 6
+VERSION = 7
 
 # One fact by column, as parts hold it; records.py has it typed. `index`, the row of the fact in its
 # dataset, is always among them.

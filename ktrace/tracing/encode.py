@@ -1,12 +1,9 @@
-"""A fact in its model's tokens: prompt, subject, answer; and whether it is a candidate."""
+"""A fact in its model's tokens: prompt, subject, answer."""
 
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-
-import numpy as np
-import numpy.typing as npt
 
 from ktrace.config import Answer, Bos, DatasetConfig, Separator
 from ktrace.errors import KtraceError
@@ -15,12 +12,20 @@ from ktrace.facts.separator import separator
 from ktrace.facts.text import blanks, is_blank, trimmed
 from ktrace.lm.chat import ChatTemplate
 from ktrace.lm.model import LanguageModel
-from ktrace.lm.tokens import PLAIN, EncodedPrompt, Frame, Merged, encode_prompt, n_bos, place_answer
-from ktrace.tracing.answers import branches, distinct
-from ktrace.tracing.clean import CleanRun, clean_run
+from ktrace.lm.tokens import (
+    PLAIN,
+    EncodedPrompt,
+    Frame,
+    Merged,
+    decoded,
+    encode_prompt,
+    n_bos,
+    place_answer,
+)
+from ktrace.tracing.answers import distinct
+from ktrace.tracing.checks import require_known
+from ktrace.tracing.clean import clean_run
 from ktrace.tracing.encoded import EncodedFact
-from ktrace.tracing.engine import Scores
-from ktrace.tracing.mediators import Mediator
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +86,8 @@ class Encoder:
             ) from error
 
     def _framed(self, fact: Fact) -> Frame:
-        """What stands around its prompt: line breaks at its end are its separator."""
-        if self._chat or self._separator is not Separator.auto:
+        """What stands around its prompt: line breaks at its end are read, but not in a chat."""
+        if self._chat:
             return self._frame
         return replace(self._frame, after=fact.ending)
 
@@ -95,16 +100,21 @@ class Encoder:
         return "" if fact.ending else separator(fact.prompt, answer)
 
     def _with_answers(self, found: EncodedFact, fact: Fact) -> EncodedFact:
-        """Of several, all must be read from one place: what is read before them is not scored."""
-        first, *others = (self.with_answer(found, fact, text) for text in fact.answers)
-        for text, other in zip(fact.also, others, strict=True):
-            if other.problem and not first.problem:
-                return replace(first, answer_ids=(), problem=f"of answer {text!r}: {other.problem}")
-            if not first.problem and other.prompt.input_ids != first.prompt.input_ids:
-                problem = f"answers {fact.attribute!r} and {text!r} do not begin at one token"
-                return replace(first, answer_ids=(), problem=problem)
-        own, *also = distinct([first.answer_ids, *(other.answer_ids for other in others)])
-        return first if first.problem else replace(first, answer_ids=own, also=tuple(also))
+        """Of several, those that are read from one place: what is read before is not scored."""
+        placed = [self.with_answer(found, fact, text) for text in fact.answers]
+        first = next((answer for answer in placed if not answer.problem), placed[0])
+        if first.problem:
+            return first
+        own, unscored = [], []
+        for text, other in zip(fact.answers, placed, strict=True):
+            if other.problem:
+                unscored.append(f"{text!r}: {other.problem}")
+            elif other.prompt.input_ids != first.prompt.input_ids:
+                unscored.append(f"{text!r}: it does not begin at the token where others do")
+            else:
+                own.append(other.answer_ids)
+        ids, *also = distinct(own)
+        return replace(first, answer_ids=ids, also=tuple(also), unscored=tuple(unscored))
 
     def with_answer(self, found: EncodedFact, fact: Fact, text: str) -> EncodedFact:
         """A text after a fact's prompt, as if it were its one answer; see `encoded`."""
@@ -144,7 +154,7 @@ class Encoder:
     def _with_prediction(self, found: EncodedFact) -> EncodedFact:
         lm, prompt = self._lm, found.prompt
         for n_between in range(_MOST_BLANK + 1):
-            if _too_long(lm, len(prompt.input_ids)):  # `clean_fact` says so of the prompt itself
+            if too_long(lm, len(prompt.input_ids)):  # `clean_fact` says so of the prompt itself
                 break
             predicted = clean_run(lm, prompt.input_ids).predicted_ids
             if _shows(lm, predicted):
@@ -168,27 +178,51 @@ def encode_facts(
     """
     encoder = Encoder(lm, dataset)
     encoded = [encoder.encoded(fact) for fact in facts]
+    _tell_separators(facts, encoded, dataset)
     _tell(lm, facts, encoded)
     return encoded
 
 
 def about_answers(encoded: Sequence[EncodedFact]) -> dict[str, object]:
     """What stands between prompts and answers, and how many tokens there are read alone."""
-    names = {" ": "space", "": "nothing"}
     between = [own.separator for own in encoded if own.separator is not None]
     return {
-        "separators": dict(Counter(names.get(one, "line break") for one in between)),
+        "separators": dict(Counter(map(_name, between))),
         "behind_blank_tokens": sum(own.n_between > 0 for own in encoded),
     }
 
 
-def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFact]) -> None:
-    """Log what is out of the ordinary, with the first fact of each kind."""
+def _name(between: str) -> str:
+    """What stands between a prompt and its answer, in words."""
+    broken, spaced = between.strip(" ") != "", between.endswith(" ")
+    return " and ".join(["line break"] * broken + ["space"] * spaced) or "nothing"
+
+
+def _tell_separators(
+    facts: Sequence[Fact], encoded: Sequence[EncodedFact], dataset: DatasetConfig
+) -> None:
+    """Log what stands between prompts and answers, and what became of line breaks there."""
     separators = about_answers(encoded)["separators"]
     assert isinstance(separators, dict)
     if separators.keys() - {"space"}:
         told = ", ".join(f"{name} ({count})" for name, count in separators.items())
         log.info("what stands between prompts and answers (dataset.separator): %s", told)
+    if dataset.chat:
+        level, kind = logging.WARNING, "prompts end in line breaks, which dataset.chat=true drops"
+    else:
+        level, kind = logging.INFO, "prompts end in line breaks, which are read before the answer"
+    _count(level, kind, facts, [fact.ending != "" for fact in facts])
+
+
+def _count(level: int, kind: str, facts: Sequence[Fact], met: Sequence[bool]) -> None:
+    """Log how many facts have met a kind of thing, and the first of them."""
+    if any(met):
+        first = facts[met.index(True)].known_id
+        log.log(level, "%d of %d %s (first known_id=%d)", sum(met), len(met), kind, first)
+
+
+def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFact]) -> None:
+    """Log what is out of the ordinary, with the first fact of each kind."""
     kinds = (
         (
             logging.WARNING,
@@ -206,92 +240,25 @@ def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFac
             logging.WARNING,
             "scored tokens are parts of a character, with which other answers begin, too: "
             "dataset.answer=full scores whole answers",
-            [any(_PART_OF_CHARACTER in decoded(lm, ids) for ids in own.answers) for own in encoded],
+            [
+                any(_PART_OF_CHARACTER in decoded(lm.tokenizer, ids) for ids in own.answers)
+                for own in encoded
+            ],
         ),
     )
     for level, kind, met in kinds:
-        if any(met):
-            first = facts[met.index(True)].known_id
-            log.log(level, "%d of %d %s (first known_id=%d)", sum(met), len(met), kind, first)
-
-
-def clean_fact(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> tuple[CleanRun | None, str]:
-    """The clean run, and why the fact is no candidate: empty where it is one.
-
-    A prompt that is longer than the model reads is not run: it has no clean run.
-
-    Raises:
-        KtraceError: the model gives no numbers.
-    """
-    if _too_long(lm, encoded.n_read):
-        return None, f"the prompt is longer than the model's {lm.max_positions} positions"
-    run = _clean_run(lm, encoded)
-    require_numbers(lm, fact, "clean run", run.predicted_probability)
-    if encoded.problem:
-        return run, encoded.problem
-    if run.predicted_ids not in encoded.answers:
-        return run, "another answer is predicted"
-    return run, ""
-
-
-def _clean_run(lm: LanguageModel, encoded: EncodedFact) -> CleanRun:
-    """That of the answer which is predicted, else of the first; the probability is of all."""
-    ids = encoded.prompt.input_ids
-    if not encoded.answers:
-        return clean_run(lm, ids)
-    runs = [
-        clean_run(lm, ids, together[0], tuple(answer[-1] for answer in together))
-        for together in branches(encoded.answers)
+        _count(level, kind, facts, met)
+    unscored = [
+        f"known_id={fact.known_id}, {answer}"
+        for fact, own in zip(facts, encoded, strict=True)
+        for answer in own.unscored
     ]
-    said = [run for run in runs if run.predicted_ids in encoded.answers]
-    return replace((said or runs)[0], probability=sum(run.probability for run in runs))
+    if unscored:
+        n_answers = sum(len(fact.answers) for fact in facts)
+        text = "%d of %d right answers are left out, and others of their facts scored (first %s)"
+        log.warning(text, len(unscored), n_answers, unscored[0])
 
 
-def _too_long(lm: LanguageModel, n_tokens: int) -> bool:
+def too_long(lm: LanguageModel, n_tokens: int) -> bool:
+    """Whether a model does not read so many tokens."""
     return lm.max_positions is not None and n_tokens > lm.max_positions
-
-
-def require_numbers(lm: LanguageModel, fact: Fact, run: str, scores: npt.ArrayLike) -> None:
-    """Refuse scores that are NaN: they would pass every later stage as if they were results.
-
-    Raises:
-        KtraceError: naming the fact, and what to change.
-    """
-    if np.isnan(scores).any():
-        dtype = str(lm.model.dtype).removeprefix("torch.")
-        raise KtraceError(
-            f"known_id={fact.known_id}: the {run} gives no numbers (NaN) with model.dtype={dtype}: "
-            "another model.dtype or, for a corrupted run, a smaller noise keeps it finite"
-        )
-
-
-def require_scores(lm: LanguageModel, fact: Fact, mediator: Mediator, scores: Scores) -> None:
-    """Refuse scores of restorations that are NaN, in the layers that have something to restore.
-
-    Raises:
-        KtraceError: see `require_numbers`.
-    """
-    have = lm.paths.layers_with(mediator.site, lm.n_layers)
-    for values in scores.values():
-        require_numbers(lm, fact, f"restoration of {mediator.key}", values[:, have])
-
-
-def require_known(lm: LanguageModel, fact: Fact, ids: Sequence[int]) -> None:
-    """Refuse tokens that the model has no embedding for.
-
-    Raises:
-        KtraceError: tokenizer and weights do not belong together.
-    """
-    beyond = [token for token in ids if token >= lm.n_embeddings]
-    if beyond:
-        raise KtraceError(
-            f"known_id={fact.known_id}: token {beyond[0]} ({decoded(lm, beyond[:1])!r}) is beyond "
-            f"the model's {lm.n_embeddings} embeddings: tokenizer and weights in model.path do not "
-            "belong together"
-        )
-
-
-def decoded(lm: LanguageModel, tokens: Sequence[int]) -> str:
-    """Tokens as text."""
-    text: str = lm.tokenizer.decode(tokens)
-    return text.replace("\0", "␀")  # HDF5 ends a text at NUL

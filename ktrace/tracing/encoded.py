@@ -40,6 +40,7 @@ class EncodedFact:
         n_between: how many of the prompt's last tokens stand between the two: they hold no
             character of either, so they are read and not scored.
         problem: why there is no token to predict.
+        unscored: other right answers that are left out, each with the reason.
         pair: with `noise=pair`.
     """
 
@@ -50,6 +51,7 @@ class EncodedFact:
     n_between: int = 0
     problem: str = ""
     also: tuple[tuple[int, ...], ...] = ()
+    unscored: tuple[str, ...] = ()
     pair: EncodedPair | None = None
 
     @property

@@ -15,7 +15,8 @@ from ktrace.facts import Fact, FactSet, Span
 from ktrace.lm.memory import within_memory
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import EncodedPrompt, subject_token_ids
-from ktrace.tracing.encode import Encoder, require_known
+from ktrace.tracing.checks import require_known
+from ktrace.tracing.encode import Encoder
 from ktrace.tracing.encoded import EncodedFact
 from ktrace.tracing.noise import (
     ConstantNoise,

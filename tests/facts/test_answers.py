@@ -14,7 +14,8 @@ from ktrace.facts import Fact, prompt_facts, role_of_positions
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import encode_prompt
-from ktrace.tracing.encode import clean_fact, encode_facts
+from ktrace.tracing.candidates import clean_fact
+from ktrace.tracing.encode import encode_facts
 from ktrace.tracing.encoded import EncodedFact
 from tests.facts.kinds import KINDS, every_kind
 from tests.support.configs import configured
@@ -149,6 +150,7 @@ def test_a_separator_may_be_chosen(separator: str, between: str, end: str) -> No
     lm = model("byte_level_bpe")
     [fact] = prompt_facts(f"The Kingdom is (the place){end}", "Kingdom", "Paris").facts
     found = encoded(lm, fact, answer="full", separator=separator)
+    between = end.strip(" ") + between
     text = f"The Kingdom is (the place){between}Paris"
     assert found.prompt.input_ids + found.answer_ids == encode_prompt(lm.tokenizer, text).input_ids
     assert found.separator == between
@@ -222,6 +224,8 @@ def test_an_answer_left_out_is_the_first_token_that_shows() -> None:
     assert clean_fact(silent, fact, encoded(silent, fact))[1] == (
         "the model predicts nothing that shows"
     )
+    with pytest.raises(ktrace.KtraceError, match=r"nothing that shows: give an answer$"):
+        ktrace.trace(silent, fact.prompt, fact.subject)
 
 
 def test_what_is_out_of_the_ordinary_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -246,6 +250,27 @@ def test_what_is_out_of_the_ordinary_is_told_once(caplog: pytest.LogCaptureFixtu
     caplog.clear()
     encode_facts(lm, [bos], settings(bos="strip"))
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("answer", ["the", None])
+@pytest.mark.parametrize("separator", ["auto", "space", "none"])
+def test_a_last_line_break_is_read_whatever_the_separator_and_this_is_told(
+    caplog: pytest.LogCaptureFixture, separator: str, answer: str | None
+) -> None:
+    """Also where nothing follows but the prediction, which no separator may change."""
+    caplog.set_level(logging.INFO, "ktrace")
+    lm = model("byte_level_bpe")
+    [fact] = prompt_facts("The Kingdom has the capital\n", "Kingdom", answer).facts
+    assert not caplog.messages  # nobody knows yet
+    [found] = encode_facts(lm, [fact], settings(separator=separator))
+    whole = encode_prompt(lm.tokenizer, "The Kingdom has the capital\n").input_ids
+    assert found.prompt.input_ids[: len(whole)] == whole
+    if answer is None:
+        assert found == encoded(lm, fact)
+    told = [line for line in caplog.messages if "which are read" in line]
+    assert told[0] == (
+        "1 of 1 prompts end in line breaks, which are read before the answer (first known_id=0)"
+    )
 
 
 def test_bos_changes_nothing_but_the_second_one() -> None:

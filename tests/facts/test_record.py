@@ -115,8 +115,6 @@ def test_what_was_changed_is_told_once(tmp_path: Path, caplog: pytest.LogCapture
     assert caplog.messages == [
         f"{path}: blank ends of prompts and subjects are trimmed (2; the first is {path}, line 1: "
         "subject='Paris ')",
-        f"{path}: a prompt's last line break is kept between it and its answer (1; the first is "
-        f"{path}, line 3: prompt='The city of Paris is\\n')",
         f"{path}: subjects are taken in the code points of their prompts (1; the first is {path}, "
         "line 4: subject='Zoë')",
         f"{path}: without an attribute, what the model predicts is scored (2; the first is {path}, "
@@ -154,3 +152,48 @@ def test_several_right_answers(tmp_path: Path) -> None:
     assert several.digest != plain.digest
     [one] = prompt_facts("Ana is", "Ana", "x", also=["y"]).facts
     assert one.answers == ("x", "y")
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\u200b"])
+def test_an_empty_answer_of_one_prompt_is_refused(empty: str) -> None:
+    """Where nothing need be given, only nothing is left out."""
+    assert prompt_facts(FACT.prompt, "Paris").facts[0].attribute == ""
+    with pytest.raises(KtraceError, match=r"^dataset\.attribute=.* is empty: give the answer, or"):
+        prompt_facts(FACT.prompt, "Paris", empty)
+    for answers in ((empty, "Rome"), ("Rome", empty)):
+        with pytest.raises(KtraceError, match="empty"):
+            prompt_facts(FACT.prompt, "Paris", answers[0], also=answers[1:])
+
+
+def without_answers(suffix: str) -> str:
+    """Two facts whose answers are in a column of another name."""
+    rows = [[n, "The city of Paris is in", "Paris", "France"] for n in (1, 2)]
+    names = ["known_id", "prompt", "subject", "object"]
+    if suffix == ".csv":
+        return "\n".join(",".join(map(str, row)) for row in [names, *rows])
+    return json.dumps([dict(zip(names, row, strict=True)) for row in rows])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_a_file_without_any_answer_is_asked_for_their_column(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"facts{suffix}"
+    path.write_text(without_answers(suffix), "utf-8")
+    with pytest.raises(KtraceError) as raised:
+        load_facts(path)
+    assert str(raised.value) == (
+        f"{path}: no record has an attribute, the answer; here are known_id, prompt, subject, "
+        "object: name its column with dataset.columns.attribute=..., or take what the model "
+        "predicts by null in a record or an empty dataset.columns.attribute="
+    )
+    named = load_facts(path, columns={"attribute": "object"})
+    assert {fact.attribute for fact in named.facts} == {"France"}
+    meant = load_facts(path, columns={"attribute": ""})
+    assert {fact.attribute for fact in meant.facts} == {""}
+
+
+def test_an_explicit_null_is_an_answer_left_out(tmp_path: Path) -> None:
+    left_out = read(tmp_path, PLAIN | {"attribute": None})
+    assert left_out.facts[0].attribute == ""
+    some = {key: value for key, value in PLAIN.items() if key != "attribute"}
+    both = read(tmp_path, PLAIN, some | {"known_id": 2})  # the column is known
+    assert [fact.attribute for fact in both.facts] == ["x", ""]

@@ -9,7 +9,7 @@ import pytest
 import ktrace
 from ktrace.config import DatasetConfig
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, role_of_positions
+from ktrace.facts import Fact, prompt_facts, role_of_positions
 from ktrace.lm.chat import ChatTemplate
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
@@ -107,6 +107,19 @@ def test_bos_is_there_once(caplog: pytest.LogCaptureFixture) -> None:
     lm = model_with(INST)
     assert encoded(lm, FACT).prompt.input_ids.count(lm.tokenizer.bos_token_id) == 1
     assert not caplog.messages
+
+
+def test_a_line_break_that_a_chat_does_not_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    lm = model_with(CHATML)
+    [broken] = prompt_facts(f"{FACT.prompt}\n", FACT.subject, FACT.attribute).facts
+    for separator in ("auto", "space", "none"):
+        caplog.clear()
+        plain = encoded(lm, FACT, separator=separator)
+        assert not caplog.messages
+        assert encoded(lm, broken, separator=separator) == plain
+        assert caplog.messages == [
+            "1 of 1 prompts end in line breaks, which dataset.chat=true drops (first known_id=0)"
+        ]
 
 
 def test_the_separator_of_a_chat_may_be_chosen() -> None:

@@ -13,7 +13,10 @@ from ktrace.errors import NoMemoryLeftError
 from ktrace.lm.model import LanguageModel
 from ktrace.pipeline import session
 from ktrace.pipeline.run import run
+from ktrace.tracing import engines
+from ktrace.tracing.engine import Use
 from ktrace.tracing.suffix.limits import MEASURED, Limits
+from ktrace.tracing.suffix.proof import Verdict, judge
 from tests.support.accelerator import Accelerator, mps_out_of_memory
 from tests.support.configs import Compose
 from tests.support.models import as_moved
@@ -77,6 +80,36 @@ def test_a_run_stores_the_cpus_numbers(
     kept = yaml.safe_load((found.folder / "run.yaml").read_text())
     assert kept["device"]["device"].startswith(accelerator.kind)
     assert kept["engine"]["used"] in engine[0]
+
+
+def test_the_proof_runs_where_the_model_is(
+    composed_of: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tests here skip it; on an accelerator it must not need what is on the CPU alone."""
+    accelerator, place = PLACES["mps"]
+    n_operations: list[int] = []
+    verdicts: list[Verdict] = []
+
+    def proven(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
+        assert lm.device.type in ("cpu", "mps")
+        before = accelerator.n_operations
+        verdicts.append(judge(lm, use, limits))
+        n_operations.append(accelerator.n_operations - before)
+        return verdicts[-1]
+
+    monkeypatch.setattr(engines, "judge", proven)
+    stages = ("stage=restore", "engine=suffix", "dataset.limit=1")
+    expected = contents(run(composed_of("cpu", "model.device=cpu", *stages)).folder)
+    with accelerator.here():
+        found = run(composed_of("there", place, *stages))
+    assert contents(found.folder) == expected
+    kept = yaml.safe_load((found.folder / "run.yaml").read_text())
+    assert kept["device"]["device"].startswith("mps")
+    assert kept["engine"]["used"] == "suffix"
+    assert [verdict.problem for verdict in verdicts] == [None, None]
+    on_cpu, there = n_operations
+    assert on_cpu == 0
+    assert there > 1000
 
 
 def test_a_run_that_is_out_of_memory_goes_on_to_the_same_numbers(composed_of: Compose) -> None:

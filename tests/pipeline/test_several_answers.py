@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,20 @@ def test_answers_are_stored_and_told_and_traced_alike(
 def test_a_list_of_no_answer_is_refused(model_folder: Path, several: Path) -> None:
     model = ktrace.load_model(str(model_folder))
     record = json.loads(several.read_text("utf-8").splitlines()[0])
-    with pytest.raises(ktrace.KtraceError, match=r"dataset\.prompt: attribute is empty"):
-        ktrace.trace(model, record["prompt"], record["subject"], answer=[])
-    with pytest.raises(ktrace.KtraceError, match=r"attribute=\['', 'a'\] holds an empty answer"):
-        ktrace.trace(model, record["prompt"], record["subject"], answer=["", "a"])
+    given: list[Any] = [
+        "",
+        " ",
+        "\u200b",
+        [],
+        [""],
+        ["", "a"],
+        ["a", ""],
+        [" "],
+        [None],
+        [3],
+        3,
+        (),
+    ]
+    for answer in given:
+        with pytest.raises(ktrace.KtraceError, match=r"^answer=.* holds no text, or an empty one"):
+            ktrace.trace(model, record["prompt"], record["subject"], answer=answer)

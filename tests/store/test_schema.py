@@ -14,6 +14,8 @@ _LAYOUTS = {
     # The same fields; what answers' tokens are has changed.
     5: "822b32193a8d2a7a6bee25c108117d5bd90196b240cff991d594c7daa836d6ee",
     6: "cd0a023bd2c9658183faa5976abca5a4368fcdd9ae1ac735474df8a7552dbfb5",
+    # The same fields; where answers stand has changed.
+    7: "cd0a023bd2c9658183faa5976abca5a4368fcdd9ae1ac735474df8a7552dbfb5",
 }
 
 

@@ -311,7 +311,7 @@ def evenly(n_operations: int, times: int) -> list[int]:
 
 
 @pytest.mark.parametrize("make", [suffix, packed], ids=["suffix", "suffix-packed"])
-def test_out_of_memory_at_any_operation_changes_no_number(
+def test_out_of_memory_at_one_of_four_operations_changes_no_number(
     cuda: Accelerator,
     cases: list[Case],
     expected: Callable[..., Found],
@@ -385,7 +385,7 @@ def test_every_word_for_it_is_taken_for_out_of_memory(
 def test_out_of_memory_where_nothing_is_smaller_is_said_in_a_line(
     cuda: Accelerator, cases: list[Case]
 ) -> None:
-    """From any operation on, of everything that a run asks of a model."""
+    """From the first, a middle or the last operation on, of all that a run asks of a model."""
     model = micro_llama(2).to("cuda")
     lm = language_model(model)
     subject = Subject((4, 5), (4, 5), "", "", (6,))

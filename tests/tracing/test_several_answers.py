@@ -18,7 +18,8 @@ from ktrace.lm.model import LanguageModel
 from ktrace.pipeline.records import case_of, clean_record
 from ktrace.terms import METRICS
 from ktrace.tracing.answers import baselines, branches, distinct, restorations
-from ktrace.tracing.encode import clean_fact, encode_facts
+from ktrace.tracing.candidates import clean_fact
+from ktrace.tracing.encode import encode_facts
 from ktrace.tracing.encoded import EncodedFact
 from ktrace.tracing.engine import Baseline, Case, Engine, Scores
 from tests.facts.kinds import KINDS
@@ -205,17 +206,65 @@ def test_a_fact_is_a_candidate_if_one_of_them_is_predicted(answer: str, place: i
     assert len(case.also) == 2
 
 
-def test_answers_that_cannot_be_read_from_one_place_are_left_out_with_the_reason() -> None:
+def test_answers_that_cannot_be_read_from_one_place_are_left_out_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Before the year a space is read, before the word it is a part of the token."""
     lm = model("tiktoken_style")
-    fact = Fact(0, "The Kingdom was founded in", "Kingdom", "1958", also=("the",))
-    found = encoded(lm, fact, "first_token")
-    assert found.answers == ()
-    assert found.shape is None
-    assert clean_fact(lm, fact, found)[1] == ("answers '1958' and 'the' do not begin at one token")
-    merging = Fact(0, "The Kingdom is French-", "Kingdom", "the", also=("speaking",))
-    problem = encoded(model("ignore_merges"), merging, "full").problem
-    assert problem.startswith("of answer 'speaking': the answer merges with the prompt's last")
+    fact = Fact(7, "The Kingdom was founded in", "Kingdom", "1958", also=("the", "1960"))
+    found = encoded(lm, fact, "full")
+    assert caplog.messages == [
+        "1 of 3 right answers are left out, and others of their facts scored (first known_id=7, "
+        "'the': it does not begin at the token where others do)"
+    ]
+    without = encoded(lm, replace(fact, also=("1960",)), "full")
+    assert found.answers == without.answers
+    assert found.prompt == without.prompt
+    assert len(found.answers) == 2
+    # The place is that of the first.
+    word = encoded(lm, replace(fact, attribute="the", also=("1958",)), "full")
+    assert word.answers == encoded(lm, replace(fact, attribute="the", also=()), "full").answers
+
+
+@pytest.mark.parametrize("answers", [("the", "speaking"), ("speaking", "the")])
+def test_an_answer_that_merges_with_the_prompt_is_left_out_alone(
+    answers: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = model("ignore_merges")
+    fact = Fact(7, "The Kingdom is French-", "Kingdom", answers[0], also=answers[1:])
+    found = encoded(lm, fact, "full")
+    [line] = [line for line in caplog.messages if "left out" in line]
+    assert line.startswith(
+        "1 of 2 right answers are left out, and others of their facts scored (first known_id=7, "
+        "'speaking': the answer merges with the prompt's last token"
+    )
+    assert found.problem == ""
+    assert found.answers == encoded(lm, replace(fact, attribute="the", also=()), "full").answers
+    assert found.shape is not None
+    # With none left the fact is no candidate, and the reason says so.
+    caplog.clear()
+    none = encoded(lm, replace(fact, attribute="speaking", also=(" speaking",)), "full")
+    assert (none.answers, none.shape) == ((), None)
+    assert none.problem.startswith("the answer merges with the prompt's last token")
+    assert not [line for line in caplog.messages if "left out" in line]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_bad_spelling_costs_no_candidate(place: int) -> None:
+    """From the list to the candidate: the other one is predicted."""
+    lm = model("ignore_merges")
+    fact = Fact(7, "The Kingdom is French-", "Kingdom", "the")
+    ids = encoded(lm, fact, "full").answer_ids
+    said = torch.zeros(lm.n_embeddings)
+    said[ids[0]] = 100.0
+    lm.model.get_output_embeddings().register_forward_hook(lambda *given: given[2] + said)
+    texts = ["speaking"]
+    texts.insert(place, "the")
+    fact = replace(fact, attribute=texts[0], also=tuple(texts[1:]))
+    record = clean_record(lm, 5, fact, encoded(lm, fact, "first_token"))
+    assert record.is_candidate, record.left_out
+    assert tuple(record.answer_ids) == ids[:1]
+    assert len(record.also_lengths) == 0
 
 
 def test_a_span_stays_what_it_is() -> None:
