@@ -211,7 +211,7 @@ def peak_coverage(n_units: int, flat: bool, repetitions: int, seed: int = 0) -> 
     held, size = [], []
     for _ in range(repetitions):
         own = generator.normal(size=(n_units, 12)) + generator.normal(size=(n_units, 1))
-        found = peak_set(true + own, np.ones(n_units), Clusters.none(n_units), "probability")
+        found = peak_set(true + own, np.ones(n_units), Clusters.none(n_units))
         assert found is not None
         held.append(5 in found)
         size.append(len(found))

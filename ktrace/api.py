@@ -15,26 +15,26 @@ from ktrace.analysis.effects import case_frame
 from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import Prompt, chosen_look, fact_heatmap
 from ktrace.analysis.figures.style import shown_by_jupyter
-from ktrace.config import Answer, RunConfig
+from ktrace.config import Answer, NoiseKind, RunConfig
 from ktrace.config.compose import choice, choices, composed
 from ktrace.config.identity import noise_key
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, Span, role_of_positions
-from ktrace.facts.dataset import facts_of, noise_facts_of
+from ktrace.facts import Span, role_of_positions
+from ktrace.facts.dataset import facts_of, noise_facts_of, require_fit
 from ktrace.facts.text import trimmed
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.lm.tokens import decoded
-from ktrace.terms import MEDIATOR_NAMES, METRICS
+from ktrace.terms import MEDIATOR_NAMES, METRICS, is_noising
 from ktrace.tracing.answers import baselines, restorations
-from ktrace.tracing.candidates import clean_fact
+from ktrace.tracing.candidates import required_candidate
 from ktrace.tracing.checks import require_numbers, require_scores
-from ktrace.tracing.encode import EncodedFact, encode_facts
-from ktrace.tracing.engine import Case, Scores, Use
+from ktrace.tracing.engine import Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
-from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.mediators import make_mediators
+from ktrace.tracing.pairs import encoded_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,9 +68,9 @@ class Trace:
         clean: scores of the clean run, `(n_samples,)`: what each sample is compared with. All
             alike, but for `logit_difference` where each sample has its own foil.
         corrupted: scores of the corrupted run, `(n_samples,)`.
-        restored: scores of the corrupted-with-restoration run,
-            `(n_samples, n_layers, n_positions)`.
+        restored: scores with a state restored (or noised), `(n_samples, n_layers, n_positions)`.
         also: other right answers, as text: probabilities are of all of them together.
+        corrupted_prompt: what the corrupted run read, where that was another prompt.
     """
 
     model: str
@@ -92,6 +92,7 @@ class Trace:
     corrupted: Scores
     restored: Scores
     also: tuple[str, ...] = ()
+    corrupted_prompt: str = ""
 
     @property
     def p_clean(self) -> float:
@@ -109,13 +110,14 @@ class Trace:
         return self.restored["probability"]
 
     def indirect_effect(self, metric: str = "probability") -> npt.NDArray[np.float64]:
-        """Restored minus corrupted, the mean over samples, `(n_layers, n_positions)`.
+        """Restored minus corrupted (noised minus clean), the mean, `(n_layers, n_positions)`.
 
         Raises:
             KtraceError: unknown metric.
         """
         _require_metric(metric)
-        effect = self.restored[metric] - self.corrupted[metric][:, None, None]
+        base = self.clean if is_noising(self.mediator) else self.corrupted
+        effect = self.restored[metric] - base[metric][:, None, None]
         return np.asarray(effect.mean(axis=0))
 
     def to_frame(self) -> "pd.DataFrame":
@@ -156,13 +158,14 @@ class Trace:
         Raises:
             KtraceError: unknown metric or palette, or limits without 0 between them.
         """
+        measured = f", σ = {self.sigma:.3g} over {self.sigma_facts} facts"
         figure = fact_heatmap(
             self.indirect_effect(metric),
             Prompt(self.tokens, self.span),
             key=self.mediator,
             title=f"{self.model}, {self.mediator}: p({self.answer.strip()!r}) "
             f"{self.p_clean:.3f} clean, {self.p_corrupted.mean():.3f} corrupted\n"
-            f"{self.noise}, σ = {self.sigma:.3g} over {self.sigma_facts} facts",
+            f"{self.noise}{measured if self.sigma_facts else ''}",
             look=chosen_look(metric, palette, limits),
             axis=ax,
         )
@@ -197,11 +200,12 @@ def load_model(path_or_preset: str, **overrides: Any) -> LanguageModel:
 def trace(
     model: LanguageModel,
     prompt: str,
-    subject: str,
+    subject: str | None = None,
     mediator: str = "hidden",
     answer: str | Sequence[str] | None = None,
     *,
     window: int | None = None,
+    direction: str = "denoise",
     whole_answer: bool = False,
     subject_start: int | None = None,
     separator: str = "auto",
@@ -209,6 +213,8 @@ def trace(
     bos: str = "keep",
     engine: str = "suffix",
     noise_facts: str | None = None,
+    corrupted_prompt: str | None = None,
+    wrong_answer: str | None = None,
     **noise: Any,
 ) -> Trace:
     """Trace one prompt: every layer and position, one mediator.
@@ -220,11 +226,14 @@ def trace(
     Args:
         model: what `ktrace.load_model` gave.
         prompt: ends where the answer begins.
-        subject: the part of the prompt to corrupt.
+        subject: the part of the prompt to corrupt; with a `corrupted_prompt` it is optional, and
+            what differs takes its roles.
         mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp` or `attn`.
         answer: must be what the model predicts, as only candidates are traced; None takes the
             prediction. Of a list of right answers one must be it; their probabilities are added.
         window: layers restored together by `mlp` and `attn`; None for the model's own.
+        direction: `denoise` puts clean states into the corrupted run; `noise`, for `hidden`, `mlp`
+            and `attn`, corrupted ones into the clean run.
         whole_answer: whether all tokens of the answer are scored (`dataset.answer=full`), not the
             first alone.
         subject_start: first character of the subject, where the prompt holds it more than once.
@@ -234,6 +243,8 @@ def trace(
             tokenizer's.
         engine: `suffix` or `reference`.
         noise_facts: a file of facts to measure the noise on, in place of the embedded ones.
+        corrupted_prompt: what the corrupted run reads, of as many tokens: no noise (`kind="pair"`).
+        wrong_answer: what `logit_difference` compares with then (`dataset.foil`).
         **noise: keys `noise.*` of the config: `kind` (`gaussian` by default), `multiple` or `std`,
             `samples`, `seed`, `replace`, `degrees`, `foil`.
 
@@ -250,14 +261,15 @@ def trace(
         )
     asked: dict[str, object] = {"prompt": prompt, "subject": subject}
     asked |= {} if answer is None else _answers(answer)
-    asked["subject_start"] = subject_start
+    asked |= {"subject_start": subject_start, "corrupted_prompt": corrupted_prompt}
     asked["answer"] = (Answer.full if whole_answer else Answer.first_token).value
-    asked |= {"separator": separator, "chat": chat, "bos": bos}
+    asked |= {"separator": separator, "chat": chat, "bos": bos, "foil": wrong_answer}
+    kind = noise.pop("kind", "gaussian" if corrupted_prompt is None else "pair")
     asked |= {} if noise_facts is None else {"noise_facts": noise_facts}
     config = composed(
         [
             "dataset=prompt",
-            choice("noise", noise.pop("kind", "gaussian"), called="kind"),
+            choice("noise", kind, called="kind"),
             choice("mediator", mediator, MEDIATOR_NAMES),
             choice("engine", engine),
         ],
@@ -265,7 +277,7 @@ def trace(
             "model": {"window": model.window},
             "dataset": asked,
             "noise": noise,
-            "mediator": {} if window is None else {"window": window},
+            "mediator": {"direction": direction} | ({} if window is None else {"window": window}),
         },
     )
     return _traced(model, config)
@@ -284,18 +296,18 @@ def _answers(answer: str | Sequence[str]) -> dict[str, object]:
 
 
 def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
-    mediator = make_mediator(config.mediator.names[0], config.mediator.window)
+    [mediator] = make_mediators(config.mediator)
     lm.paths.require(*mediator.sites)
     facts = facts_of(config.dataset)
-    fact = facts.facts[0]
-    [encoded] = encode_facts(lm, facts.facts, config.dataset)
-    case = _candidate(lm, fact, encoded)
-    noise_facts = noise_facts_of(config.dataset)
+    require_fit(facts, config.noise, config.metric)
+    fact, is_pair = facts.facts[0], config.noise.kind is NoiseKind.pair
+    [encoded] = encoded_for(config.noise.kind, lm, facts.facts, config.dataset)
+    case = required_candidate(lm, fact, encoded)
+    noise_facts = noise_facts_of(config.dataset, config.noise.kind)
     measured = measured_noise(lm, config.noise, facts, [encoded], config.dataset, noise_facts)
     for reason in measured.unusable.values():
-        raise KtraceError(
-            f"noise.kind={config.noise.kind.value} cannot corrupt {fact.subject!r}: {reason}"
-        )
+        what = f"{config.noise.kind.value} cannot corrupt {fact.subject or fact.prompt!r}"
+        raise KtraceError(f"noise.kind={what}: {reason}")
     longest = case.shape._replace(n_answer=encoded.n_answer)
     engine = make_engine(config.engine, lm, measured.noise, Use([mediator], [longest]))
     [(_, baseline)] = baselines(engine, [case])
@@ -317,30 +329,14 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         mediator=mediator.key,
         noise=noise_key(config.noise),
         sigma=measured.sigma,
-        sigma_facts=len(noise_facts or facts),
+        sigma_facts=measured.n_facts,
         noise_level=measured.level,
         clean=baseline.clean,
         corrupted=baseline.corrupted,
         restored=restored[mediator.key],
         also=tuple(decoded(lm.tokenizer, other) for other in case.also),
+        corrupted_prompt=fact.corrupted_prompt if is_pair else "",
     )
-
-
-def _candidate(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> Case:
-    """What is traced, where the model predicts a right answer; see `trace`."""
-    run, left_out = clean_fact(lm, fact, encoded)
-    if run is None:
-        raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
-    if left_out and not fact.answers:
-        raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}: give an answer")
-    if left_out:
-        said = decoded(lm.tokenizer, run.predicted_ids)
-        raise KtraceError(
-            f"answer={' | '.join(fact.answers)!r}: {left_out} ({said!r}, "
-            f"p = {run.predicted_probability:.3f}), and only candidates are traced; leave answer "
-            "out to take the prediction"
-        )
-    return encoded.case(0, run.predicted_ids)
 
 
 def _require_metric(metric: str) -> None:

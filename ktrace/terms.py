@@ -31,6 +31,19 @@ class Metric(Enum):
 
 METRICS = tuple(metric.value for metric in Metric)
 
+
+class Direction(Enum):
+    """Which run a mediator changes, and which it takes states from.
+
+    Attributes:
+        denoise: clean states are put into the corrupted run: what suffices for the answer.
+        noise: corrupted states are put into the clean run: what is necessary for it.
+    """
+
+    denoise = "denoise"
+    noise = "noise"
+
+
 # Where states are read and edited: a block's output, and what its attention and MLP add to it.
 SITES = ("hidden", "attn", "mlp")
 
@@ -71,26 +84,51 @@ MEDIATOR_PAIRS = (
 )
 
 _WINDOW = "-w"
+_NOISING = f"-{Direction.noise.value}"
 
 
-def mediator_key(name: str, window: int) -> str:
+def mediator_key(name: str, window: int, direction: Direction = Direction.denoise) -> str:
     """What a mediator's store and figures are called: what determines its numbers.
 
     Args:
         name: of the mediator.
         window: layers that are restored together; 0 for a mediator without a window.
+        direction: see `Direction`.
     """
-    return f"{name}{_WINDOW}{window}" if window else name
+    key = f"{name}{_WINDOW}{window}" if window else name
+    return key + _NOISING if direction is Direction.noise else key
+
+
+def is_noising(key: str) -> bool:
+    """Whether a mediator, by its key, puts corrupted states into the clean run."""
+    return key.endswith(_NOISING)
+
+
+def effects_fall(metric: str, key: str) -> bool:
+    """Whether a strong effect of a mediator, by its key, is a negative number.
+
+    Restoring makes a divergence fall, and all else rise; noising the other way round.
+    """
+    return lower_helps(metric) != is_noising(key)
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """A mediator's name, and its window as text: empty where it has none."""
+    name, _, window = key.removesuffix(_NOISING).partition(_WINDOW)
+    return name, window
 
 
 def mediator_pairs(keys: Sequence[str]) -> list[tuple[str, str]]:
-    """Which of some mediators' keys are `MEDIATOR_PAIRS`: of one window, where they have one."""
-    named = {tuple(key.partition(_WINDOW)[::2]): key for key in keys}
+    """Which of some mediators' keys are `MEDIATOR_PAIRS`: of one window, where they have one.
+
+    Both are of one direction.
+    """
+    named = {(*_parts(key), is_noising(key)): key for key in keys}
     return [
-        (key, named[second, window])
+        (key, named[second, window, noises])
         for first, second in MEDIATOR_PAIRS
-        for (name, window), key in named.items()
-        if name == first and (second, window) in named
+        for (name, window, noises), key in named.items()
+        if name == first and (second, window, noises) in named
     ]
 
 
@@ -115,8 +153,8 @@ def noise_key(settings: Mapping[str, object]) -> str:
 
 
 def mediator_name(key: str) -> str:
-    """A mediator's name without its window."""
-    return key.partition(_WINDOW)[0]
+    """A mediator's name without its window and direction."""
+    return _parts(key)[0]
 
 
 def dataset_key(name: str, settings: Mapping[str, object]) -> str:
@@ -141,14 +179,15 @@ def dataset_key(name: str, settings: Mapping[str, object]) -> str:
 
 
 def mediator_title(key: str) -> str:
-    """A mediator's key in words, with its window."""
-    name, _, window = key.partition(_WINDOW)
-    return MEDIATOR_TITLES.get(name, name) + (f", window {window}" if window else "")
+    """A mediator's key in words, with its window and direction."""
+    name, window = _parts(key)
+    title = MEDIATOR_TITLES.get(name, name) + (f", window {window}" if window else "")
+    return f"{title}, noised" if is_noising(key) else title
 
 
 def panel_order(key: str) -> tuple[int, str]:
     """Sorts keys of mediators as panels and tables are ordered; unknown ones go last."""
-    name = key.partition(_WINDOW)[0]
+    name = mediator_name(key)
     return (MEDIATOR_NAMES.index(name) if name in MEDIATOR_NAMES else len(MEDIATOR_NAMES), key)
 
 

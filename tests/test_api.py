@@ -78,6 +78,20 @@ def test_what_a_trace_holds(model: LanguageModel, traced: ktrace.Trace) -> None:
     assert np.abs(expected).max() > 0.01
 
 
+def test_noising_goes_from_clean_to_corrupted(model: LanguageModel) -> None:
+    noised = ktrace.trace(model, PROMPT, SUBJECT, "hidden", direction="noise", samples=3, seed=5)
+    assert noised.mediator == "hidden-noise"
+    effect = (noised.p_restored - noised.p_clean).mean(axis=0)
+    np.testing.assert_array_equal(noised.indirect_effect(), effect)
+    assert (effect[:, : noised.span.start] == 0).all()
+    assert effect[-1, -1] == pytest.approx((noised.p_corrupted - noised.p_clean).mean())
+    assert effect.min() < -0.01
+    with pytest.raises(
+        ktrace.KtraceError, match=r"mediator\.direction=noise .* hidden_mlp_severed"
+    ):
+        ktrace.trace(model, PROMPT, SUBJECT, "hidden_mlp_severed", direction="noise")
+
+
 def test_sigma_is_that_of_the_embedded_facts(
     model_folder: Path, model: LanguageModel, traced: ktrace.Trace
 ) -> None:

@@ -75,6 +75,7 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
         ("noise.std=-0.1", ["noise.std=-0.1 is out of range: at least 0"]),
         ("model.name=../../x", ["model.name='../../x' cannot name a folder"]),
         ("mediator.names=[]", ["mediator.names is empty"]),
+        ("mediator.direction=up", ["mediator.direction", "'up'", "[denoise, noise]"]),
         ("mediator.names=[hiden]", ["mediator", "'hiden'", "hidden, hidden_attn_severed, hidden"]),
         ("output_dir=", ["output_dir is empty"]),
         ("model=tiny,gpt2", ["Ambiguous value for argument 'model=tiny,gpt2'", "--multirun"]),

@@ -52,7 +52,12 @@ def test_the_wheel_carries_package_configs_and_data(wheel: Path) -> None:
     assert {"ktrace/data/tiny/config.json", "ktrace/data/tiny/tokenizer.json"} <= model
     assert any(name.endswith(".safetensors") for name in model)
     assert "ktrace/analysis/report/template.html" in modules
-    wanted = configs | modules | model | {"ktrace/data/facts.jsonl", "ktrace/py.typed"}
+    wanted = (
+        configs
+        | modules
+        | model
+        | {"ktrace/data/facts.jsonl", "ktrace/data/pairs.jsonl", "ktrace/py.typed"}
+    )
     assert wanted - names == set()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from ktrace.analysis.clusters import (
@@ -19,7 +20,7 @@ from ktrace.analysis.intervals import (
 )
 from ktrace.analysis.per_fact import pooling
 from ktrace.errors import KtraceError
-from ktrace.terms import CLUSTERS, METRICS
+from ktrace.terms import CLUSTERS, METRICS, is_noising
 
 POOLS = ("facts", "positions")
 # What tells the effects of one fact apart, beside the noise samples, which are averaged first.
@@ -44,8 +45,9 @@ def average(
 
     Args:
         frame_or_folder: in the columns of `load_effects`, of which `known_id, corrupted, restored`
-            and those that the arguments name are needed; or a run's folder, whose stores are read
-            in pieces. Facts are told apart by `known_id` and `prompt`.
+            and those that the arguments name are needed (and `clean`, where a `mediator` noises);
+            or a run's folder, whose stores are read in pieces. Facts are told apart by `known_id`
+            and `prompt`.
         by: columns; a row of the result for each combination of their values. Rows where one of
             them is missing do not count: positions before the subject have no role.
         metric: of the scores.
@@ -81,10 +83,29 @@ def average(
 
 def _require(frame: pd.DataFrame, by: Sequence[str], cluster: str | None) -> None:
     wanted = ["known_id", "corrupted", "restored", *by]
+    wanted += ["clean"] if _is_noised(frame).any() else []
     wanted += [cluster] if cluster not in (None, CLUSTERS[0]) else []
     lacking = [name for name in wanted if name not in frame.columns]
     if lacking:
         raise KtraceError(f"the frame has no column {lacking[0]!r}: {', '.join(frame.columns)}")
+
+
+def _is_noised(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Of each row, whether its mediator noises: of none where the frame has no mediators."""
+    if "mediator" not in frame.columns:
+        return np.zeros(len(frame), dtype=bool)
+    keys = frame["mediator"].astype("category").cat
+    # A missing mediator has the code -1.
+    of_code = np.array([*(is_noising(str(key)) for key in keys.categories), False])
+    found: npt.NDArray[np.bool_] = of_code[keys.codes.to_numpy()]
+    return found
+
+
+def _base_scores(frame: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Of each row, the score of the run that its mediator changes."""
+    found = frame["corrupted"].to_numpy(np.float64)
+    noised = _is_noised(frame)
+    return np.where(noised, frame["clean"].to_numpy(np.float64), found) if noised.any() else found
 
 
 def _by_fact(
@@ -106,7 +127,7 @@ def _by_fact(
         )
         keys[name] = found.astype("category").cat.add_categories([_MISSING]).fillna(_MISSING)
     where = [name for name in _WHERE if name in frame.columns and name not in by]
-    effect = frame["restored"].astype(np.float64) - frame["corrupted"].astype(np.float64)
+    effect = frame["restored"].astype(np.float64) - _base_scores(frame)
     rows = pd.concat([keys, frame[where]], axis=1).assign(_effect=effect).dropna()
     names = list(keys.columns)
     cells = rows.groupby([*names, *where], observed=True, sort=False)["_effect"].mean()

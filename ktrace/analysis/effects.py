@@ -31,7 +31,7 @@ from ktrace.terms import METRICS
 
 _OF_FACT = ("relation_id", "subject", "prompt")
 _CATEGORIES = ("model", "mediator", "metric", "token", "role", *_OF_FACT)
-_MAY_BE_MISSING = ("role", "relation_id")
+_MAY_BE_MISSING = ("role", "relation_id", "subject")
 _TYPES = {
     "model": pa.dictionary(pa.int8(), pa.string()),
     "known_id": pa.int64(),
@@ -69,7 +69,9 @@ def load_effects(
     """Every score of a run.
 
     The indirect effect of a row is `restored - corrupted`, its total effect `clean - corrupted`.
-    All rows are in memory at once; `effects.parquet` holds the same ones for reading in pieces.
+    `restored` is the score under the intervention: a mediator that noises (`hidden-noise`) puts
+    corrupted states into the clean run, and its effect is `restored - clean`. All rows are in
+    memory at once; `effects.parquet` holds the same ones for reading in pieces.
 
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.
@@ -80,8 +82,8 @@ def load_effects(
     Returns:
         One row for each (fact, mediator, metric, sample, layer, position) with the columns
         `COLUMNS`. `mediator` is the store's key (`hidden`, `mlp-w10`); `role` is one of the scheme
-        `rome`, missing before the subject; `relation_id` is missing where the fact has none; scores
-        are float32, probabilities unitless in [0, 1].
+        `rome`, missing before the subject; `relation_id` and `subject` are missing where the fact
+        has none; scores are float32, probabilities unitless in [0, 1].
 
     Raises:
         KtraceError: the folder holds no restorations, or of some facts only; parts of different
@@ -244,7 +246,7 @@ def case_frame(
         model: its name.
         mediator: its key, such as `mlp-w10`.
         prompt: its text.
-        subject: the part of it that was corrupted.
+        subject: the part of it that was corrupted; empty where a pair has none.
         tokens: of the prompt, `(n_positions,)`.
         roles: in the scheme `rome`, None before the subject, `(n_positions,)`.
         clean: `(n_samples,)` for each metric.
@@ -275,11 +277,10 @@ def case_frame(
     frame["token"] = pd.Categorical(np.asarray(tokens, dtype=object)[at])
     frame["role"] = pd.Categorical(np.asarray(roles, dtype=object)[at], categories=rows("rome"))
     same = {"model": model, "mediator": mediator, "subject": subject, "prompt": prompt}
-    for name, value in same.items():
-        frame[name] = pd.Categorical([value] * len(frame))
-    frame["relation_id"] = pd.Categorical(
-        [None] * len(frame), categories=pd.Index([], dtype=object)
-    )
+    nothing = pd.Index([], dtype=object)
+    for name, value in (same | {"relation_id": ""}).items():
+        known = None if value else nothing
+        frame[name] = pd.Categorical([value or None] * len(frame), categories=known)
     frame["metric"] = pd.Categorical(frame["metric"], categories=METRICS)
     ordered: pd.DataFrame = frame[list(COLUMNS)]
     return ordered

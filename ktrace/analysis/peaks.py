@@ -21,7 +21,7 @@ from ktrace.analysis.intervals import (
 )
 from ktrace.analysis.per_fact import MediatorEffects
 from ktrace.analysis.rows import Averaging, rows
-from ktrace.terms import METRICS
+from ktrace.terms import METRICS, effects_fall
 
 _SPLITS, _SEED = 200, 0
 _AT_PEAK = (
@@ -51,9 +51,9 @@ class SubjectPeak(NamedTuple):
     effect: float
 
 
-def peak_of(values: npt.NDArray[np.floating], metric: str) -> int:
-    """Flat index of the strongest effect; restoring makes a divergence fall, all else rise."""
-    return int(np.argmin(values) if metric == "kl" else np.argmax(values))
+def peak_of(values: npt.NDArray[np.floating], metric: str, key: str) -> int:
+    """Flat index of a mediator's strongest effect, which is its lowest where effects fall."""
+    return int(np.argmin(values) if effects_fall(metric, key) else np.argmax(values))
 
 
 def average_peaks(aie: pd.DataFrame, metric: str) -> dict[str, AveragePeak]:
@@ -64,8 +64,9 @@ def average_peaks(aie: pd.DataFrame, metric: str) -> dict[str, AveragePeak]:
         metric: which.
     """
     found: dict[str, AveragePeak] = {}
+    key = str(aie["mediator"].iloc[0])
     for role, cells in aie.groupby("role", observed=True):
-        best = cells.iloc[peak_of(cells["aie"].to_numpy(), metric)]
+        best = cells.iloc[peak_of(cells["aie"].to_numpy(), metric, key)]
         found[str(role)] = {"layer": int(best["layer"]), "aie": float(best["aie"])}
     return found
 
@@ -75,7 +76,8 @@ def peak_layers(effects: MediatorEffects, role: str, scheme: str, metric: str) -
     row = rows(scheme).index(role)
     have = effects.counts[:, row] > 0
     curves = effects.totals[have][:, METRICS.index(metric), row]
-    return np.array([peak_of(curve, metric) for curve in curves], dtype=np.float64)
+    peaks = [peak_of(curve, metric, effects.key) for curve in curves]
+    return np.array(peaks, dtype=np.float64)
 
 
 def nothing_to_peak(
@@ -88,18 +90,19 @@ def nothing_to_peak(
     """
     row = rows(scheme).index(role)
     curves, weights = effects.curves(metric, "facts")
-    own = _rising(curves[weights[:, row] > 0, row], metric)
+    falls = effects_fall(metric, effects.key)
+    own = _rising(curves[weights[:, row] > 0, row], falls=falls)
     found: npt.NDArray[np.bool_] = own.max(axis=-1) < smallest
     return found
 
 
-def _rising(values: Array, metric: str) -> Array:
+def _rising(values: Array, *, falls: bool) -> Array:
     """So that the strongest is the largest."""
-    return -values if metric == "kl" else values
+    return -values if falls else values
 
 
 def peak_set(
-    totals: Array, weights: Array, clusters: Clusters, metric: str
+    totals: Array, weights: Array, clusters: Clusters, *, falls: bool = False
 ) -> npt.NDArray[np.intp] | None:
     """Layers that the peak of an average may lie in.
 
@@ -110,12 +113,12 @@ def peak_set(
         totals: of each fact, `(n_facts, n_layers)`.
         weights: `(n_facts,)`; facts of weight 0 do not count.
         clusters: of the facts.
-        metric: of the effects.
+        falls: whether the strongest effect is the lowest.
 
     Returns:
         In ascending order, the observed peak among them; None where units are too few to tell.
     """
-    rising = _rising(totals, metric)
+    rising = _rising(totals, falls=falls)
     peak = int(np.argmax(rising.sum(axis=0)))
     cells = averages(rising - rising[:, [peak]], weights, clusters)
     if cells.blocks[0].note:
@@ -153,17 +156,18 @@ def peak_table(effects: MediatorEffects, averaging: Averaging, aie: pd.DataFrame
         the effects at the peak.
     """
     metric = str(aie["metric"].iloc[0])
+    falls = effects_fall(metric, effects.key)
     curves, weights = effects.curves(metric, averaging.pool)
     found = []
     for role, cells in aie.groupby("role", observed=True):
         row = rows(averaging.scheme).index(str(role))
-        best = cells.iloc[peak_of(cells["aie"].to_numpy(), metric)]
+        best = cells.iloc[peak_of(cells["aie"].to_numpy(), metric, effects.key)]
         has = weights[:, row] > 0
         totals, weight, clusters = curves[has, row], weights[has, row], effects.clusters[has]
         layer = int(best["layer"])
-        told = peak_set(totals, weight, clusters, metric)
+        told = peak_set(totals, weight, clusters, falls=falls)
         first, last = (pd.NA, pd.NA) if told is None else run_around(told.tolist(), layer)
-        halves = _halves(_rising(totals, metric), weight, clusters)
+        halves = _halves(_rising(totals, falls=falls), weight, clusters)
         nothing = nothing_to_peak(effects, str(role), averaging.scheme, metric, averaging.smallest)
         found.append(
             {
@@ -243,7 +247,7 @@ def _share_within(curves: Array, first: object, last: object) -> float:
 
 
 def subject_peak(
-    effects: npt.NDArray[np.float32], span: tuple[int, int], metric: str
+    effects: npt.NDArray[np.float32], span: tuple[int, int], metric: str, key: str
 ) -> SubjectPeak:
     """Of one fact. (At the prompt's last position, the last layers bring back everything.)
 
@@ -251,9 +255,10 @@ def subject_peak(
         effects: `(n_layers, n_positions)`; NaN throughout gives the subject's first cell.
         span: first position of the subject, and one past its last.
         metric: which.
+        key: of the mediator.
     """
     start, stop = span
     inside = effects[:, start:stop]
-    layer, offset = np.unravel_index(peak_of(inside, metric), inside.shape)
+    layer, offset = np.unravel_index(peak_of(inside, metric, key), inside.shape)
     position = start + int(offset)
     return SubjectPeak(int(layer), position, float(effects[layer, position]))

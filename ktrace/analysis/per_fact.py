@@ -122,7 +122,7 @@ def reduce_mediator(
         records: at least one, in any order; one is in memory at a time.
     """
     facts = sorted(
-        (_reduced(found, record, averaging) for record in records), key=lambda f: f.index
+        (_reduced(found, key, record, averaging) for record in records), key=lambda f: f.index
     )
     # In the order of the dataset, whatever the parts: other sums would differ in their last bits.
     indices = tuple(fact.index for fact in facts)
@@ -154,8 +154,8 @@ class _Reduced:
     grid: FactGrid
 
 
-def _reduced(found: Survey, record: RestoredRecord, averaging: Averaging) -> _Reduced:
-    effects = indirect_effects(record, found.corrupted[record.index])
+def _reduced(found: Survey, key: str, record: RestoredRecord, averaging: Averaging) -> _Reduced:
+    effects = indirect_effects(record, found.corrupted[record.index], key)
     clean = found.clean[record.index]
     members = membership(clean.roles, clean.span, averaging)
     # (n_metrics, n_samples, n_layers, n_rows) to (n_metrics, n_samples, n_rows, n_layers)
@@ -171,10 +171,15 @@ def _reduced(found: Survey, record: RestoredRecord, averaging: Averaging) -> _Re
     )
 
 
-def indirect_effects(restored: RestoredRecord, corrupted: CorruptedRecord) -> Array:
-    """`restored − corrupted` of one fact, `(n_metrics, n_samples, n_layers, n_positions)`."""
+def indirect_effects(restored: RestoredRecord, corrupted: CorruptedRecord, key: str) -> Array:
+    """`restored − corrupted` of one fact, of a mediator that noises `restored − clean`.
+
+    Returns:
+        `(n_metrics, n_samples, n_layers, n_positions)`.
+    """
     after = np.stack([restored.scores[metric] for metric in METRICS]).astype(np.float64)
-    before = np.stack([corrupted.corrupted[metric] for metric in METRICS]).astype(np.float64)
+    base = corrupted.base(key)
+    before = np.stack([base[metric] for metric in METRICS]).astype(np.float64)
     return after - before[:, :, None, None]
 
 

@@ -42,7 +42,7 @@ class Summary(TypedDict):
     n_clusters: int
     icc: float | None
     metrics: Mapping[str, AverageTotalEffect]
-    sigma: float
+    sigma: float | None
     sigma_measured_on: MeasuredOn | None
     noise_level: float | None
     n_samples: int
@@ -92,9 +92,9 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
         "n_clusters": first["n_clusters"],
         "icc": first["icc"],
         "metrics": metrics,
-        "sigma": example.sigma,
-        "sigma_measured_on": found.sigma_measured_on,
         # JSON has no NaN.
+        "sigma": None if math.isnan(example.sigma) else example.sigma,
+        "sigma_measured_on": found.sigma_measured_on,
         "noise_level": None if math.isnan(example.noise_level) else example.noise_level,
         "n_samples": run.total.clean.shape[-1],
         "limit": limit or asked_limit(found),

@@ -81,7 +81,7 @@ def _peaks(run: RunAverages, index: int, metric: str) -> dict[str, object]:
         grid = one.grids.get(index)
         if grid is not None:
             span = run.survey.clean[index].span
-            peak = subject_peak(grid.mean[METRICS.index(metric)], span, metric)
+            peak = subject_peak(grid.mean[METRICS.index(metric)], span, metric, one.key)
             found[f"{one.key}_peak_layer"] = peak.layer
             found[f"{one.key}_peak_position"] = peak.position
             found[f"{one.key}_peak"] = peak.effect

@@ -25,7 +25,8 @@ def to_xarray(
     """Every score of a run in one metric, in the metric's unit.
 
     Prompts differ in length: what is behind a prompt's end is NaN, or empty text. All scores are in
-    memory at once. `found["hidden"] - found["corrupted"]` are the indirect effects of `hidden`, and
+    memory at once. `found["hidden"] - found["corrupted"]` are the indirect effects of `hidden`,
+    `found["hidden-noise"] - found["clean"]` those of a mediator that noises, and
     `found["hidden"].to_dataframe()` is a frame again. Needs xarray: `pip install 'ktrace[xarray]'`.
 
     Args:

@@ -5,6 +5,7 @@ from dataclasses import fields, is_dataclass
 from math import inf
 
 from ktrace.config.schema import (
+    FOILS,
     NOISE_KEYS,
     AnalysisConfig,
     DatasetConfig,
@@ -120,13 +121,19 @@ def _check_dataset(dataset: DatasetConfig) -> None:
             f"dataset.also={dataset.also} is for dataset=prompt with a dataset.attribute; in a "
             "file, attribute may be a list"
         )
+    for key in ("corrupted_prompt", "foil"):
+        value = getattr(dataset, key)
+        if value is not None and dataset.prompt is None:
+            raise KtraceError(
+                f"dataset.{key}={value!r} is for dataset=prompt; in a file, {key} is a column"
+            )
     if dataset.prompt is None:
         if dataset.path is None:
             raise KtraceError("dataset.path is not set: give dataset.path=... or dataset=prompt")
         return
     if dataset.path is not None:
         raise KtraceError(f"dataset.path={dataset.path} and dataset.prompt exclude each other")
-    if dataset.subject is None:
+    if dataset.subject is None and dataset.corrupted_prompt is None:
         raise KtraceError("dataset.subject is not set: give dataset.subject=...")
 
 
@@ -207,8 +214,9 @@ def _check_noise(noise: NoiseConfig) -> None:
             f"noise.std={noise.std} has no meaning for noise.kind={kind}, whose covariance is "
             "fitted: scale it with noise.multiple"
         )
-    if noise.foil is Foil.replacement and "foil" not in read:
+    foils = [Foil.corrupted, *([FOILS[noise.kind]] if noise.kind in FOILS else [])]
+    if noise.foil not in foils:
         raise KtraceError(
-            f"noise.foil={noise.foil.value} has no meaning for noise.kind={kind}, which puts no "
-            f"other subject in place of the fact's: it is {Foil.corrupted.value}"
+            f"noise.foil={noise.foil.value} has no meaning for noise.kind={kind}: choose from "
+            f"{', '.join(foil.value for foil in foils)}"
         )

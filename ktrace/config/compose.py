@@ -59,10 +59,20 @@ def _hub_name(repository: object, *chosen: object) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part).strip("-") for part in parts)
 
 
-def _prompt_name(subject: object, *rest: object) -> str:
-    """A folder for one prompt: readable, and another one for every other prompt."""
-    rest = tuple(part for part in rest if part != [])  # no other answers, as by default
-    slug = re.sub(r"[^a-z0-9]+", "-", str(subject).lower()).strip("-")[:24].strip("-")
+def _prompt_name(subject: object, prompt: object, *rest: object) -> str:
+    """A folder for one prompt: readable, and another one for every other prompt.
+
+    Args:
+        subject: as in the config, and so on.
+        prompt: named where there is no subject.
+        rest: `attribute, subject_start, also, corrupted_prompt, foil`.
+    """
+    *others, corrupted, foil = rest
+    pair = () if corrupted is None and foil is None else (corrupted, foil)
+    # No other answers, and no pair, as by default.
+    rest = (prompt, *(part for part in others if part != []), *pair)
+    named = prompt if subject is None else subject
+    slug = re.sub(r"[^a-z0-9]+", "-", str(named).lower()).strip("-")[:24].strip("-")
     digest = hashlib.sha256(repr((subject, *rest)).encode(errors="surrogatepass")).hexdigest()
     return "-".join(part for part in ("prompt", slug, digest[:8]) if part)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from ktrace.terms import CLUSTERS, SMALLEST_EFFECT, Metric
+from ktrace.terms import CLUSTERS, SMALLEST_EFFECT, Direction, Metric
 
 
 class Stage(Enum):
@@ -48,7 +48,7 @@ class Quantization(Enum):
 
 
 class NoiseKind(Enum):
-    """How the subject's embeddings are corrupted."""
+    """How the subject's embeddings are corrupted; or, in a pair, which prompt is read instead."""
 
     gaussian = "gaussian"
     uniform = "uniform"
@@ -57,17 +57,20 @@ class NoiseKind(Enum):
     zero = "zero"
     mean = "mean"
     token_replacement = "token_replacement"
+    pair = "pair"
 
 
 class Foil(Enum):
     """What `logit_difference` compares the answer with.
 
     `corrupted` is the token that the corrupted run finds most probable, `replacement` the answer of
-    the subject that stands in (`token_replacement`).
+    the subject that stands in (`token_replacement`), `given` the fact's own `foil`, where it has
+    one (`pair`).
     """
 
     corrupted = "corrupted"
     replacement = "replacement"
+    given = "given"
 
 
 _DRAWN = frozenset({"samples", "seed"})
@@ -81,6 +84,12 @@ NOISE_KEYS: Mapping[NoiseKind, frozenset[str]] = {
     NoiseKind.zero: frozenset(),
     NoiseKind.mean: frozenset(),
     NoiseKind.token_replacement: _DRAWN | {"foil"},
+    NoiseKind.pair: frozenset({"foil"}),
+}
+# Beside what the corrupted run finds most probable, which is there for every kind.
+FOILS: Mapping[NoiseKind, Foil] = {
+    NoiseKind.token_replacement: Foil.replacement,
+    NoiseKind.pair: Foil.given,
 }
 
 # What a number must lie in: `metadata` of its field, which `ktrace.config.checks` reads.
@@ -172,6 +181,7 @@ class MediatorConfig:
 
     names: list[str] = MISSING
     window: int = field(default="${model.window}", metadata=_WINDOW)  # type: ignore[assignment]  # OmegaConf interpolates an int
+    direction: Direction = Direction.denoise
 
 
 _PUBLISHED_MULTIPLE = 3.0
@@ -187,12 +197,13 @@ class NoiseConfig:
     multiple: float | None = field(default=None, metadata={"least": 0})
     # Or an absolute level: gaussian's standard deviation, uniform's half-width, student_t's scale.
     std: float | None = field(default=None, metadata={"least": 0})
-    # Draws for each fact; 1 for zero and mean, which are not random. Tables number them in 16 bits.
+    # Draws for each fact; 1 for zero, mean and pair, which are not random. Tables number them in 16
+    # bits.
     samples: int = field(default=10, metadata={"least": 1, "most": 2**15 - 1})
     seed: int = field(default=1, metadata={"least": 0, "most": 2**32 - 1})
     replace: bool = False  # the draw stands in place of the embedding instead of being added
     degrees: float = field(default=5.0, metadata={"above": 0})  # of freedom, for student_t
-    foil: Foil = Foil.corrupted  # replacement: for token_replacement
+    foil: Foil = Foil.corrupted  # replacement: for token_replacement; given: for pair
 
     @property
     def level_multiple(self) -> float:
@@ -237,6 +248,8 @@ class ColumnsConfig:
     template: str | None = None  # a prompt with {} where the subject belongs
     relation_id: str | None = None
     subject_start: str | None = None
+    corrupted_prompt: str | None = None
+    foil: str | None = None
 
     @property
     def given(self) -> dict[str, str]:
@@ -268,6 +281,8 @@ class DatasetConfig:
     attribute: str | None = None  # null: what the model predicts
     also: list[str] = field(default_factory=list)  # other right answers of that prompt
     subject_start: int | None = None  # character, where the prompt holds the subject twice
+    corrupted_prompt: str | None = None  # the other prompt of a pair, for noise=pair
+    foil: str | None = None  # a wrong answer, for logit_difference with noise=pair
     # Facts whose subjects the noise is measured on; null: the dataset's own.
     noise_facts: str | None = None
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from ktrace.config import DatasetConfig
+from ktrace.config import DatasetConfig, Foil, NoiseConfig, NoiseKind
 from ktrace.errors import KtraceError
 from ktrace.facts.fact import FactSet
 from ktrace.facts.hub import load_hub_facts
 from ktrace.facts.load import load_facts, prompt_facts
+from ktrace.terms import Metric
 
 
 def facts_of(dataset: DatasetConfig) -> FactSet:
@@ -18,10 +19,11 @@ def facts_of(dataset: DatasetConfig) -> FactSet:
     if dataset.prompt is not None:
         return prompt_facts(
             dataset.prompt,
-            dataset.subject or "",
+            dataset.subject,
             dataset.attribute,
             subject_start=dataset.subject_start,
             also=dataset.also,
+            pair=(dataset.corrupted_prompt, dataset.foil),
         )
     if dataset.hub is not None:
         return load_hub_facts(dataset)
@@ -31,13 +33,45 @@ def facts_of(dataset: DatasetConfig) -> FactSet:
     )
 
 
-def noise_facts_of(dataset: DatasetConfig) -> FactSet | None:
+def require_fit(facts: FactSet, noise: NoiseConfig, metric: Metric) -> None:
+    """Refuse facts that lack what a noise takes of them.
+
+    Raises:
+        KtraceError: no fact is a pair, one has no subject to corrupt, or no foil where one is
+            compared with.
+    """
+    if noise.kind is not NoiseKind.pair:
+        for fact in facts.facts:
+            if not fact.subject:
+                raise KtraceError(
+                    f"{facts.origin}: known_id={fact.known_id} has no subject, which "
+                    f"noise.kind={noise.kind.value} corrupts: noise=pair takes its corrupted_prompt"
+                )
+        return
+    pairs = [fact for fact in facts.facts if fact.corrupted_prompt]
+    if not pairs:
+        raise KtraceError(
+            f"{facts.origin}: no fact has a corrupted_prompt, which noise.kind=pair takes for the "
+            "corrupted run"
+        )
+    for fact in pairs:
+        if metric is Metric.logit_difference and noise.foil is Foil.given and not fact.foil:
+            raise KtraceError(
+                f"{facts.origin}: known_id={fact.known_id} has no foil, which "
+                f"metric={metric.value} compares the answer with: noise.foil=corrupted takes what "
+                "the corrupted run finds most probable"
+            )
+
+
+def noise_facts_of(dataset: DatasetConfig, kind: NoiseKind) -> FactSet | None:
     """The facts whose subjects the noise is measured on, where they are not the dataset's own.
+
+    None where it is measured on nothing, as `pair`.
 
     Raises:
         KtraceError: as `facts_of`.
     """
-    if dataset.noise_facts is None:
+    if dataset.noise_facts is None or kind is NoiseKind.pair:
         return None
     if not Path(dataset.noise_facts).expanduser().is_file():
         raise KtraceError(f"dataset.noise_facts={dataset.noise_facts} is not a file")

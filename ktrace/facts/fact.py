@@ -15,13 +15,16 @@ class Fact:
 
     Attributes:
         prompt: from its first character that shows to its last.
-        subject: likewise, as the prompt spells it.
+        subject: likewise, as the prompt spells it; empty where a pair of prompts has none.
         attribute: the answer. Empty where the answer is what the model predicts.
         subject_start: first character of the subject in the prompt; where the subject stands once,
             it need not be given.
         ending: line breaks that the prompt ended in: no part of it, they stand between it and its
             answer.
         also: other right answers.
+        corrupted_prompt: the other prompt of a pair (`noise=pair`); where there is one, there need
+            be no subject.
+        foil: the wrong answer that `logit_difference` compares with there.
     """
 
     known_id: int
@@ -33,6 +36,8 @@ class Fact:
     subject_start: int = -1
     ending: str = ""
     also: tuple[str, ...] = ()
+    corrupted_prompt: str = ""
+    foil: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -75,10 +80,10 @@ def fact_set(facts: tuple[Fact, ...], origin: str) -> FactSet:
 def _content(fact: Fact) -> dict[str, object]:
     content = asdict(fact)
     # Where the subject stands once, its place follows from the rest.
-    if len(occurrences(fact.prompt, fact.subject)) == 1:
+    if not fact.subject or len(occurrences(fact.prompt, fact.subject)) == 1:
         del content["subject_start"]
     # A fact without these is the fact that it was before there were such fields.
-    for key in ("ending", "also"):
+    for key in ("ending", "also", "corrupted_prompt", "foil"):
         if not content[key]:
             del content[key]
     return content

@@ -68,20 +68,22 @@ def load_facts(
 
 def prompt_facts(
     prompt: str,
-    subject: str,
+    subject: str | None,
     attribute: str | None = None,
     *,
     subject_start: int | None = None,
     also: Sequence[str] = (),
+    pair: tuple[str | None, str | None] = (None, None),
 ) -> FactSet:
     """A dataset of one fact, `known_id` 0.
 
     Args:
         prompt: ends where the answer begins.
-        subject: a part of the prompt.
+        subject: a part of the prompt; None is for a pair alone.
         attribute: the answer; None for what the model predicts.
         subject_start: which one is meant, where the prompt holds the subject more than once.
         also: other right answers.
+        pair: `corrupted_prompt` and `foil`, see `Fact`.
 
     Raises:
         KtraceError: the subject is not in the prompt, or more than once without `subject_start`; or
@@ -98,6 +100,8 @@ def prompt_facts(
         "subject": subject,
         "attribute": [attribute, *also] if also else attribute,
         "subject_start": subject_start,
+        "corrupted_prompt": pair[0],
+        "foil": pair[1],
     }
     notes = Notes()
     fact = fact_of(record, "dataset.prompt", notes)

@@ -1,9 +1,10 @@
 """From a record of a file to a checked `Fact`, or a complaint that names it.
 
 The schema is that of known_1000 (Meng et al. 2022): `known_id, prompt, subject, attribute`, and
-optionally `template`, `relation_id` and `subject_start`; other columns (such as the published
-`prediction`) are ignored. `attribute` may be a list of right answers. A template, with `{}` where
-the subject belongs, serves in place of a prompt.
+optionally `template`, `relation_id`, `subject_start`, `corrupted_prompt` and `foil`; other columns
+(such as the published `prediction`) are ignored. `attribute` may be a list of right answers. A
+template, with `{}` where the subject belongs, serves in place of a prompt. With a
+`corrupted_prompt` the subject may be missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,9 @@ from ktrace.facts.fact import Fact
 from ktrace.facts.text import difference, equivalents, line_ends, occurrences, trimmed
 
 REQUIRED = ("known_id", "prompt", "subject", "attribute")
-FIELDS = (*REQUIRED, "template", "relation_id", "subject_start")
+FIELDS = (*REQUIRED, "template", "relation_id", "subject_start", "corrupted_prompt", "foil")
 ROW = "_row"  # the column that every file has: the record's number, from 0
-_TEXTS = ("prompt", "subject", "attribute", "template", "relation_id")
+_TEXTS = (*REQUIRED[1:], "template", "relation_id", "corrupted_prompt", "foil")
 _SLOT = "{}"
 _SHOWN = 100  # characters of a value in a message
 
@@ -100,20 +101,24 @@ def fact_of(record: Mapping[str, object], where: str, notes: Notes) -> Fact:
     if isinstance(given.get("attribute"), list):
         given["attribute"], also = _answers(given["attribute"], where)
     slot = _from_template(given, where) if "prompt" not in given else None
+    optional = ["subject", "attribute"] if given.get("corrupted_prompt") else ["attribute"]
     missing = [key for key in REQUIRED if key not in given]
-    if missing not in ([], ["attribute"]):
+    if not set(missing) <= set(optional):
         raise KtraceError(f"{where}: no {', '.join(missing)}; a fact has {', '.join(REQUIRED)}")
     known_id = _integer("known_id", given["known_id"], where)
     texts = {key: _text(key, given.get(key, ""), where) for key in _TEXTS}
     for key in ("prompt", "subject", "attribute"):
-        # An empty answer is one that is left out: a cell of a CSV file is never missing.
-        if trimmed(texts[key]) == (0, 0) and not (key == "attribute" and texts[key] == ""):
+        # What is empty is left out: a cell of a CSV file is never missing.
+        if trimmed(texts[key]) == (0, 0) and not (key in optional and texts[key] == ""):
             raise KtraceError(f"{where}: {key} is empty")
     if not texts["attribute"]:
         notes.add(OPEN, where)
     asked = given.get("subject_start", slot)
-    place = _subject_place(texts["prompt"], texts["subject"], asked, where)
-    return replace(_normalised(known_id, texts, place, where, notes), also=also)
+    place = _Place(*[trimmed(texts["prompt"])[0]] * 2)
+    if texts["subject"]:
+        place = _subject_place(texts["prompt"], texts["subject"], asked, where)
+    fact = replace(_normalised(known_id, texts, place, where, notes), also=also)
+    return _with_pair(fact, texts, where)
 
 
 def _from_template(given: dict[str, object], where: str) -> int | None:
@@ -136,6 +141,30 @@ def _answers(values: object, where: str) -> tuple[str, tuple[str, ...]]:
         raise KtraceError(f"{where}: attribute={_shown(values)} holds an empty answer, or none")
     first, *others = dict.fromkeys(texts)
     return first, tuple(others)
+
+
+def _with_pair(fact: Fact, texts: Mapping[str, str], where: str) -> Fact:
+    """With the other prompt of a pair and the foil, without blank ends, where there are such.
+
+    Raises:
+        KtraceError: the second prompt is the first one, or the foil a right answer.
+    """
+    found = {}
+    for key in ("corrupted_prompt", "foil"):
+        first, last = trimmed(texts[key])
+        if texts[key] and first == last:
+            raise KtraceError(f"{where}: {key} is empty")
+        found[key] = texts[key][first:last]
+    if found["corrupted_prompt"] == fact.prompt:
+        raise KtraceError(
+            f"{where}: corrupted_prompt={_shown(fact.prompt)} is the prompt: nothing is corrupted"
+        )
+    if found["foil"] and found["foil"] in [text.strip() for text in fact.answers]:
+        raise KtraceError(f"{where}: foil={_shown(found['foil'])} is a right answer")
+    rest = texts["corrupted_prompt"][trimmed(texts["corrupted_prompt"])[1] :]
+    if found["corrupted_prompt"] and line_ends(rest) != fact.ending:
+        raise KtraceError(f"{where}: corrupted_prompt and prompt end in other line breaks")
+    return replace(fact, corrupted_prompt=found["corrupted_prompt"], foil=found["foil"])
 
 
 def _text(key: str, value: object, where: str) -> str:

@@ -11,6 +11,23 @@ class Span(NamedTuple):
     stop: int
 
 
+def changed_span(ids: Sequence[int], other: Sequence[int]) -> Span:
+    """From the first token of a prompt that another prompt has not in its place to the last one.
+
+    Args:
+        ids: token ids, `(n_positions,)`.
+        other: those of the other prompt. Where it is longer or shorter, what lies between the
+            common beginning and the common end counts as changed; where it is the same, the last
+            token.
+    """
+    most = min(len(ids), len(other))
+    start = next((n for n in range(most) if ids[n] != other[n]), most)
+    same_end = range(most - start)
+    end = next((n for n in same_end if ids[-1 - n] != other[-1 - n]), len(same_end))
+    start = min(start, len(ids) - 1)
+    return Span(start, max(len(ids) - end, start + 1))
+
+
 def token_span(
     offsets: Sequence[tuple[int, int]], start: int, stop: int, blank: Container[int] = ()
 ) -> Span:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ktrace.config import Dtype, RunConfig
 from ktrace.config.identity import Fingerprints, fingerprints, resolved_dtype
 from ktrace.facts import FactSet
-from ktrace.facts.dataset import facts_of, noise_facts_of
+from ktrace.facts.dataset import facts_of, noise_facts_of, require_fit
 from ktrace.lm.source import ModelSource, find_model, own_dtype
 from ktrace.tracing.mediators import Mediator
 
@@ -43,7 +43,10 @@ def assign(config: RunConfig, mediators: Sequence[Mediator]) -> Assignment:
     Raises:
         KtraceError: facts or model cannot be had.
     """
-    facts, noise_facts = facts_of(config.dataset), noise_facts_of(config.dataset)
+    facts = facts_of(config.dataset)
+    noise_facts = noise_facts_of(config.dataset, config.noise.kind)
+    for some in (facts, *([] if noise_facts is None else [noise_facts])):
+        require_fit(some, config.noise, config.metric)
     model = config.model
     source = find_model(model.path, model.revision, allow_pickle=model.allow_pickle)
     own = own_dtype(source) if model.dtype is Dtype.auto else None

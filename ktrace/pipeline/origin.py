@@ -108,10 +108,12 @@ def about_noise(sigma: float, level: float, measured_on: Mapping[str, object]) -
     """The measured level; `multiple` is what it comes to, also where noise.std gave the level.
 
     Args:
-        sigma: standard deviation of the subjects' embeddings.
+        sigma: standard deviation of the subjects' embeddings; NaN for a noise that is not measured.
         level: what draws are multiplied with; NaN for a noise without a level.
         measured_on: `dataset`, `facts` and `tokens` whose subjects sigma is of.
     """
+    if math.isnan(sigma):
+        return {}
     known = not math.isnan(level)
     return {
         "sigma": sigma,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from ktrace.lm.model import LanguageModel
-    from ktrace.tracing.encode import EncodedFact
+    from ktrace.tracing.encoded import EncodedFact
     from ktrace.tracing.engine import Baseline, Case
     from ktrace.tracing.measure import MeasuredNoise
 

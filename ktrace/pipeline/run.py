@@ -14,7 +14,7 @@ from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
 from ktrace.pipeline.stages import run_stages
 from ktrace.store import RunFolders, one_at_a_time
-from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.mediators import make_mediators
 
 if TYPE_CHECKING:
     from ktrace.analysis.analyze import Analysis
@@ -53,8 +53,7 @@ def run(config: RunConfig) -> Outcome:
     """
     if config.stage is Stage.compare:
         return _compare(config)
-    named = [make_mediator(name, config.mediator.window) for name in config.mediator.names]
-    mediators = list({mediator.key: mediator for mediator in named}.values())
+    mediators = make_mediators(config.mediator)
     dataset = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
     folders = RunFolders(dataset / noise_key(config.noise))
     keys = tuple(mediator.key for mediator in mediators)

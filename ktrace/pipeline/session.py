@@ -15,11 +15,12 @@ from ktrace.lm.source import ModelSource
 from ktrace.pipeline.assignment import Assignment
 from ktrace.pipeline.origin import about_dataset, about_model, about_noise
 from ktrace.pipeline.runlog import RunLog
-from ktrace.tracing.encode import about_answers, encode_facts
+from ktrace.tracing.encode import about_answers
 from ktrace.tracing.engine import Case, Engine, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_facts
 from ktrace.tracing.measure import MeasuredNoise, measured_noise
+from ktrace.tracing.pairs import encoded_for
 from ktrace.tracing.reference import ReferenceEngine
 
 
@@ -46,8 +47,13 @@ class Session:
             fingerprint=assignment.prints.corrupted,
         )
         run_log.save()
-        self.encoded = encode_facts(self.lm, assignment.facts.facts, config.dataset)
+        facts = assignment.facts.facts
+        self.encoded = encoded_for(config.noise.kind, self.lm, facts, config.dataset)
         run_log.add(answers=about_answers(self.encoded))
+
+    def corrupted(self, cases: Sequence[Case]) -> list[Case]:
+        """Stored cases, with what their corrupted runs read."""
+        return [self.encoded[case.index].corrupted(case) for case in cases]
 
     @cached_property
     def tracer(self) -> "Tracer":

@@ -107,9 +107,12 @@ def _run_stages(
         run_corrupted(session(), folders, cases)
     traced = _corrupted_cases(folders, cases)
     if not traced and not shard.is_part:
+        stored = CorruptedRecord.read(folders.corrupted)
+        unusable = Counter(record.left_out for record in stored if record.index in own)
+        told = "; ".join(f"{count} × {reason}" for reason, count in unusable.items())
         raise KtraceError(
             f"noise.kind={config.noise.kind.value} can corrupt none of the {len(cases)} "
-            "candidates; analysis/summary.json of another noise shows them"
+            f"candidates ({told}); analysis/summary.json of another noise shows them"
         )
     counts["traced"] = len(traced)
     if config.stage is not Stage.corrupted and not all(
@@ -224,6 +227,7 @@ def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case
 
     tracer, lm, log = session.tracer, session.lm, session.log
     facts, noise = session.assignment.facts.facts, tracer.noise
+    cases = session.corrupted(cases)
     by_index = {case.index: case for case in cases}
     unusable = [[case.index] for case in cases if case.index in noise.unusable]
     usable = tracer.grouped([case for case in cases if case.index not in noise.unusable])
@@ -254,6 +258,7 @@ def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"
 
     tracer, assignment = session.tracer, session.assignment
     facts, mediators = assignment.facts.facts, assignment.mediators
+    cases = session.corrupted(cases)
     by_index = {case.index: case for case in cases}
     units = [[case.index for case in group] for group in tracer.grouped(cases)]
     origin = session.log.on_parts()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ktrace.store.schema import CLEAN, CLEAN_SCORES, CORRUPTED, RESTORED, Array, Row
 from ktrace.store.store import Store
-from ktrace.terms import METRICS, SITES
+from ktrace.terms import METRICS, SITES, is_noising
 
 Integers = npt.NDArray[np.int64]
 # One array for each metric: float32 where it was read.
@@ -127,6 +127,10 @@ class CorruptedRecord:
     clean: Scores
     corrupted: Scores
 
+    def base(self, mediator_key: str) -> Scores:
+        """Of the run that a mediator changes: its effects are what it adds to that."""
+        return self.clean if is_noising(mediator_key) else self.corrupted
+
     def row(self) -> Row:
         """By column."""
         own = {name: getattr(self, name) for name in _CORRUPTED_COLUMNS}
@@ -149,7 +153,7 @@ class CorruptedRecord:
 
 @dataclass(frozen=True)
 class RestoredRecord:
-    """The restorations of a fact by one mediator.
+    """The restorations of a fact by one mediator, or what it noised.
 
     Attributes:
         index: the fact's row in its dataset.

@@ -66,11 +66,11 @@ def restorations(
             for key, scores in own.items()
         }
         baseline = whole[case.index]
-        if baseline is not None:  # what restoring does not change keeps the very scores
-            for of_mediator in summed.values():
-                for metric, values in of_mediator.items():
+        if baseline is not None:  # what a mediator does not change keeps the very scores
+            for mediator in mediators:
+                for metric, values in summed[mediator.key].items():
                     before = values[..., : case.span.start]
-                    unchanged = baseline.corrupted[metric][:, None, None]
+                    unchanged = baseline.base(mediator)[metric][:, None, None]
                     before[:] = np.where(np.isnan(before), np.nan, unchanged)
         yield case, summed
 

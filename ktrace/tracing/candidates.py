@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
+from ktrace.errors import KtraceError
 from ktrace.facts import Fact
 from ktrace.lm.model import LanguageModel
+from ktrace.lm.tokens import decoded
 from ktrace.tracing.answers import branches
 from ktrace.tracing.checks import require_numbers
 from ktrace.tracing.clean import CleanRun, clean_run
-from ktrace.tracing.encode import EncodedFact, too_long
+from ktrace.tracing.encode import too_long
+from ktrace.tracing.encoded import EncodedFact
+from ktrace.tracing.engine import Case
 
 
 def clean_fact(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> tuple[CleanRun | None, str]:
@@ -40,3 +44,24 @@ def _clean_run(lm: LanguageModel, encoded: EncodedFact) -> CleanRun:
     ]
     said = [run for run in runs if run.predicted_ids in encoded.answers]
     return replace((said or runs)[0], probability=sum(run.probability for run in runs))
+
+
+def required_candidate(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> Case:
+    """What is traced of one fact, where the model predicts a right answer.
+
+    Raises:
+        KtraceError: why it is no candidate.
+    """
+    run, left_out = clean_fact(lm, fact, encoded)
+    if run is None:
+        raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}")
+    if left_out and not fact.answers:
+        raise KtraceError(f"prompt={fact.prompt!r:.60}: {left_out}: give an answer")
+    if left_out:
+        said = decoded(lm.tokenizer, run.predicted_ids)
+        raise KtraceError(
+            f"answer={' | '.join(fact.answers)!r}: {left_out} ({said!r}, "
+            f"p = {run.predicted_probability:.3f}), and only candidates are traced; leave answer "
+            "out to take the prediction"
+        )
+    return encoded.case(0, run.predicted_ids)

@@ -3,11 +3,11 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ktrace.config import Answer, Bos, DatasetConfig, Separator
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, Span, token_span
+from ktrace.facts import Fact, Span, changed_span, token_span
 from ktrace.facts.separator import separator
 from ktrace.facts.text import blanks, is_blank, trimmed
 from ktrace.lm.chat import ChatTemplate
@@ -25,68 +25,13 @@ from ktrace.lm.tokens import (
 from ktrace.tracing.answers import distinct
 from ktrace.tracing.checks import require_known
 from ktrace.tracing.clean import clean_run
-from ktrace.tracing.engine import Case, Shape
+from ktrace.tracing.encoded import EncodedFact
 
 log = logging.getLogger(__name__)
 
 # Blank tokens that are read before the model's own answer, at the most.
 _MOST_BLANK = 8
 _PART_OF_CHARACTER = "\ufffd"  # how bytes are written that are none
-
-
-@dataclass(frozen=True)
-class EncodedFact:
-    """A fact in its model's tokens.
-
-    Attributes:
-        prompt: its tokens, up to where the answer is read.
-        span: positions of the subject.
-        answer_ids: tokens that are scored; none where there is no token to predict.
-        also: the same of other right answers, none of which begins another.
-        separator: what stands between the prompt and the (first) answer; None where that is what
-            the model predicts.
-        n_between: how many of the prompt's last tokens stand between the two: they hold no
-            character of either, so they are read and not scored.
-        problem: why there is no token to predict.
-        unscored: other right answers that are left out, each with the reason.
-    """
-
-    prompt: EncodedPrompt
-    span: Span
-    answer_ids: tuple[int, ...]
-    separator: str | None = None
-    n_between: int = 0
-    problem: str = ""
-    also: tuple[tuple[int, ...], ...] = ()
-    unscored: tuple[str, ...] = ()
-
-    @property
-    def answers(self) -> tuple[tuple[int, ...], ...]:
-        """Tokens of every right answer; none where there is no token to predict."""
-        return (self.answer_ids, *self.also) if self.answer_ids else ()
-
-    @property
-    def n_answer(self) -> int:
-        """Tokens of the longest answer."""
-        return max(map(len, self.answers), default=0)
-
-    @property
-    def n_read(self) -> int:
-        """Tokens that the model reads: an answer's last one is only predicted."""
-        return len(self.prompt.input_ids) + max(0, self.n_answer - 1)
-
-    @property
-    def shape(self) -> Shape | None:
-        """What it must have in common with facts in one batch; None where it is never traced."""
-        if not self.answer_ids:
-            return None
-        return Shape(len(self.prompt.input_ids), self.span.start, self.n_answer)
-
-    def case(self, index: int, predicted: tuple[int, ...] = ()) -> Case:
-        """As an engine needs it: of several right answers the predicted one is its own."""
-        own = predicted if predicted in self.answers else self.answer_ids
-        also = tuple(ids for ids in self.answers if ids != own)
-        return Case(index, self.prompt.input_ids, self.span, own, also=also)
 
 
 class Encoder:
@@ -126,6 +71,10 @@ class Encoder:
         if self._chat:
             self._chat.require(fact.prompt, f"known_id={fact.known_id}")
         prompt = encode_prompt(self._lm.tokenizer, fact.prompt, self._framed(fact))
+        if not fact.subject:
+            other = replace(fact, prompt=fact.corrupted_prompt)
+            ids = encode_prompt(self._lm.tokenizer, other.prompt, self._framed(other)).input_ids
+            return prompt, changed_span(prompt.input_ids, ids)
         begin = fact.subject_start
         end = begin + len(fact.subject)
         try:
@@ -152,7 +101,7 @@ class Encoder:
 
     def _with_answers(self, found: EncodedFact, fact: Fact) -> EncodedFact:
         """Of several, those that are read from one place: what is read before is not scored."""
-        placed = [self._with_answer(found, fact, text) for text in fact.answers]
+        placed = [self.with_answer(found, fact, text) for text in fact.answers]
         first = next((answer for answer in placed if not answer.problem), placed[0])
         if first.problem:
             return first
@@ -167,7 +116,8 @@ class Encoder:
         ids, *also = distinct(own)
         return replace(first, answer_ids=ids, also=tuple(also), unscored=tuple(unscored))
 
-    def _with_answer(self, found: EncodedFact, fact: Fact, text: str) -> EncodedFact:
+    def with_answer(self, found: EncodedFact, fact: Fact, text: str) -> EncodedFact:
+        """A text after a fact's prompt, as if it were its one answer; see `encoded`."""
         lm = self._lm
         first, last = trimmed(text)
         answer, frame = text[first:last], self._framed(fact)

@@ -21,7 +21,7 @@ class Shape(NamedTuple):
 
     Attributes:
         n_positions: tokens of the prompt.
-        start: first position of the subject.
+        start: first position where the runs' prompts differ.
         n_answer: tokens of the answer.
     """
 
@@ -46,6 +46,14 @@ class Baseline:
     corrupted: Scores
     foil_ids: tuple[tuple[int, ...], ...]
 
+    def base(self, mediator: Mediator) -> Scores:
+        """Of the run that a mediator changes: what it leaves wherever it changes nothing."""
+        return self.clean if mediator.noises else self.corrupted
+
+    def source(self, mediator: Mediator) -> Scores:
+        """Of the run that it takes states from."""
+        return self.corrupted if mediator.noises else self.clean
+
 
 @dataclass(frozen=True)
 class Case:
@@ -54,12 +62,15 @@ class Case:
     Attributes:
         index: the fact's row in its dataset.
         input_ids: the prompt's token ids.
-        span: positions of the subject.
+        span: positions where the runs' prompts differ: those of the subject, which is corrupted, or
+            from the first to the last token that another prompt has not.
         answer_ids: the tokens whose probability is scored after the prompt.
         baseline: where the fact has been run without restoration before. `Engine.restored` then
             gives these very scores where restoring changes nothing, and takes the same foil.
         also: other right answers. An engine adds the probability of those that differ from
             `answer_ids` in their last token alone; ktrace/tracing/answers.py adds the others'.
+        corrupted_ids: what the corrupted run reads, where that is another prompt, of as many
+            tokens.
     """
 
     index: int
@@ -68,6 +79,7 @@ class Case:
     answer_ids: tuple[int, ...]
     baseline: Baseline | None = None
     also: tuple[tuple[int, ...], ...] = ()
+    corrupted_ids: tuple[int, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -78,6 +90,11 @@ class Case:
     def forced_ids(self) -> tuple[int, ...]:
         """What the model reads: the prompt, and the answer without its last token."""
         return self.input_ids + self.answer_ids[:-1]
+
+    @property
+    def corrupted_forced_ids(self) -> tuple[int, ...]:
+        """The same of the corrupted run, before its embeddings are corrupted."""
+        return (self.corrupted_ids or self.input_ids) + self.answer_ids[:-1]
 
     @property
     def last_ids(self) -> tuple[int, ...]:
@@ -117,10 +134,10 @@ class Engine(Protocol):
     def restored(
         self, group: Sequence[Case], mediators: Sequence[Mediator]
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
-        """Scores of the corrupted-with-restoration run, by mediator key.
+        """Scores of the corrupted-with-restoration run, by mediator key; or of the noised one.
 
         `(n_samples, n_layers, n_positions)` for each metric. Positions before the subject hold the
-        corrupted run's scores: the noise does not reach them, so restoring them changes nothing.
-        Layers without the site that a mediator restores hold NaN: there is nothing to restore.
+        scores of the mediator's base: the noise does not reach them, so that both runs are alike
+        there. Layers without the site that a mediator restores hold NaN: there is nothing to put.
         """
         ...

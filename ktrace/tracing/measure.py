@@ -1,5 +1,6 @@
 """A noise from its config, measured on the subjects of a dataset."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,12 +16,14 @@ from ktrace.lm.memory import within_memory
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import EncodedPrompt, subject_token_ids
 from ktrace.tracing.checks import require_known
-from ktrace.tracing.encode import EncodedFact, Encoder
+from ktrace.tracing.encode import Encoder
+from ktrace.tracing.encoded import EncodedFact
 from ktrace.tracing.noise import (
     ConstantNoise,
     Draw,
     Noise,
     Partner,
+    PromptPair,
     RandomNoise,
     TokenReplacement,
     normal,
@@ -28,6 +31,8 @@ from ktrace.tracing.noise import (
     student_t,
     uniform,
 )
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 
@@ -113,7 +118,7 @@ class MeasuredNoise:
 
     Attributes:
         noise: what corrupts.
-        sigma: standard deviation of the subjects' embeddings.
+        sigma: standard deviation of the subjects' embeddings; NaN for `pair`, which corrupts none.
         level: what draws were multiplied with; NaN for kinds without a level.
         unusable: cases that this noise cannot corrupt, and why.
         n_facts: how many facts' subjects sigma was measured on.
@@ -217,7 +222,34 @@ def _token_replacement(found: Measurement) -> Made:
     return Made(noise, unusable=unusable)
 
 
-# A kind of noise is an entry here, and one of `NOISE_KEYS` (ktrace/config/schema.py).
+def pair_noise(config: NoiseConfig, encoded: Sequence[EncodedFact]) -> MeasuredNoise:
+    """The noise of pairs of prompts, which rests on no measurement: sigma and level are NaN.
+
+    Args:
+        config: the keys `noise.*`.
+        encoded: every fact of the dataset, with its pair.
+    """
+    pairs = {index: own.pair for index, own in enumerate(encoded) if own.pair is not None}
+    unusable = {index: pair.problem for index, pair in pairs.items() if pair.problem}
+    given: dict[int, tuple[int, ...]] = {}
+    if config.foil is Foil.given:
+        refused = {i: p.foil_problem for i, p in pairs.items() if p.foil_problem}
+        unusable = refused | unusable
+        given = {index: pair.foil_ids for index, pair in pairs.items() if pair.foil_ids}
+        lacking = len(pairs.keys() - unusable.keys() - given.keys())
+        if lacking:
+            log.info(
+                "%d of %d pairs have no foil: logit_difference compares their answers with what "
+                "the corrupted run finds most probable",
+                lacking,
+                len(pairs) - len(unusable),
+            )
+    nan = float("nan")
+    return MeasuredNoise(PromptPair(given), nan, nan, unusable, n_facts=0, n_tokens=0)
+
+
+# A kind of noise that is measured is an entry here, and one of `NOISE_KEYS`
+# (ktrace/config/schema.py).
 MAKERS: Mapping[NoiseKind, Maker] = {
     NoiseKind.gaussian: _drawn(lambda config: normal),
     NoiseKind.uniform: _drawn(lambda config: uniform),
@@ -273,6 +305,8 @@ def measured_noise(
         dataset: the keys `dataset.*`, by which it was encoded.
         noise_facts: what the noise is measured on and takes partners from; None for `facts`.
     """
+    if config.kind is NoiseKind.pair:
+        return pair_noise(config, encoded)
     subjects = [
         replace(_subject(lm, fact, own.prompt, own.span), answer_ids=own.answer_ids, also=own.also)
         for fact, own in zip(facts.facts, encoded, strict=True)

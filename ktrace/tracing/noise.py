@@ -30,7 +30,8 @@ class Noise(Protocol):
 
         Args:
             case: the fact.
-            embeddings: the clean ones, `(n_subject, d)`, as the embedding module gives them.
+            embeddings: those of what the corrupted run reads, `(n_subject, d)`, as the embedding
+                module gives them: the clean ones, but where it reads another prompt.
 
         Returns:
             `(n_samples, n_subject, d)`, in the same dtype; the same at every call.
@@ -172,21 +173,11 @@ class TokenReplacement:
         return torch.stack(rows).to(embeddings)
 
     def foils(self, case: Case) -> Foils | None:
-        """See `Noise.foils`.
-
-        Answers of several tokens are compared where they part: what follows another token is no
-        alternative to the answer's. Elsewhere the foil is the answer's own token, which adds 0.
-        """
+        """See `Noise.foils`."""
         if not self.compared:
             return None
-        foils = []
-        for partner in self.chosen(case):
-            place = parting(case.answer_ids, partner.answer_ids)
-            assert place is not None  # `partners_of` takes no others
-            foil = list(case.answer_ids)
-            foil[place] = partner.answer_ids[place]
-            foils.append(tuple(foil))
-        return foils
+        # `partners_of` takes none that does not part from the answer.
+        return [foil_against(case.answer_ids, other.answer_ids) for other in self.chosen(case)]
 
     def chosen(self, case: Case) -> list[Partner]:
         """The subjects that stand in, one for each sample."""
@@ -194,6 +185,47 @@ class TokenReplacement:
         generator = np.random.RandomState([self.seed, case.index])
         picks = generator.choice(len(pool), self.samples, replace=False)
         return [pool[pick] for pick in picks]
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """The corrupted run reads another prompt (`Case.corrupted_ids`), and nothing is put in place.
+
+    Attributes:
+        given: by case index, the tokens of foils; of facts without one, what the corrupted run
+            finds most probable.
+    """
+
+    given: Mapping[int, tuple[int, ...]]
+
+    @property
+    def samples(self) -> int:
+        """Nothing is random."""
+        return 1
+
+    def corrupt(self, case: Case, embeddings: torch.Tensor) -> torch.Tensor:
+        """See `Noise.corrupt`: they are those of the other prompt, and stay as they are."""
+        return embeddings[None]
+
+    def foils(self, case: Case) -> Foils | None:
+        """See `Noise.foils`; compared where it parts from the answer, as in `TokenReplacement`."""
+        other = self.given.get(case.index)
+        return None if other is None else [foil_against(case.answer_ids, other)]
+
+
+def foil_against(answer: tuple[int, ...], other: Sequence[int]) -> tuple[int, ...]:
+    """The answer, with the token of another one where the two part.
+
+    What follows another token is no alternative to the answer's. Elsewhere the foil is the answer's
+    own token, which adds 0.
+
+    Args:
+        answer: its tokens.
+        other: those of the other answer; neither begins the other.
+    """
+    place = parting(answer, other)
+    assert place is not None
+    return (*answer[:place], other[place], *answer[place + 1 :])
 
 
 def parting(answer: Sequence[int], other: Sequence[int]) -> int | None:

@@ -2,7 +2,8 @@
 
 It is slow and short on purpose. It is the definition of truth for every other engine.
 
-Shapes: S noise samples, so that a batch has 1 + S rows; n_layers, n_positions of the prompt.
+Shapes: S noise samples; a batch has a clean row, and then blocks of S rows; n_layers, n_positions
+of the prompt.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,19 +22,21 @@ from ktrace.tracing.mediators import Mediator, sites_of
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import Targets, make_targets, score
 
-# A mediator at a layer and a position.
+# A mediator at a layer and a position: a cell.
 Restoration = tuple[Mediator, int, int]
-# Rows, a position, and the state of each row there; None for the clean row's.
-Change = tuple[slice, int, torch.Tensor | None]
+# Rows, a position, and the state of each row there: a tensor, or the rows of the same pass (one for
+# all of them, or one for each) whose state it is.
+Change = tuple[slice, int, torch.Tensor | slice]
 
-_CLEAN, _NOISED = 0, 1  # the first row is the clean run; the noised rows follow it
+_CLEAN = slice(0, 1)  # the first row is the clean run; blocks of S rows follow it
 
 
 class ReferenceEngine:
     """Meng et al. (2022), section 2.1, one cell at a time.
 
-    The batch of every pass holds a clean row and then one row for each noise sample. Restoring is
-    copying the clean row's state into the others, in the same pass.
+    The batch of every pass holds a clean row and then a block of corrupted rows, one for each noise
+    sample. Restoring is copying the clean row's state into the others, in the same pass. To noise,
+    a block of clean rows gets the states of a block of corrupted ones.
     """
 
     def __init__(self, lm: LanguageModel, noise: Noise) -> None:
@@ -55,10 +58,10 @@ class ReferenceEngine:
         if case.baseline is not None:
             return case.baseline
         logits = self._logits(case, {})
-        targets = self._targets(case, logits)
+        targets, corrupted = self._targets(case, logits), logits[self._rows(0)]
         return Baseline(
-            clean=self._score(logits[:_NOISED].expand_as(logits[_NOISED:]), targets),
-            corrupted=self._score(logits[_NOISED:], targets),
+            clean=self._score(logits[_CLEAN].expand_as(corrupted), targets),
+            corrupted=self._score(corrupted, targets),
             foil_ids=tuple(map(tuple, targets.foils[0].tolist())),
         )
 
@@ -82,7 +85,7 @@ class ReferenceEngine:
         have = self.lm.paths.layers_with(mediator.site, n_layers)
         # Before the subject nothing changes.
         scores = {metric: np.full(shape, np.nan) for metric in METRICS}
-        for metric, values in self._baseline(case).corrupted.items():
+        for metric, values in self._baseline(case).base(mediator).items():
             scores[metric][:, have] = values[:, None, None]
         places = product(have, range(case.span.start, n_positions))
         cells = ((mediator, *place) for place in places)
@@ -94,7 +97,7 @@ class ReferenceEngine:
     def cells(
         self, case: Case, cells: Iterable[Restoration], together: int = 1
     ) -> Iterator[tuple[Restoration, Scores]]:
-        """Restore some cells.
+        """Restore, or noise, some cells.
 
         Args:
             case: the fact.
@@ -111,8 +114,12 @@ class ReferenceEngine:
         targets = self._targets(case, logits)
         for first in range(0, len(todo), together):
             some = todo[first : first + together]
-            logits = self._logits(case, self._edits(some, held), len(some))
-            for number, cell in enumerate(some):
+            # Noised cells are clean rows, which need corrupted ones to take states from.
+            corrupted = [not mediator.noises for mediator, *_ in some]
+            n_sources = 0 if all(corrupted) else 1
+            edits = self._edits(some, held, n_sources)
+            logits = self._logits(case, edits, [True] * n_sources + corrupted)
+            for number, cell in enumerate(some, start=n_sources):
                 yield cell, self._score(logits[self._rows(number)], targets)
 
     def cell(self, case: Case, mediator: Mediator, layer: int, position: int) -> Scores:
@@ -121,23 +128,25 @@ class ReferenceEngine:
         return scores
 
     def _rows(self, number: int) -> slice:
-        """The noised rows of the cell with this number among those of a pass."""
-        first = _NOISED + number * self.noise.samples
+        """The rows of the block with this number among those of a pass."""
+        first = _CLEAN.stop + number * self.noise.samples
         return slice(first, first + self.noise.samples)
 
     def _edits(
-        self, cells: Sequence[Restoration], held: Mapping[str, torch.Tensor]
+        self, cells: Sequence[Restoration], held: Mapping[str, torch.Tensor], n_sources: int
     ) -> dict[str, Edit]:
+        """What cells change in a pass; their blocks stand behind those that are only read."""
         paths, n_layers = self.lm.paths, self.lm.n_layers
         changes: dict[str, list[Change]] = {}
-        for number, (mediator, layer, position) in enumerate(cells):
+        for number, (mediator, layer, position) in enumerate(cells, start=n_sources):
             rows = self._rows(number)
+            source = self._rows(0) if mediator.noises else _CLEAN
             for restored in mediator.restored_layers(layer, n_layers):
                 if path := paths.sites(restored).get(mediator.site):
-                    changes.setdefault(path, []).append((rows, position, None))
+                    changes.setdefault(path, []).append((rows, position, source))
             for severed in mediator.severed_layers(layer, n_layers):
                 if path := paths.sites(severed).get(str(mediator.severs)):
-                    corrupted = held[path][_NOISED:, position]
+                    corrupted = held[path][self._rows(0), position]
                     changes.setdefault(path, []).append((rows, position, corrupted))
         return {path: _changed(of_path) for path, of_path in changes.items()}
 
@@ -150,26 +159,38 @@ class ReferenceEngine:
         return {path: keep(kept, path) for path in paths}
 
     @torch.inference_mode()
-    def _logits(self, case: Case, edits: Mapping[str, Edit], n_cells: int = 1) -> torch.Tensor:
-        """Of the clean row and the noised rows, `(1 + n_cells x S, n_answer, vocabulary)`."""
-        row = torch.tensor(case.forced_ids, device=self.lm.device)
+    def _logits(
+        self, case: Case, edits: Mapping[str, Edit], corrupted: Sequence[bool] = (True,)
+    ) -> torch.Tensor:
+        """Of a clean row and blocks of S rows, `(1 + n_blocks x S, n_answer, vocabulary)`.
+
+        Args:
+            case: the fact.
+            edits: by path.
+            corrupted: of each block, whether it is the corrupted run or the clean one.
+        """
+        blocks = [self._rows(number) for number, is_so in enumerate(corrupted) if is_so]
+        n_rows = 1 + len(corrupted) * self.noise.samples
+        ids = torch.tensor(case.forced_ids, device=self.lm.device).repeat(n_rows, 1)
+        for block in blocks:
+            ids[block] = torch.tensor(case.corrupted_forced_ids, device=self.lm.device)
         start, stop = case.span
 
         def add_noise(embeddings: torch.Tensor) -> torch.Tensor:
             noised = embeddings.clone()
-            subject = embeddings[_CLEAN, start:stop]
-            noised[_NOISED:, start:stop] = self.noise.corrupt(case, subject).repeat(n_cells, 1, 1)
+            subject = self.noise.corrupt(case, embeddings[blocks[0].start, start:stop])
+            for block in blocks:
+                noised[block, start:stop] = subject
             return noised
 
         with hooked(self.lm.model, {self.lm.paths.embedding: add_noise, **edits}):
-            output = self.lm.model(
-                input_ids=row.expand(1 + n_cells * self.noise.samples, -1), use_cache=False
-            )
+            output = self.lm.model(input_ids=ids, use_cache=False)
         logits: torch.Tensor = output.logits[:, -len(case.answer_ids) :]
         return logits
 
     def _targets(self, case: Case, logits: torch.Tensor) -> Targets:
-        return make_targets([case], logits[:_NOISED], logits[None, _NOISED:], self.noise.foils)
+        corrupted = logits[None, self._rows(0)]
+        return make_targets([case], logits[_CLEAN], corrupted, self.noise.foils)
 
     def _score(self, logits: torch.Tensor, targets: Targets) -> Scores:
         scores = score(logits[None, None], targets)
@@ -181,7 +202,8 @@ def _changed(changes: Sequence[Change]) -> Edit:
     def edit(output: torch.Tensor) -> torch.Tensor:
         changed = output.clone()
         for rows, position, state in changes:
-            changed[rows, position] = output[_CLEAN, position] if state is None else state
+            put = output[state, position] if isinstance(state, slice) else state
+            changed[rows, position] = put
         return changed
 
     return edit

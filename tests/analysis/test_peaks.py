@@ -65,21 +65,21 @@ def noisy(n_facts: int, spread: float, seed: int = 0) -> np.ndarray:
 
 def test_layers_that_the_peak_may_lie_in() -> None:
     curves, weights, own = noisy(60, 0.2), np.ones(60), Clusters.none(60)
-    found = peak_set(curves, weights, own, "probability")
+    found = peak_set(curves, weights, own)
     assert found is not None
     assert found.tolist() == [1, 2], "layers 1 and 2 are 0.02 apart, their error is 0.04"
-    assert peak_set(-curves, weights, own, "kl").tolist() == [1, 2]
-    assert peak_set(noisy(60, 0.01), weights, own, "probability").tolist() == [2]
+    assert peak_set(-curves, weights, own, falls=True).tolist() == [1, 2]
+    assert peak_set(noisy(60, 0.01), weights, own).tolist() == [2]
     # Facts of a relation share their noise: less is known.
     shared = SHAPE + 0.2 * np.repeat(np.random.default_rng(1).normal(size=(6, 5)), 10, axis=0)
     by_relation = Clusters.of("relation_id", [i // 10 for i in range(60)])
-    few, many = (peak_set(shared, weights, c, "probability") for c in (by_relation, own))
+    few, many = (peak_set(shared, weights, c) for c in (by_relation, own))
     assert set(many.tolist()) < set(few.tolist())
     # All layers alike: any may be the peak. One layer is.
     same = np.random.default_rng(2).random((60, 1)).repeat(4, axis=1)
-    assert peak_set(same, weights, own, "probability").tolist() == [0, 1, 2, 3]
-    assert peak_set(same[:, :1], weights, own, "probability").tolist() == [0]
-    assert peak_set(curves[:7], weights[:7], Clusters.none(7), "probability") is None
+    assert peak_set(same, weights, own).tolist() == [0, 1, 2, 3]
+    assert peak_set(same[:, :1], weights, own).tolist() == [0]
+    assert peak_set(curves[:7], weights[:7], Clusters.none(7)) is None
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_set_holds_the_true_peak(n_relations: int, flat: bool) -> None:
     for _ in range(200):
         relation = generator.normal(size=(n_relations, 8))[labels]
         curves = true + 0.1 * relation + 0.2 * generator.normal(size=(len(labels), 8))
-        found = peak_set(curves, np.ones(len(labels)), clusters, "probability")
+        found = peak_set(curves, np.ones(len(labels)), clusters)
         held.append(2 in found if not flat else 5 in found)
     assert np.mean(held) >= 0.94
 

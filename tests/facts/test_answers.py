@@ -15,7 +15,8 @@ from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import encode_prompt
 from ktrace.tracing.candidates import clean_fact
-from ktrace.tracing.encode import EncodedFact, encode_facts
+from ktrace.tracing.encode import encode_facts
+from ktrace.tracing.encoded import EncodedFact
 from tests.facts.kinds import KINDS, every_kind
 from tests.support.configs import configured
 from tests.support.models import micro_llama

@@ -1,12 +1,14 @@
 """A tiny sharpened random model of every family."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES
+from ktrace.terms import MEDIATOR_NAMES, Direction
 from ktrace.tracing.mediators import Mediator, make_mediator
 from tests.support.models import VOCABULARY, sharpened
 
@@ -724,6 +726,12 @@ def tiny_model(architecture: str, attention: str | None = None, **changes: Any) 
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     assert type(model).__name__ == architecture
     return sharpened(model, *_SHARPENING.get(architecture, ()))
+
+
+def both_directions(mediators: Sequence[Mediator]) -> list[Mediator]:
+    """Some mediators, and those of them that may noise, too."""
+    noising = [replace(m, direction=Direction.noise) for m in mediators if m.severs is None]
+    return [*mediators, *noising]
 
 
 def mediators_of(lm: LanguageModel, window: int = 3) -> list[Mediator]:

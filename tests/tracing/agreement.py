@@ -19,7 +19,7 @@ from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.limits import Limits
-from tests.support.families import REPLAYED, VARIANTS, mediators_of, tiny_model
+from tests.support.families import REPLAYED, VARIANTS, both_directions, mediators_of, tiny_model
 from tests.support.models import known_case
 from tests.support.proof import forget_verdicts
 
@@ -45,10 +45,15 @@ SCORES_IN_FLOAT32 = {"GPTJForCausalLM", "CodeGenForCausalLM", "FlintForCausalLM"
 Found = dict[tuple[int, str], np.ndarray]
 
 
+def all_of(lm: LanguageModel) -> list[Mediator]:
+    """Every mediator of a model, in both directions."""
+    return both_directions(mediators_of(lm))
+
+
 def made(lm: LanguageModel, noise: Noise = NOISE) -> Engine:
     """What `engine=suffix` gives, as if the model were a wide one."""
     forget_verdicts()  # tests change engines, too
-    return make_engine(EngineConfig(), lm, noise, Use(mediators_of(lm)), AS_WIDE)
+    return make_engine(EngineConfig(), lm, noise, Use(all_of(lm)), AS_WIDE)
 
 
 def scores(
@@ -89,7 +94,9 @@ def case_of(name: str) -> Case:
 
     The answer is what the model predicts in float64, so that it is the same in every dtype.
     """
-    seed = {"OlmoForCausalLM": 15}.get(name, 12)
+    # On 12, one cell of GraniteMoeSWA lies where its norm, which rounds to float32 always, may
+    # round either way.
+    seed = {"OlmoForCausalLM": 15, "GraniteMoeSWAForCausalLM": 13}.get(name, 12)
     return known_case(model_of(name, torch.float64), seed, 6, 2, 4)
 
 
@@ -103,7 +110,7 @@ def reference_scores(name: str, dtype: torch.dtype, attention: str | None = None
 def _reference_scores(name: str, dtype: torch.dtype, implementation: str) -> Found:
     lm = model_of(name, dtype, implementation)
     with softmax_in(dtype):
-        return scores(ReferenceEngine(lm, NOISE), [case_of(name)], mediators_of(lm))
+        return scores(ReferenceEngine(lm, NOISE), [case_of(name)], all_of(lm))
 
 
 @contextmanager

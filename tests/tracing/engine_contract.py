@@ -6,6 +6,7 @@ known otherwise (on paper, published).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Baseline, Case, Engine, Scores
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import make_mediator
-from ktrace.tracing.noise import Noise, RandomNoise
+from ktrace.tracing.noise import Noise, PromptPair, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
+from tests.support.families import both_directions
 from tests.support.models import VOCABULARY, known_case, micro_llama
 from tests.tracing.agreement import AS_WIDE, largest_difference, scores
 
@@ -44,7 +46,7 @@ every_engine = pytest.mark.parametrize("make", list(ENGINES.values()), ids=list(
 
 NOISE = RandomNoise(1.5, samples=3, seed=7)
 EXACT = 1e-6  # of probabilities: float32 rounding
-ALL = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
+ALL = both_directions([make_mediator(name, 2) for name in MEDIATOR_NAMES])
 HIDDEN = [mediator for mediator in ALL if mediator.site == "hidden"]
 
 
@@ -123,7 +125,7 @@ class EngineContract:
     def test_restoring_what_is_not_corrupted_changes_nothing(
         self, llama: LanguageModel, case: Case, p_clean: float
     ) -> None:
-        """Nor does severing: a sample without noise stays clean, whatever is done to it."""
+        """Nor does severing, or noising: without noise both runs are clean, whatever is done."""
         engine = self.make(llama, QuietFirst(1.5, samples=3, seed=7))
         assert corrupted(engine, case)[0] == pytest.approx(p_clean, abs=EXACT)
         for key, found in scores(engine, [case], ALL).items():
@@ -136,12 +138,16 @@ class EngineContract:
         quiet = self.make(llama, replace(NOISE, scale=0.0))
         np.testing.assert_allclose(corrupted(quiet, case), p_clean, atol=EXACT)
 
-    def test_restoring_the_last_layer_at_the_last_position_gives_p_clean(
-        self, restored: dict[str, Scores], p_clean: float
+    def test_the_last_layer_at_the_last_position_is_all_of_the_other_run(
+        self, engine: Engine, case: Case, restored: dict[str, Scores], p_clean: float
     ) -> None:
+        """Restored it gives p_clean; noised, p_corrupted of each sample."""
+        p_corrupted = corrupted(engine, case)
+        assert np.ptp(p_corrupted) > 1e-3
         for mediator in HIDDEN:
             last = restored[mediator.key]["probability"][:, -1, -1]
-            np.testing.assert_allclose(last, p_clean, atol=EXACT)
+            expected = p_corrupted if mediator.noises else np.full_like(last, p_clean)
+            np.testing.assert_allclose(last, expected, atol=EXACT)
 
     def test_positions_before_the_subject_have_no_effect(
         self, llama: LanguageModel, engine: Engine
@@ -151,11 +157,42 @@ class EngineContract:
         for group in group_cases(cases, engine.cases_together):
             baselines = {case.index: baseline for case, baseline in engine.baseline(group)}
             for case, found in engine.restored(group, ALL):
-                for metric, values in baselines[case.index].corrupted.items():
-                    for mediator in ALL:
-                        before = found[mediator.key][metric][:, :, : case.span.start]
-                        assert before.shape[-1] > 0
-                        assert (before == values[:, None, None]).all(), mediator.key
+                for mediator, metric in product(ALL, METRICS):
+                    of_run = baselines[case.index]
+                    values = (of_run.clean if mediator.noises else of_run.corrupted)[metric]
+                    before = found[mediator.key][metric][:, :, : case.span.start]
+                    assert before.shape[-1] > 0
+                    assert (before == values[:, None, None]).all(), mediator.key
+
+    def test_a_pair_goes_from_one_prompt_to_the_other(
+        self, llama: LanguageModel, case: Case
+    ) -> None:
+        """Its runs are those of the two prompts, and the last layer's last position is all."""
+        other = known_case(llama, 8, 6, 2, 5).input_ids
+        mixed = (*case.input_ids[:2], *other[2:5], case.input_ids[5])
+        pair = replace(case, corrupted_ids=mixed)
+        engine = self.make(llama, PromptPair({}))
+        p = [clean_run(llama, ids, case.answer_ids).probability for ids in (case.input_ids, mixed)]
+        assert abs(p[0] - p[1]) > 0.01
+        [(_, baseline)] = engine.baseline([pair])
+        assert baseline.clean["probability"] == pytest.approx([p[0]], abs=EXACT)
+        assert baseline.corrupted["probability"] == pytest.approx([p[1]], abs=EXACT)
+        pair = replace(pair, baseline=baseline)
+        [(_, found)] = engine.restored([pair], ALL)
+        for mediator in ALL:
+            of_mediator = found[mediator.key]["probability"]
+            base, source = reversed(p) if not mediator.noises else p
+            np.testing.assert_allclose(of_mediator[:, :, :2], base, atol=EXACT)
+            assert np.ptp(of_mediator[:, :, 2:]) > 0.01
+            if mediator.site == "hidden":
+                np.testing.assert_allclose(of_mediator[:, -1, -1], source, atol=EXACT)
+
+    def test_a_pair_of_equal_prompts_has_no_effect(self, llama: LanguageModel, case: Case) -> None:
+        engine = self.make(llama, PromptPair({}))
+        same = replace(case, corrupted_ids=case.input_ids)
+        p_clean = clean_run(llama, case.input_ids, case.answer_ids).probability
+        for key, found in scores(engine, [same], ALL).items():
+            np.testing.assert_allclose(found, p_clean, atol=EXACT, err_msg=str(key))
 
     def test_every_pass_sees_the_same_noise(self, llama: LanguageModel, case: Case) -> None:
         """It is added to the subject's clean embeddings, and to nothing else."""
@@ -175,7 +212,7 @@ class EngineContract:
     ) -> None:
         """Of its own shape, and of others; on either side."""
         others = [known_case(llama, 4, 6, 2, 5), known_case(llama, 5, 5, 2, 4)]
-        mediators = [ALL[2], ALL[4]]
+        mediators = [ALL[2], ALL[4], ALL[5]]
         alone = {(case.index, m.key): restored[m.key]["probability"] for m in mediators}
         for company in ([*others, case], [case, *others[:1]]):
             together = scores(engine, company, mediators)
@@ -225,16 +262,19 @@ class EngineContract:
             corrupted={metric: values + 1e-3 for metric, values in baseline.corrupted.items()},
             foil_ids=(((case.answer_ids[0] + 1) % VOCABULARY,),) * NOISE.samples,
         )
-        hidden, mlp = ALL[0], ALL[3]
-        [(_, found)] = engine.restored([replace(case, baseline=stored)], [hidden, mlp])
-        for metric in METRICS:
-            for mediator in (hidden, mlp):
-                before = found[mediator.key][metric][:, :, : case.span.start]
-                assert (before == stored.corrupted[metric][:, None, None]).all()
+        some = [mediator for mediator in ALL if mediator.name in ("hidden", "mlp")]
+        assert len(some) == 4
+        [(_, found)] = engine.restored([replace(case, baseline=stored)], some)
+        for mediator, metric in product(some, METRICS):
+            before = found[mediator.key][metric][:, :, : case.span.start]
+            unchanged = (stored.clean if mediator.noises else stored.corrupted)[metric]
+            assert (before == unchanged[:, None, None]).all()
         differing = found["hidden"]["logit_difference"] - restored["hidden"]["logit_difference"]
         assert np.abs(differing[:, 0, -1]).max() > 1e-2  # another foil
         if isinstance(engine, SuffixEngine):  # which need not run it
             assert (found["hidden"]["logit"][:, -1, -1] == stored.clean["logit"]).all()
+            noised = found["hidden-noise"]["logit"][:, -1, -1]
+            assert (noised == stored.corrupted["logit"]).all()
 
     def test_the_model_is_left_as_it_was(
         self, llama: LanguageModel, engine: Engine, case: Case

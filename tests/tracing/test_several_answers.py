@@ -19,7 +19,8 @@ from ktrace.pipeline.records import case_of, clean_record
 from ktrace.terms import METRICS
 from ktrace.tracing.answers import baselines, branches, distinct, restorations
 from ktrace.tracing.candidates import clean_fact
-from ktrace.tracing.encode import EncodedFact, encode_facts
+from ktrace.tracing.encode import encode_facts
+from ktrace.tracing.encoded import EncodedFact
 from ktrace.tracing.engine import Baseline, Case, Engine, Scores
 from tests.facts.kinds import KINDS
 from tests.support.configs import configured

@@ -24,7 +24,7 @@ from ktrace.tracing.engine import Case, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import make_mediator
-from ktrace.tracing.noise import RandomNoise
+from ktrace.tracing.noise import PromptPair, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import rounding, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
@@ -33,7 +33,7 @@ from ktrace.tracing.suffix.plan import Cell, make_plan, split
 from ktrace.tracing.suffix.prefix import Prefix
 from ktrace.tracing.suffix.recording import Recorder
 from ktrace.tracing.suffix.replay import Pack
-from tests.support.families import REPLAYED, TINY_FAMILIES, mediators_of
+from tests.support.families import REPLAYED, TINY_FAMILIES, both_directions, mediators_of
 from tests.support.models import VOCABULARY, known_case, micro_llama, sharpened
 from tests.tracing.agreement import (
     AS_WIDE,
@@ -41,6 +41,7 @@ from tests.tracing.agreement import (
     NOISE,
     NOT_PACKED,
     SCORES_IN_FLOAT32,
+    all_of,
     case_of,
     largest_difference,
     made,
@@ -50,7 +51,7 @@ from tests.tracing.agreement import (
     softmax_in,
 )
 
-MEDIATORS = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
+MEDIATORS = both_directions([make_mediator(name, 3) for name in MEDIATOR_NAMES])
 # What differs most: an output within blocks, in a window, and states with severed outputs.
 TWO = [MEDIATORS[2], MEDIATORS[3]]
 TOLERANCE = 1e-6  # of probabilities, in float32, on the small Llama
@@ -88,7 +89,7 @@ def test_parity_on_every_family(name: str) -> None:
     assert engine.packed == (name not in NOT_PACKED)
     rounding = largest_difference(expected, exact)
     assert rounding <= MOST_ROUNDING
-    ours = scores(engine, [case], mediators_of(lm))
+    ours = scores(engine, [case], all_of(lm))
     assert largest_difference(ours, exact) <= ROUNDINGS * rounding
 
 
@@ -144,7 +145,7 @@ def test_rounding_vanishes_in_float64(name: str, attention: str | None) -> None:
     expected = reference_scores(name, torch.float64, attention)
     for packed in {False, name not in NOT_PACKED}:
         with softmax_in(torch.float64):
-            ours = scores(suffix(lm, packed=packed), [case_of(name)], mediators_of(lm))
+            ours = scores(suffix(lm, packed=packed), [case_of(name)], all_of(lm))
         rounds = packed and name in SCORES_IN_FLOAT32
         assert largest_difference(ours, expected) <= (TOLERANCE if rounds else 1e-12)
 
@@ -202,7 +203,7 @@ def test_parity_on_every_shape(n_positions: int) -> None:
             for index in range(example.n_cases)
         ]
         noise = RandomNoise(1.0, example.samples, seed=2)
-        mediators = [make_mediator(name, example.window) for name in MEDIATOR_NAMES]
+        mediators = both_directions([make_mediator(n, example.window) for n in MEDIATOR_NAMES])
         limits = Limits(cpu=AS_WIDE.cpu._replace(tokens=example.pack_tokens))
         engine = SuffixEngine(lm, noise, example.row_budget, packed=True, limits=limits)
         ours = scores(engine, cases, mediators)
@@ -210,6 +211,25 @@ def test_parity_on_every_shape(n_positions: int) -> None:
         theirs = scores(ReferenceEngine(lm, noise), *some)
         of_case = {key: ours[key] for key in theirs}
         assert largest_difference(of_case, theirs) <= 1e-12, example
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma4ForCausalLM", "BloomForCausalLM"])
+def test_parity_of_pairs(name: str) -> None:
+    """Two facts of one shape, each with a prompt of its own; some models read ids in each layer."""
+    lm = model_of(name, torch.float64)
+    cases = [case_of(name), known_case(lm, 2, 6, 2, 4)]
+    others = [known_case(lm, seed, 6, 2, 4).input_ids for seed in (3, 4)]
+    pairs = [
+        replace(case, corrupted_ids=(*case.input_ids[:2], *other[2:]))
+        for case, other in zip(cases, others, strict=True)
+    ]
+    noise = PromptPair({2: (7,)})
+    with softmax_in(torch.float64):
+        ours = scores(SuffixEngine(lm, noise, limits=AS_WIDE), pairs, all_of(lm), "logit")
+        theirs = scores(ReferenceEngine(lm, noise), pairs, all_of(lm), "logit")
+    assert largest_difference(ours, theirs) <= 1e-10
+    own = [np.ptp(values) for (index, _), values in theirs.items() if index == cases[0].index]
+    assert min(own) > 0.1
 
 
 @pytest.mark.parametrize("n_answer", [1, 3])
@@ -470,7 +490,7 @@ def test_a_prefix_lacks_what_it_does_not_serve() -> None:
 @pytest.mark.parametrize("window", [1, 2, 3, 10])
 def test_a_plan_restores_and_severs_what_the_mediator_says(n_layers: int, window: int) -> None:
     """Followed from its last row back, each cell meets its own layers and no others."""
-    mediators = [make_mediator(name, window) for name in MEDIATOR_NAMES]
+    mediators = both_directions([make_mediator(name, window) for name in MEDIATOR_NAMES])
     cells = [Cell(mediator, layer) for mediator in mediators for layer in range(n_layers)]
     plan = make_plan(cells, n_layers)
     for cell in cells:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from ktrace.lm.model import LanguageModel
+from ktrace.terms import Direction
+from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
@@ -53,6 +55,14 @@ def test_restoring_nothing_gives_the_corrupted_run(
     scores = restored(engine, _RestoresNothing("nothing", "hidden", severs=severs), case)
     expected = corrupted(engine, case)[:, None, None]
     np.testing.assert_allclose(scores, np.broadcast_to(expected, scores.shape), atol=EXACT)
+
+
+def test_noising_nothing_gives_the_clean_run(
+    llama: LanguageModel, engine: ReferenceEngine, case: Case
+) -> None:
+    nothing = _RestoresNothing("nothing", "hidden", direction=Direction.noise)
+    p_clean = clean_run(llama, case.input_ids, case.answer_ids).probability
+    np.testing.assert_allclose(restored(engine, nothing, case), p_clean, atol=EXACT)
 
 
 @pytest.mark.parametrize("site", ["hidden", "mlp", "attn"])

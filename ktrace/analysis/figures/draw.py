@@ -1,5 +1,6 @@
 """Which figures a run and a comparison of runs get, and what stands above them."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,10 +134,17 @@ def _noise(run: RunAverages) -> str:
     n_samples = len(run.effects[0].by_sample)
     source = run.survey.sigma_measured_on
     measured = f" ({source['facts']} facts, {source['tokens']} tokens)" if source else ""
-    return (
-        f"noise {run.names.noise}, σ = {run.survey.example.sigma:.3g}{measured}, "
-        f"{n_samples} sample{'s' if n_samples > 1 else ''}"
-    )
+    sigma = _sigma([run.survey.example.sigma])
+    samples = f"{n_samples} sample{'s' if n_samples > 1 else ''}"
+    return ", ".join([f"noise {run.names.noise}", *(f"{one}{measured}" for one in sigma), samples])
+
+
+def _sigma(values: Sequence[float]) -> list[str]:
+    """The spread that noises rest on, in words; nothing where none rests on one (`pair`)."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return []
+    return ["σ = " + "–".join(dict.fromkeys((f"{min(known):.3g}", f"{max(known):.3g}")))]
 
 
 def _severed(
@@ -303,6 +311,4 @@ def _in_common(runs: Mapping[str, RunAverages]) -> str:
     for what in names[0]._fields:
         values = {getattr(one, what) for one in names}
         same += [f"{what} {values.pop()}"] if len(values) == 1 else []
-    sigmas = [run.survey.example.sigma for run in runs.values()]
-    sigma = "–".join(dict.fromkeys((f"{min(sigmas):.3g}", f"{max(sigmas):.3g}")))
-    return ", ".join([*same, f"σ = {sigma}"])
+    return ", ".join([*same, *_sigma([run.survey.example.sigma for run in runs.values()])])

@@ -116,16 +116,16 @@ def read_cells(
             if record.index not in found:
                 shape = (len(METRICS), len(keys), _N_PLANES, *record.shape[1:])
                 found[record.index] = np.full(shape, np.nan, dtype=np.float32)
-            found[record.index][:, column] = _reduced(record, corrupted[record.index])
+            found[record.index][:, column] = _reduced(record, corrupted[record.index], key)
     return found
 
 
-def _reduced(record: RestoredRecord, corrupted: CorruptedRecord) -> Array:
+def _reduced(record: RestoredRecord, corrupted: CorruptedRecord, key: str) -> Array:
     """Of one mediator, `(n_metrics, 4, n_layers, n_positions)`."""
     by_metric = []
     for metric in METRICS:
         restored = record.scores[metric].astype(np.float64)
-        effect = restored - corrupted.corrupted[metric].astype(np.float64)[:, None, None]
+        effect = restored - corrupted.base(key)[metric].astype(np.float64)[:, None, None]
         means = (effect.mean(axis=0), restored.mean(axis=0))
         by_metric.append(np.stack([*means, half_width(effect), half_width(restored)]))
     return np.stack(by_metric)

@@ -25,7 +25,7 @@ from ktrace.analysis.report.cells import (
 from ktrace.analysis.tokens import visible
 from ktrace.errors import KtraceError
 from ktrace.store import CleanRecord, CorruptedRecord, RunFolders
-from ktrace.terms import METRICS, lower_helps, mediator_title, metric_label
+from ktrace.terms import METRICS, is_noising, lower_helps, mediator_title, metric_label
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,12 @@ class Colours(TypedDict):
 
 
 class MediatorChoice(TypedDict):
-    """A mediator that is offered."""
+    """A mediator that is offered; `base` is the run that it changes, a column of scores."""
 
     key: str
     title: str
     colours: Colours
+    base: str
 
 
 class MetricChoice(ShownMetric):
@@ -218,9 +219,7 @@ def page_data(
             *(_traced_row(fact.record, roles) for fact in run.facts),
             *(_left_out_row(record, reason) for record, reason in run.left_out),
         ],
-        "scores": {
-            one["name"]: _scores(run.facts, one["name"], one["decimals"]) for one in metrics
-        },
+        "scores": {one["name"]: _scores(run, one["name"], one["decimals"]) for one in metrics},
     }
 
 
@@ -232,7 +231,8 @@ def _metric_choice(one: ShownMetric) -> MetricChoice:
 def _mediator_choice(key: str, palette: str) -> MediatorChoice:
     ramp = ramp_of(palette, key)
     colours: Colours = {"helps": ramp.helps, "hurts": ramp.hurts}
-    return {"key": key, "title": mediator_title(key), "colours": colours}
+    base = "clean" if is_noising(key) else "corrupted"
+    return {"key": key, "title": mediator_title(key), "colours": colours, "base": base}
 
 
 def _traced_row(record: CleanRecord, roles: Sequence[str]) -> TracedRow:
@@ -267,19 +267,21 @@ def _marked(record: CleanRecord) -> list[int]:
     """
     start, stop = record.span
     first, last = int(record.offsets[start][0]), int(record.offsets[stop - 1][1])
-    exact = record.prompt.find(record.subject, first, last)
+    exact = record.prompt.find(record.subject, first, last) if record.subject else -1
     return [first, last] if exact < 0 else [exact, exact + len(record.subject)]
 
 
-def _scores(facts: Sequence[ReportedFact], metric: str, decimals: int) -> ScoreColumns:
+def _scores(run: ReportedRun, metric: str, decimals: int) -> ScoreColumns:
+    facts = run.facts
     clean = np.array([fact.clean[metric] for fact in facts])
     corrupted = np.array([fact.corrupted[metric] for fact in facts])
     row = METRICS.index(metric)
     peaks: list[list[int]] = []
     for fact in facts:
         of_fact: list[int] = []
-        for effects in fact.cells[row, :, 0]:  # of each mediator, (n_layers, n_positions)
-            peak = subject_peak(effects, fact.record.span, metric)
+        # Of each mediator, (n_layers, n_positions).
+        for key, effects in zip(run.keys, fact.cells[row, :, 0], strict=True):
+            peak = subject_peak(effects, fact.record.span, metric, key)
             of_fact += [int(units([peak.effect], decimals)[0]), peak.layer, peak.position]
         peaks.append(of_fact)
     return {

@@ -31,19 +31,22 @@ function numbersAt(fact, mediator, layer, position) {
   };
 }
 
-// What no effect reads as: 0, or of a restored score what the corrupted run has.
-const zeroOf = (fact) => (state.quantity === "restored" ? page.scores[drawn.metric.name].corrupted[fact] : 0);
+// What no effect reads as: 0, or of a restored score what the run has that the mediator changes.
+const zeroOf = (fact, mediator) =>
+  state.quantity === "restored" ? page.scores[drawn.metric.name][page.mediators[mediator].base][fact] : 0;
 
 // Over every mediator and both facts, so that switching between them compares like with like.
 function limits() {
   let low = 0;
   let high = 0;
   for (const fact of shownFacts()) {
-    const zero = zeroOf(fact);
-    for (const value of drawn.cells.get(fact)[state.quantity].mean) {
-      if (value === page.missing) continue;
-      low = Math.min(low, value - zero);
-      high = Math.max(high, value - zero);
+    const { mean } = drawn.cells.get(fact)[state.quantity];
+    const size = mean.length / page.mediators.length;
+    for (let at = 0; at < mean.length; at++) {
+      if (mean[at] === page.missing) continue;
+      const apart = mean[at] - zeroOf(fact, Math.floor(at / size));
+      low = Math.min(low, apart);
+      high = Math.max(high, apart);
     }
   }
   const unit = 10 ** drawn.metric.decimals;
@@ -67,7 +70,7 @@ function panels() {
         mediator,
         title: state.all ? page.mediators[mediator].title : comparing() ? nameOf(fact) : "",
         measure: measure(SHORT),
-        scale: { low, high, zero: zeroOf(fact) / unit },
+        scale: { low, high, zero: zeroOf(fact, mediator) / unit },
         cursor: fact === state.active && !printing ? [state.layer, state.position] : undefined,
         valueAt: (layer, position) => {
           const value = mean[cellAt(fact, mediator, layer, position)];

@@ -1,8 +1,8 @@
 """The suffix engine: the reference engine's numbers without its repetitions.
 
 Restoring (layer l, position t) changes nothing at positions before t nor in layers up to l. So the
-layers are walked once: each t's rows hold the positions from t on, against the corrupted run's keys
-and values before t, and at each layer every restoration that has begun (plan.py says which,
+layers are walked once: each t's rows hold the positions from t on, against the base's keys and
+values before t, and at each layer every restoration that has begun (plan.py says which,
 walk.py runs them; memory may ask for several walks). Block calls fall from S·T²·L² to about
 S·L²/2·Σ(T - t).
 
@@ -21,7 +21,7 @@ from ktrace.errors import NoMemoryLeftError
 from ktrace.lm.linear import onednn_products
 from ktrace.lm.memory import fewer_samples, is_out_of_memory, release
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import METRICS
+from ktrace.terms import METRICS, Direction
 from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator, sites_of
@@ -30,7 +30,7 @@ from ktrace.tracing.suffix.limits import MEASURED, Limits
 from ktrace.tracing.suffix.memory import rows_that_fit
 from ktrace.tracing.suffix.plan import Cell, Plan, make_plan, split, stretches
 from ktrace.tracing.suffix.recording import Recorder
-from ktrace.tracing.suffix.runs import Runs
+from ktrace.tracing.suffix.runs import Runs, recorded_rows
 from ktrace.tracing.suffix.walk import Walk
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class SuffixEngine:
     @torch.inference_mode()
     def baseline(self, group: Sequence[Case]) -> Iterator[tuple[Case, Baseline]]:
         """See `Engine.baseline`."""
-        yield from self._within_memory(group, 0, self._baseline)
+        yield from self._within_memory(group, (), self._baseline)
 
     @torch.inference_mode()
     def restored(
@@ -101,7 +101,7 @@ class SuffixEngine:
             group: cases of one shape.
             mediators: what is restored.
             positions: where alone, in ascending order; None for the subject and all after it. Other
-                positions hold the corrupted run's scores.
+                positions hold the scores of a mediator's base.
         """
         self.lm.paths.require(*sites_of(mediators))
         if positions is None:
@@ -110,30 +110,36 @@ class SuffixEngine:
         def restore(part: Sequence[Case], budget: int) -> list[tuple[Case, Mapping[str, Scores]]]:
             return self._restored(part, mediators, positions, budget)
 
-        yield from self._within_memory(group, len(mediators) * self.lm.n_layers, restore)
+        yield from self._within_memory(group, mediators, restore)
 
     def _within_memory(
-        self, group: Sequence[Case], n_cells: int, work: Callable[[Sequence[Case], int], list[T]]
+        self,
+        group: Sequence[Case],
+        mediators: Sequence[Mediator],
+        work: Callable[[Sequence[Case], int], list[T]],
     ) -> Iterator[T]:
         """Work through a group; where memory does not suffice, in smaller parts from then on.
 
         Args:
             group: cases.
-            n_cells: restorations at one position, at the most.
+            mediators: what is restored.
             work: takes some of the cases, and most rows in a block call.
         """
         todo = list(group)
+        n_cells = len(mediators) * self.lm.n_layers  # at one position, at the most
+        directions = {m.direction for m in mediators} or {Direction.denoise}
+        of_case = max(recorded_rows(self.noise.samples, direction) for direction in directions)
         while todo:
             n_positions = len(todo[0].forced_ids)
             budget = self._row_budget or rows_that_fit(self.lm, n_positions, self.limits)
-            part = todo[: max(1, budget // (1 + self.noise.samples))]
+            part = todo[: max(1, budget // of_case)]
             try:
                 with onednn_products(self.lm.model, self.limits.onednn_weights):
                     results = work(part, budget)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._row_budget = self._smaller_budget(len(part), n_cells, budget, error)
+                self._row_budget = self._smaller_budget(len(part), of_case, n_cells, budget, error)
             else:
                 todo = todo[len(part) :]
                 yield from results
@@ -142,14 +148,16 @@ class SuffixEngine:
             release()
             log.warning("out of memory: going on with engine.row_budget=%d", self._row_budget)
 
-    def _smaller_budget(self, n_cases: int, n_cells: int, budget: int, error: Exception) -> int:
+    def _smaller_budget(
+        self, n_cases: int, of_case: int, n_cells: int, budget: int, error: Exception
+    ) -> int:
         """Half of the rows that did not fit.
 
         Raises:
             NoMemoryLeftError: they cannot be fewer.
         """
         n_samples = self.noise.samples
-        recorded = n_cases * (1 + n_samples)
+        recorded = n_cases * of_case
         n_base = n_cases * n_samples
         walked = n_base * min(n_cells, max(1, budget // n_base))
         if n_cases == 1 and walked <= n_samples:
@@ -159,8 +167,13 @@ class SuffixEngine:
             ) from error
         return min(budget, max(recorded, walked)) // 2
 
-    def _runs(self, group: Sequence[Case], sites: Sequence[str]) -> Runs:
-        return Runs(self._recorder, self.noise, group, sites, self.limits)
+    def _runs(
+        self,
+        group: Sequence[Case],
+        sites: Sequence[str],
+        direction: Direction = Direction.denoise,
+    ) -> Runs:
+        return Runs(self._recorder, self.noise, group, sites, self.limits, direction)
 
     def _baseline(self, group: Sequence[Case], budget: int) -> list[tuple[Case, Baseline]]:
         runs = self._runs(group, sites=())
@@ -181,9 +194,27 @@ class SuffixEngine:
         positions: Sequence[int],
         budget: int,
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
+        found: list[dict[str, Scores]] = [{} for _ in group]
+        for direction in Direction:
+            some = [mediator for mediator in mediators if mediator.direction is direction]
+            if some:
+                of_direction = self._in_direction(direction, group, some, positions, budget)
+                for scores, more in zip(found, of_direction, strict=True):
+                    scores.update(more)
+        return list(zip(group, found, strict=True))
+
+    def _in_direction(
+        self,
+        direction: Direction,
+        group: Sequence[Case],
+        mediators: Sequence[Mediator],
+        positions: Sequence[int],
+        budget: int,
+    ) -> list[dict[str, Scores]]:
+        """Scores of each case, by the key of mediators that have one direction."""
         # A block's output is the next one's input, which is recorded anyway.
         sites = {site for site in sites_of(mediators) if site != "hidden"}
-        runs = self._runs(group, sites=sorted(sites))
+        runs = self._runs(group, sorted(sites), direction)
         results = _without_walk(runs, group, mediators)
         cells = [
             Cell(mediator, layer)
@@ -196,8 +227,7 @@ class SuffixEngine:
                     restored[:, cell.layer, stretch] = scores[metric][:, row].T
         by_case = {key: _by_case(scores, len(group)) for key, scores in results.items()}
         return [
-            (case, {key: scores[number] for key, scores in by_case.items()})
-            for number, case in enumerate(group)
+            {key: scores[number] for key, scores in by_case.items()} for number in range(len(group))
         ]
 
     def _walked(
@@ -236,10 +266,15 @@ def _without_walk(
 ) -> dict[str, Scores]:
     """Scores that need no walk, `(n_base, n_layers, n_positions)` by metric, by mediator's key.
 
-    The others hold what the corrupted run says: nothing changes before the subject. Layers without
-    the mediator's site hold NaN.
+    The others hold what the base says: nothing changes before the subject. Layers without the
+    mediator's site hold NaN.
+
+    Args:
+        runs: of the mediators' direction.
+        group: the cases.
+        mediators: all of one direction.
     """
-    unchanged, last_restored = _known(runs, group)
+    unchanged, last_restored = _known(runs, group, mediators[0])
     lm = runs.lm
     shape = (runs.n_base, lm.n_layers, len(group[0].input_ids))
     results = {}
@@ -255,21 +290,21 @@ def _without_walk(
     return results
 
 
-def _known(runs: Runs, group: Sequence[Case]) -> tuple[Scores, Scores]:
-    """Where nothing changes, and where the last state is restored, `(n_base,)` by metric.
+def _known(runs: Runs, group: Sequence[Case], mediator: Mediator) -> tuple[Scores, Scores]:
+    """Where nothing changes, and where the last state is the source's, `(n_base,)` by metric.
 
     Those of a case with a baseline are the baseline's to the bit: it may have been run in other
     company, and an effect of rounding is still an effect.
     """
-    unchanged, last_restored = runs.corrupted_scores(), runs.last_restored_scores()
+    unchanged, last_restored = runs.base_scores(), runs.last_put_scores()
     for number, case in enumerate(group):
         if case.baseline is None:
             continue
         rows = slice(number * runs.n_samples, (number + 1) * runs.n_samples)
         for metric in unchanged:
-            unchanged[metric][rows] = case.baseline.corrupted[metric]
+            unchanged[metric][rows] = case.baseline.base(mediator)[metric]
             if runs.n_answer == 1:  # then the last restored state is all that counts
-                last_restored[metric][rows] = case.baseline.clean[metric]
+                last_restored[metric][rows] = case.baseline.source(mediator)[metric]
     return unchanged, last_restored
 
 

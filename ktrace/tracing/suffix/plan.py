@@ -1,9 +1,9 @@
 """Which restorations run together, layer by layer. Pure: no model, no tensors.
 
 Restoring at layer l changes nothing before l, so a restoration joins the walk over the layers where
-it first differs from the corrupted run. Restorations that have been alike so far share a row: the
-windows of `mlp` and `attn` that are clipped to the same first layer part only where the first of
-them ends.
+it first differs from the base (the corrupted run; the clean one, where it noises). Restorations
+that have been alike so far share a row: the windows of `mlp` and `attn` that are clipped to the
+same first layer part only where the first of them ends.
 """
 
 from collections.abc import Hashable, Sequence
@@ -20,7 +20,7 @@ class Cell:
     layer: int
 
     def joins(self, n_layers: int) -> int:
-        """First layer whose input or inner outputs differ from the corrupted run."""
+        """First layer whose input or inner outputs differ from the base."""
         if self.mediator.site == "hidden":
             return self.layer + 1
         return self.mediator.restored_layers(self.layer, n_layers)[0]
@@ -47,9 +47,9 @@ class Step:
     Attributes:
         sources: for each row that ran at the layer before, which one it continues; a row that
             splits is named twice.
-        joining_restored: whether position t of a joining row's input is the clean state.
-        restored: by site, rows whose output at position t is put back to its clean value.
-        severed: by site, rows whose output at position t is held at its corrupted value.
+        joining_restored: whether position t of a joining row's input is the source's state.
+        restored: by site, rows whose output at position t is that of the source.
+        severed: by site, rows whose output at position t is held at its value in the base.
     """
 
     sources: list[int] = field(default_factory=list)

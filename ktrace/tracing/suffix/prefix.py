@@ -1,6 +1,6 @@
 """Keys and values before the suffixes, where a block expects its cache.
 
-Shapes: n_base rows of the corrupted run, n_before positions before the suffix, n_new tokens.
+Shapes: n_base rows of the base, n_before positions before the suffix, n_new tokens.
 """
 
 import torch

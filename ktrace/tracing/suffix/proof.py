@@ -28,6 +28,7 @@ from ktrace.tracing.reference import ReferenceEngine, Restoration
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import Limits
 from ktrace.tracing.suffix.rounding import Rounding
+from ktrace.tracing.suffix.runs import recorded_rows
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ def _walking_budget(lm: LanguageModel, expected: Expected) -> int:
     """Rows of a block call, so few that the cells take several walks."""
     n_cases = len(expected.cases)
     cells = len(expected.mediators) * lm.n_layers
-    return max(n_cases * (1 + _SAMPLES), n_cases * _SAMPLES * (cells // _WALKS))
+    recorded = max(recorded_rows(_SAMPLES, m.direction) for m in expected.mediators)
+    return n_cases * max(recorded, _SAMPLES * (cells // _WALKS))
 
 
 def _expected_of_short(lm: LanguageModel, mediators: Sequence[Mediator]) -> Expected:

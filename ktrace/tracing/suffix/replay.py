@@ -6,7 +6,7 @@ side by side in one sequence whose mask lets each see its own past alone. Nothin
 architecture; what a family does with its arguments is proven when an engine is made
 (proof.py).
 
-Shapes: n_base rows of the corrupted run, n_rows suffixes of each at one position, n_positions of
+Shapes: n_base rows of the base, n_rows suffixes of each at one position, n_positions of
 the whole sequence, n_tokens of all suffixes of one base row in a call.
 """
 

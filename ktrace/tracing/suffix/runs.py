@@ -1,7 +1,10 @@
 """The clean and the corrupted runs of a group of cases, as the suffix engine needs them.
 
-Shapes: n_cases in the group, n_samples of the noise; n_base = n_cases x n_samples rows of the
-corrupted run; n_answer tokens of an answer.
+One of the two is the base, which suffixes go on from; the other is the source of the states that
+are put into it (`ktrace.terms.Direction`).
+
+Shapes: n_cases in the group, n_samples of the noise; n_base = n_cases x n_samples rows of the base;
+n_answer tokens of an answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,7 @@ import torch
 
 from ktrace.lm.head import logits_from
 from ktrace.lm.hooks import Edit, keep
-from ktrace.terms import METRICS
+from ktrace.terms import METRICS, Direction
 from ktrace.tracing.engine import Case, Scores
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import make_targets, score
@@ -20,11 +23,20 @@ from ktrace.tracing.suffix.memory import LARGEST_CPU_BLOCK
 from ktrace.tracing.suffix.recording import Recorder, Recording
 
 
+def recorded_rows(n_samples: int, direction: Direction) -> int:
+    """Rows of a case in the recorded pass.
+
+    A clean source is one row that serves every sample; a clean base is a row for each of them, as
+    suffixes of different states go on from it.
+    """
+    return n_samples + (n_samples if direction is Direction.noise else 1)
+
+
 class Runs:
     """Clean and corrupted runs of a group, recorded in one forward pass.
 
-    The first rows are clean, one for each case; the base rows follow, (case, sample), with the
-    sample fastest.
+    The first rows are the source, the base rows follow. Corrupted rows, and base rows, are (case,
+    sample), with the sample fastest; a clean source has one row for each case.
 
     Args:
         recorder: of the model.
@@ -32,6 +44,7 @@ class Runs:
         group: cases of one shape.
         sites: whose outputs are kept.
         limits: how many rows' logits are taken together.
+        direction: which of the two runs is the base.
     """
 
     def __init__(
@@ -41,6 +54,7 @@ class Runs:
         group: Sequence[Case],
         sites: Sequence[str],
         limits: Limits,
+        direction: Direction = Direction.denoise,
     ) -> None:
         lm = recorder.lm
         self.lm = lm
@@ -49,78 +63,101 @@ class Runs:
         self.n_answer = len(group[0].answer_ids)
         self.n_positions = len(group[0].forced_ids)
         self.n_base = self.n_cases * self.n_samples
+        self._noising = direction is Direction.noise
+        self._n_sources = self.n_base if self._noising else self.n_cases
         self._head_rows = limits.head_rows
-        ids = torch.tensor([case.forced_ids for case in group], device=lm.device)
+        clean = torch.tensor([case.forced_ids for case in group], device=lm.device)
+        corrupted = torch.tensor([c.corrupted_forced_ids for c in group], device=lm.device)
         self.outputs: dict[str, torch.Tensor] = {}
         edits: dict[str, Edit] = {lm.paths.embedding: self._add_noise(noise, group)}
         for layer in range(lm.n_layers):
             have = lm.paths.sites(layer)
             for path in (have[site] for site in sites if site in have):
                 edits[path] = keep(self.outputs, path)
-        rows = torch.cat([ids, ids.repeat_interleave(self.n_samples, dim=0)])
-        self.recording: Recording = recorder.record(rows, edits, self.n_answer)
+        source, base = (corrupted, clean) if self._noising else (clean, corrupted)
+        rows = [
+            source.repeat_interleave(self._n_sources // self.n_cases, dim=0),
+            base.repeat_interleave(self.n_samples, dim=0),
+        ]
+        self.recording: Recording = recorder.record(torch.cat(rows), edits, self.n_answer)
         logits = self.recording.logits
         self.targets = make_targets(
-            group, self._clean_rows(logits), self._by_case(logits), noise.foils
+            group, self._clean(logits)[:, 0], self._corrupted(logits), noise.foils
         )
 
     @property
     def base(self) -> slice:
         """The base rows among all rows."""
-        return slice(self.n_cases, None)
+        return slice(self._n_sources, None)
 
-    def _clean_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """The clean rows among all rows, `(n_cases, ...)`; a view."""
-        return rows[: self.n_cases]
+    def _base_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The base among all rows, `(n_cases, n_samples, ...)`; a view."""
+        return self._by_case(rows[self.base])
+
+    def _source_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The source among all rows, `(n_cases, n_samples or 1, ...)`; a view."""
+        return self._by_case(rows[: self._n_sources])
 
     def _by_case(self, rows: torch.Tensor) -> torch.Tensor:
-        """The base rows among all rows, `(n_cases, n_samples, ...)`; a view."""
-        return rows[self.base].view(self.n_cases, self.n_samples, *rows.shape[1:])
+        return rows.view(self.n_cases, -1, *rows.shape[1:])
+
+    def _clean(self, rows: torch.Tensor) -> torch.Tensor:
+        """The clean run among all rows, `(n_cases, n_samples or 1, ...)`; a view."""
+        return self._base_rows(rows) if self._noising else self._source_rows(rows)
+
+    def _corrupted(self, rows: torch.Tensor) -> torch.Tensor:
+        """The corrupted run among all rows, `(n_cases, n_samples, ...)`; a view."""
+        return self._source_rows(rows) if self._noising else self._base_rows(rows)
 
     def _add_noise(self, noise: Noise, group: Sequence[Case]) -> Edit:
         def edit(embeddings: torch.Tensor) -> torch.Tensor:
             noised = embeddings.clone()
-            base = self._by_case(noised)
+            own, corrupted = self._corrupted(embeddings), self._corrupted(noised)
             for number, case in enumerate(group):
                 start, stop = case.span
-                base[number, :, start:stop] = noise.corrupt(case, embeddings[number, start:stop])
+                subject = noise.corrupt(case, own[number, 0, start:stop])
+                corrupted[number, :, start:stop] = subject
             return noised
 
         return edit
 
-    def clean(self, site: str, layer: int, position: int) -> torch.Tensor:
-        """Of one of `sites`, the clean output at one position, `(n_base, d_model)`."""
-        return self._clean_at(self.outputs[self.lm.paths.sites(layer)[site]], position)
+    def source(self, site: str, layer: int, position: int) -> torch.Tensor:
+        """Of one of `sites`, the source's output at one position, `(n_base, d_model)`."""
+        return self._source_at(self.outputs[self.lm.paths.sites(layer)[site]], position)
 
-    def corrupted(self, site: str, layer: int, position: int) -> torch.Tensor:
-        """Of one of `sites`, the corrupted output at one position, `(n_base, d_model)`."""
+    def base_output(self, site: str, layer: int, position: int) -> torch.Tensor:
+        """Of one of `sites`, the base's output at one position, `(n_base, d_model)`."""
         return self.outputs[self.lm.paths.sites(layer)[site]][self.base, position]
 
-    def clean_input(self, layer: int, position: int) -> torch.Tensor:
-        """A block's clean input at one position, for each base row, `(n_base, d_model)`."""
-        return self._clean_at(self.recording.calls[layer].states, position)
+    def source_input(self, layer: int, position: int) -> torch.Tensor:
+        """A block's input in the source at one position, for each base row, `(n_base, d_model)`."""
+        return self._source_at(self.recording.calls[layer].states, position)
 
-    def _clean_at(self, rows: torch.Tensor, position: int) -> torch.Tensor:
-        return self._clean_rows(rows)[:, position].repeat_interleave(self.n_samples, dim=0)
+    def _source_at(self, rows: torch.Tensor, position: int) -> torch.Tensor:
+        found = self._source_rows(rows)[:, :, position]
+        return found.expand(-1, self.n_samples, -1).reshape(self.n_base, -1)
 
-    def corrupted_input(self, layer: int, position: int) -> torch.Tensor:
-        """A block's corrupted input from one position on, `(n_base, tokens, d_model)`."""
+    def base_input(self, layer: int, position: int) -> torch.Tensor:
+        """A block's input in the base from one position on, `(n_base, tokens, d_model)`."""
         return self.recording.calls[layer].states[self.base, position:]
 
     def clean_scores(self) -> Scores:
         """Of the clean run, against each base row's foil, `(n_base,)`."""
-        logits = self._clean_rows(self.recording.logits)
-        clean = logits[:, None].expand(-1, self.n_samples, -1, -1)
+        clean = self._clean(self.recording.logits).expand(-1, self.n_samples, -1, -1)
         return _as_arrays(score(clean[None], self.targets))
 
     def corrupted_scores(self) -> Scores:
         """Of the corrupted run, `(n_base,)`."""
-        return _as_arrays(score(self._by_case(self.recording.logits)[None], self.targets))
+        return _as_arrays(score(self._corrupted(self.recording.logits)[None], self.targets))
 
-    def last_restored_scores(self) -> Scores:
-        """With the last block's output at the prompt's last position restored, `(n_base,)`."""
-        logits = self._by_case(self.recording.logits).clone()
-        logits[:, :, 0] = self._clean_rows(self.recording.logits)[:, None, 0]
+    def base_scores(self) -> Scores:
+        """Of the base, `(n_base,)`."""
+        return self.clean_scores() if self._noising else self.corrupted_scores()
+
+    def last_put_scores(self) -> Scores:
+        """With the source's last block's output at the prompt's last position, `(n_base,)`."""
+        logits = self._base_rows(self.recording.logits).clone()
+        logits[:, :, 0] = self._source_rows(self.recording.logits)[:, :, 0]
         return _as_arrays(score(logits[None], self.targets))
 
     def scores(self, states: torch.Tensor) -> Scores:

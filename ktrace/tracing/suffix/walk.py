@@ -1,6 +1,6 @@
 """One walk over the layers, for the restorations of a plan at every position at once.
 
-Shapes: n_base rows of the corrupted run, n_rows of the plan at a layer, n_answer tokens of an
+Shapes: n_base rows of the base, n_rows of the plan at a layer, n_answer tokens of an
 answer; a suffix at position t has n_positions - t tokens.
 """
 
@@ -95,10 +95,10 @@ class Walk:
             unchanged = step.sources == list(range(states.shape[1]))
             parts.append(states if unchanged else states[:, step.sources])
         for restored in step.joining_restored:
-            joining = self.runs.corrupted_input(layer, position)
+            joining = self.runs.base_input(layer, position)
             if restored:
                 joining = joining.clone()
-                joining[:, 0] = self.runs.clean_input(layer, position)
+                joining[:, 0] = self.runs.source_input(layer, position)
             parts.append(joining[:, None])
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -123,8 +123,8 @@ class Walk:
         """Restored and severed tokens of a site's output, at the position with this number."""
         position = pack.positions[number]
         for rows, values_of in (
-            (step.restored.get(site), self.runs.clean),
-            (step.severed.get(site), self.runs.corrupted),
+            (step.restored.get(site), self.runs.source),
+            (step.severed.get(site), self.runs.base_output),
         ):
             if rows:
                 yield pack.first_tokens(number, rows), values_of(site, layer, position)
