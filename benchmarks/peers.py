@@ -28,7 +28,7 @@ def ktrace_reference(lm: LanguageModel, noise: RandomNoise) -> CellRunner:
     hidden = make_mediator("hidden", 1)
 
     def run(case: Case, layer: int, position: int) -> Probabilities:
-        edits = engine._edits(hidden, layer, position, {})
+        edits = engine._edits([(hidden, layer, position)], {}, n_sources=0)
         return _answer(engine._logits(case, edits)[1:, -1], case)
 
     return run

@@ -19,6 +19,7 @@ from ktrace.store import CLEAN, Row
 from ktrace.store import RESTORED as ALL_RESTORED
 from ktrace.store import part as part_module
 from ktrace.store.part import part_name, read_fingerprint, read_part, write_part
+from ktrace.store.schema import VERSION
 
 # One metric is enough here: all have the same field.
 RESTORED = {name: ALL_RESTORED[name] for name in ("index", "known_id", "probability")}
@@ -232,9 +233,10 @@ def test_a_part_without_end_marker_is_refused(path: Path) -> None:
 def test_another_schema_version_is_refused_with_both_values(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(part_module, "VERSION", 7)
+    monkeypatch.setattr(part_module, "VERSION", VERSION + 1)
     # Not as damage, which would be set aside: another ktrace can read it.
-    with pytest.raises(KtraceError, match=r"schema version \d+, this ktrace reads version 7"):
+    said = rf"schema version {VERSION}, this ktrace reads version {VERSION + 1}"
+    with pytest.raises(KtraceError, match=said):
         read_part(path, RESTORED, ["index"])
 
 
