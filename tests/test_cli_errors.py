@@ -33,7 +33,10 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
         ("noise=unifrom", ["noise=unifrom is unknown (did you mean uniform?): choose from"]),
         (
             "dataset=known",
-            ["dataset=known is unknown", "counterfact, facts, file, hub, known_1000, prompt"],
+            [
+                "dataset=known is unknown",
+                "counterfact, facts, file, hub, known_1000, pairs, prompt",
+            ],
         ),
         ("engine=fast", ["engine=fast is unknown", "reference"]),
         ("experiment=none", ["experiment=none is unknown: choose from seed"]),

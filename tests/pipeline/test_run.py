@@ -22,6 +22,7 @@ from ktrace.store import RunFolders
 from ktrace.tracing import clean, encode, reference
 from ktrace.tracing.suffix import engine as suffix
 from tests.support.configs import Compose
+from tests.support.figures import NO_FIGURES
 from tests.support.known_facts import write_known_facts
 from tests.support.runs import FIVE
 
@@ -156,7 +157,7 @@ def test_figures_show_the_mediators_of_the_config(
 
     def record(*args: Any, **options: Any) -> list[Path]:
         shown.append(options["shown"])
-        return []
+        return NO_FIGURES
 
     monkeypatch.setattr("ktrace.analysis.analyze.draw_figures", record)
     pipeline.run(config("mediator=attn"))
@@ -191,7 +192,8 @@ def test_a_run_stops_where_its_stage_says(
     assert bool(folders.corrupted.parts()) == corrupted
     assert bool(folders.restored("hidden").parts()) == restored
     assert outcome.analysis is None
-    assert not folders.analysis.exists()
+    # What was predicted is told of every fact, as soon as it is known.
+    assert [path.name for path in folders.analysis.iterdir()] == ["candidates.csv"]
     assert outcome.counts["candidates"] == 6
 
 

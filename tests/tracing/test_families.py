@@ -127,7 +127,8 @@ def test_the_table_says_how_well_every_family_agrees() -> None:
             if cell == "none":
                 continue
             difference, spread = cell.rsplit("of ", 1)
-            assert float(spread) >= 0.1, row
+            # Of a hybrid, attention is in few layers; and nothing is compared with it.
+            assert float(spread) >= (0.01 if architecture in NOT_REPLAYED else 0.1), row
             if architecture not in NOT_REPLAYED:
                 assert float(difference) <= 1e-6, row
     assert listed == sorted(TINY_FAMILIES)

@@ -378,11 +378,11 @@ def test_the_proof_asks_for_no_more_room_than_a_run(monkeypatch: pytest.MonkeyPa
     lm, sizes = language_model(llama()), []
     original = ReferenceEngine._logits
 
-    def in_little_room(self: Any, case: Any, edits: Any, n_cells: int = 1) -> Any:
-        sizes.append(n_cells)
-        if n_cells > 2:
+    def in_little_room(self: Any, case: Any, edits: Any, corrupted: Any = (True,)) -> Any:
+        sizes.append(len(corrupted))
+        if len(corrupted) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return original(self, case, edits, n_cells)
+        return original(self, case, edits, corrupted)
 
     monkeypatch.setattr(ReferenceEngine, "_logits", in_little_room)
     assert isinstance(engine_of(lm, HIDDEN), SuffixEngine)

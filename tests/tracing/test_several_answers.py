@@ -77,7 +77,7 @@ def test_probabilities_are_added(llama: LanguageModel, make: Make, answers: list
         # Where restoring changes nothing it gives the baseline's very scores.
         for metric in METRICS:
             before = scores[metric][..., : case.span.start]
-            assert (before == baseline.corrupted[metric][:, None, None]).all()
+            assert (before == baseline.base(mediator)[metric][:, None, None]).all()
 
 
 @every_engine
