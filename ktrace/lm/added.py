@@ -9,7 +9,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ktrace.errors import KtraceError
-from ktrace.lm.hooks import Args, Edit, Kwargs, LeadingAxes, hooked, keep, module_at, removing
+from ktrace.lm.hooks import (
+    Args,
+    Edit,
+    Kwargs,
+    LeadingAxes,
+    called_with,
+    hooked,
+    keep,
+    module_at,
+    removing,
+)
 from ktrace.lm.made_up import OTHER, PROMPT, ids_of, rounding_in, size_of
 from ktrace.lm.paths import ModulePaths
 
@@ -250,11 +260,7 @@ def _changed_input(
     leading = LeadingAxes()
 
     def enter(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        name = "" if args else next(iter(kwargs))
-        states = args[0] if args else kwargs[name]
-        assert isinstance(states, torch.Tensor)
-        changed = change(leading.unflattened(states)).reshape(states.shape)
-        return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {name: changed})
+        return called_with(args, kwargs, leading, change)
 
     with ExitStack() as stack:
         if within is not None:

@@ -130,6 +130,26 @@ class LeadingAxes:
         return states.view(*self.sizes, -1)
 
 
+def called_with(
+    args: Args, kwargs: Kwargs, leading: LeadingAxes, change: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[Args, Kwargs]:
+    """What a module is called with, with other states: its first argument.
+
+    Args:
+        args: as a forward pre-hook gets them.
+        kwargs: likewise.
+        leading: of the block around it, which may flatten rows and positions before the module.
+        change: of the states, with both axes.
+    """
+    name = "" if args else next(iter(kwargs))
+    states = args[0] if args else kwargs[name]
+    assert isinstance(states, torch.Tensor)
+    changed = change(leading.unflattened(states))
+    if changed.ndim > states.ndim:
+        changed = changed.flatten(0, 1)
+    return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {name: changed})
+
+
 def states_of(output: object) -> object:
     """What a module's output says of states: all of it, or a tuple's first element."""
     return output[0] if isinstance(output, tuple) else output

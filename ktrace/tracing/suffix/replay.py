@@ -22,6 +22,7 @@ from ktrace.lm.hooks import (
     Args,
     Kwargs,
     LeadingAxes,
+    called_with,
     module_at,
     removing,
     states_of,
@@ -213,14 +214,7 @@ class _OnTokens:
 
     def narrow(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Leave out other tokens of what the first module is called with."""
-        name = "" if args else next(iter(kwargs))
-        states = args[0] if args else kwargs[name]
-        assert isinstance(states, torch.Tensor)
-        # Some blocks flatten (rows, positions) before their MLP.
-        narrowed = self.leading.unflattened(states)[:, self.tokens]
-        if states.ndim == 2:
-            narrowed = narrowed.flatten(0, 1)
-        return ((narrowed, *args[1:]), kwargs) if args else (args, kwargs | {name: narrowed})
+        return called_with(args, kwargs, self.leading, lambda states: states[:, self.tokens])
 
     def widen(self, module: nn.Module, args: Args, output: object) -> object:
         """Put what the last module gives where it belongs, with zeros around it."""
