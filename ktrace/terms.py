@@ -1,7 +1,9 @@
 """The field's words, each defined once: metrics, sites, roles, mediators with titles and order."""
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from typing import NamedTuple
 
 
 class Metric(Enum):
@@ -46,6 +48,8 @@ class Direction(Enum):
 
 # Where states are read and edited: a block's output, and what its attention and MLP add to it.
 SITES = ("hidden", "attn", "mlp")
+# Where one head's output is: a slice of what the output projection of the attention is called with.
+HEAD = "head"
 
 # The scheme `rome`, in the order of the prompt. Coarser schemes are groupings of these
 # (ktrace/analysis/rows.py).
@@ -58,6 +62,11 @@ ROLES = (
     "last",
 )
 
+# What a query sees, in groups whose edges are cut together: before the subject, the subject, behind
+# it, and the query itself, which is in none of the others. Stores number them -1, -2, ... where a
+# source's position would stand.
+SOURCE_GROUPS = ("before the subject", "subject", "after the subject", "the query itself")
+
 # What facts may share that makes them dependent: the units of intervals. The first by default.
 CLUSTERS = ("relation_id", "subject", "attribute")
 
@@ -66,15 +75,19 @@ CLUSTERS = ("relation_id", "subject", "attribute")
 SMALLEST_EFFECT = 0.01
 
 # By name, in the order of panels and tables: from what is restored as a whole to its parts.
-# ktrace/tracing/mediators.py says what each restores and severs.
+# ktrace/tracing/mediators.py says what each restores, severs and cuts.
 MEDIATOR_TITLES: Mapping[str, str] = {
     "hidden": "hidden states",
     "hidden_attn_severed": "hidden, attention severed",
     "hidden_mlp_severed": "hidden, MLP severed",
     "mlp": "MLP outputs",
     "attn": "attention outputs",
+    HEAD: "attention heads",
+    "knockout": "attention knockout",
 }
 MEDIATOR_NAMES = tuple(MEDIATOR_TITLES)
+# Those of Meng et al. (2022), and what `mediator=all` stands for.
+PUBLISHED_MEDIATORS = MEDIATOR_NAMES[:5]
 # Mediators whose effects are subtracted, the second from the first: what severing takes away, and
 # which of a block's parts carries more.
 MEDIATOR_PAIRS = (
@@ -83,52 +96,95 @@ MEDIATOR_PAIRS = (
     ("mlp", "attn"),
 )
 
-_WINDOW = "-w"
-_NOISING = f"-{Direction.noise.value}"
+# `positions` of a mediator that takes every one.
+EVERYWHERE = ("all",)
+# Where heads are restored unless `mediator.positions` says otherwise: a prompt has few such places,
+# and a model many heads.
+_HEAD_POSITIONS = ("last_subject", "last")
+_QUERY = "last"
+_KEY = re.compile(
+    rf"(?P<name>[a-z_]+)(-w(?P<window>\d+))?(?P<noises>-{Direction.noise.value})?"
+    r"(-at-(?P<positions>[a-z_+]+))?(-from-(?P<query>[a-z_]+))?"
+)
 
 
-def mediator_key(name: str, window: int, direction: Direction = Direction.denoise) -> str:
-    """What a mediator's store and figures are called: what determines its numbers.
+class MediatorKey(NamedTuple):
+    """What determines a mediator's numbers; as text it names its store and figures.
 
-    Args:
+    Attributes:
         name: of the mediator.
-        window: layers that are restored together; 0 for a mediator without a window.
+        window: layers that are restored, or cut, together; 0 for a mediator without a window.
         direction: see `Direction`.
+        positions: roles, with `_` for blanks, of the positions that are restored; `EVERYWHERE`, or
+            empty for the mediator's own.
+        query: role of the position whose edges are cut; empty for a mediator that cuts none.
     """
-    key = f"{name}{_WINDOW}{window}" if window else name
-    return key + _NOISING if direction is Direction.noise else key
+
+    name: str
+    window: int = 0
+    direction: Direction = Direction.denoise
+    positions: tuple[str, ...] = ()
+    query: str = ""
+
+    def __str__(self) -> str:
+        key = f"{self.name}-w{self.window}" if self.window else self.name
+        if self.direction is Direction.noise:
+            key += f"-{Direction.noise.value}"
+        if self.positions and self.positions != own_positions(self.name):
+            key += f"-at-{'+'.join(self.positions)}"
+        return f"{key}-from-{self.query}" if self.query not in ("", _QUERY) else key
+
+    @classmethod
+    def parse(cls, key: str) -> "MediatorKey":
+        """The parts of a key; of text that is none, a mediator of that name."""
+        found = _KEY.fullmatch(key)
+        if found is None:
+            return cls(key)
+        direction = Direction.noise if found["noises"] else Direction.denoise
+        positions = tuple((found["positions"] or "").split("+")) if found["positions"] else ()
+        window = int(found["window"] or 0)
+        return cls(found["name"], window, direction, positions, found["query"] or "")
+
+
+def own_positions(name: str) -> tuple[str, ...]:
+    """Where a mediator restores unless `mediator.positions` says otherwise."""
+    return _HEAD_POSITIONS if name == HEAD else EVERYWHERE
 
 
 def is_noising(key: str) -> bool:
     """Whether a mediator, by its key, puts corrupted states into the clean run."""
-    return key.endswith(_NOISING)
+    return MediatorKey.parse(key).direction is Direction.noise
+
+
+def cuts_edges(key: str) -> bool:
+    """Whether a mediator, by its key, cuts edges of the attention, and so has sources."""
+    return MediatorKey.parse(key).name == "knockout"
+
+
+def changes_clean_run(key: str) -> bool:
+    """Whether a mediator, by its key, changes the clean run; others change the corrupted one."""
+    return is_noising(key) or cuts_edges(key)
 
 
 def effects_fall(metric: str, key: str) -> bool:
     """Whether a strong effect of a mediator, by its key, is a negative number.
 
-    Restoring makes a divergence fall, and all else rise; noising the other way round.
+    Restoring makes a divergence fall, and all else rise; noising and cutting the other way round.
     """
-    return lower_helps(metric) != is_noising(key)
-
-
-def _parts(key: str) -> tuple[str, str]:
-    """A mediator's name, and its window as text: empty where it has none."""
-    name, _, window = key.removesuffix(_NOISING).partition(_WINDOW)
-    return name, window
+    return lower_helps(metric) != changes_clean_run(key)
 
 
 def mediator_pairs(keys: Sequence[str]) -> list[tuple[str, str]]:
     """Which of some mediators' keys are `MEDIATOR_PAIRS`: of one window, where they have one.
 
-    Both are of one direction.
+    Both are of one direction, at the same positions.
     """
-    named = {(*_parts(key), is_noising(key)): key for key in keys}
+    named = {MediatorKey.parse(key): key for key in keys}
     return [
-        (key, named[second, window, noises])
+        (key, named[other])
         for first, second in MEDIATOR_PAIRS
-        for (name, window, noises), key in named.items()
-        if name == first and (second, window, noises) in named
+        for parts, key in named.items()
+        if parts.name == first and (other := parts._replace(name=second)) in named
     ]
 
 
@@ -153,8 +209,8 @@ def noise_key(settings: Mapping[str, object]) -> str:
 
 
 def mediator_name(key: str) -> str:
-    """A mediator's name without its window and direction."""
-    return _parts(key)[0]
+    """A mediator's name without its window, direction and positions."""
+    return MediatorKey.parse(key).name
 
 
 def dataset_key(name: str, settings: Mapping[str, object]) -> str:
@@ -179,16 +235,21 @@ def dataset_key(name: str, settings: Mapping[str, object]) -> str:
 
 
 def mediator_title(key: str) -> str:
-    """A mediator's key in words, with its window and direction."""
-    name, window = _parts(key)
-    title = MEDIATOR_TITLES.get(name, name) + (f", window {window}" if window else "")
-    return f"{title}, noised" if is_noising(key) else title
+    """A mediator's key in words, with its window, direction and positions."""
+    parts = MediatorKey.parse(key)
+    title = MEDIATOR_TITLES.get(parts.name, parts.name)
+    title += f", window {parts.window}" if parts.window else ""
+    title += ", noised" if parts.direction is Direction.noise else ""
+    title += f", at {' and '.join(parts.positions)}".replace("_", " ") if parts.positions else ""
+    return f"{title}, from {parts.query}".replace("_", " ") if parts.query else title
 
 
-def panel_order(key: str) -> tuple[int, str]:
+def panel_order(key: str) -> tuple[int, int, str]:
     """Sorts keys of mediators as panels and tables are ordered; unknown ones go last."""
-    name = mediator_name(key)
-    return (MEDIATOR_NAMES.index(name) if name in MEDIATOR_NAMES else len(MEDIATOR_NAMES), key)
+    parts = MediatorKey.parse(key)
+    known = parts.name in MEDIATOR_NAMES
+    place = MEDIATOR_NAMES.index(parts.name) if known else len(MEDIATOR_NAMES)
+    return place, parts.window, key
 
 
 def metric_title(metric: str) -> str:

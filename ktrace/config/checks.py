@@ -10,6 +10,7 @@ from ktrace.config.schema import (
     AnalysisConfig,
     DatasetConfig,
     Foil,
+    MediatorConfig,
     ModelConfig,
     NoiseConfig,
     NoiseKind,
@@ -50,11 +51,7 @@ def check(config: RunConfig) -> None:
     _check_noise(config.noise)
     _check_analysis(config.analysis)
     _check_comparison(config)
-    if not config.mediator.names:
-        raise KtraceError("mediator.names is empty: name at least one mediator")
-    for name in config.mediator.names:
-        if not isinstance(name, str):  # OmegaConf lets a list within the list through
-            raise KtraceError(f"mediator.names: {name!r} is not the name of a mediator")
+    _check_mediator(config.mediator)
     if config.model.modules is not None:
         given = config.model.modules
         # Some models have neither attention nor MLP (Mamba).
@@ -83,6 +80,30 @@ def _check_bounds(part: object, prefix: str = "") -> None:
                 raise KtraceError(f"{key}={value} is out of range: above {above}{finite}")
             if most is not None and value > most:
                 raise KtraceError(f"{key}={value} is out of range: at most {most}")
+
+
+def _check_mediator(mediator: MediatorConfig) -> None:
+    if not mediator.names:
+        raise KtraceError("mediator.names is empty: name at least one mediator")
+    for name in mediator.names:
+        if not isinstance(name, str):  # OmegaConf lets a list within the list through
+            raise KtraceError(f"mediator.names: {name!r} is not the name of a mediator")
+    windows = mediator.windows
+    if not windows or not all(type(window) is int and window >= 1 for window in windows):
+        raise KtraceError(
+            f"mediator.window={mediator.window} is out of range: at least 1 layer, or a list of "
+            "such numbers, as [1,3,5,10]"
+        )
+    roles = mediator.roles
+    if roles is not None and not (
+        isinstance(roles, list) and roles and all(isinstance(role, str) for role in roles)
+    ):
+        raise KtraceError(
+            f"mediator.positions={mediator.positions} names no positions: give all, or a list of "
+            "roles, as [last_subject,last]"
+        )
+    if roles is not None and "all" in roles and len(roles) > 1:
+        raise KtraceError(f"mediator.positions={mediator.positions}: all stands alone")
 
 
 def _check_device_map(model: ModelConfig) -> None:

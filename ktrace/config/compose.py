@@ -45,6 +45,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=RunConfig)
     for name, resolver in (
         ("bundled", lambda file: str(resource(f"data/{file}"))),
+        ("smaller", min),
         ("hub_name", _hub_name),
         ("basename", lambda path: PurePosixPath(str(path)).name),
         ("stem", lambda path: Path(str(path)).stem),

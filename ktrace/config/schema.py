@@ -142,8 +142,8 @@ class EngineName(Enum):
 class ModulesConfig:
     """Module paths of an unknown architecture; `[LAYER_NUM]` is the layer.
 
-    Embedding and block are needed. Without `attn` or `mlp`, mediators that restore or sever it are
-    refused.
+    Embedding and block are needed. Without `attn`, `mlp` or `heads`, mediators that restore, sever
+    or cut it are refused.
 
     Example: `block: model.layers.[LAYER_NUM]`, `attn: model.layers.[LAYER_NUM].self_attn`.
     """
@@ -152,6 +152,7 @@ class ModulesConfig:
     block: str | None = None
     attn: str | None = None
     mlp: str | None = None
+    heads: str | None = None  # the attention's output projection, for mediator=head
 
 
 @dataclass
@@ -177,11 +178,26 @@ class ModelConfig:
 
 @dataclass
 class MediatorConfig:
-    """What is restored."""
+    """What is restored, or cut."""
 
     names: list[str] = MISSING
-    window: int = field(default="${model.window}", metadata=_WINDOW)  # type: ignore[assignment]  # OmegaConf interpolates an int
+    # Layers together, for mlp, attn and knockout; a list takes every window of it.
+    window: Any = "${model.window}"
     direction: Direction = Direction.denoise
+    # Where: all, or a list of roles (first_subject, last_subject, last, ...); null: each
+    # mediator's own, which is all but for head.
+    positions: Any = None
+    query: str = "last"  # for knockout: role of the position whose edges are cut
+
+    @property
+    def windows(self) -> list[int]:
+        """Every window that is asked for."""
+        return self.window if isinstance(self.window, list) else [self.window]
+
+    @property
+    def roles(self) -> list[str] | None:
+        """`positions` as a list; None for each mediator's own."""
+        return [self.positions] if isinstance(self.positions, str) else self.positions
 
 
 _PUBLISHED_MULTIPLE = 3.0

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ktrace.errors import KtraceError
+from ktrace.lm.paths import INPUT
 
 # Takes a module's output, returns what replaces it; None leaves it as it is.
 Edit = Callable[[torch.Tensor], torch.Tensor | None]
@@ -41,6 +42,7 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
 def hooked(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Call `edits[path]` on the output of the module at `path` in every forward pass.
 
+    A path that ends with `INPUT` (ktrace/lm/paths.py) stands for what the module is called with.
     A module that returns a tuple is represented by its first element (the states; the rest are
     caches and weights). A module inside a block that flattens `(batch, position)` into one axis is
     shown to its edit with both axes. An edit gets the very tensor, not a copy: it must not change
@@ -51,15 +53,19 @@ def hooked(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     Raises:
         KtraceError: a path leads nowhere, or a module's output is no tensor.
     """
-    modules = {path: module_at(model, path) for path in edits}
+    modules = {path: module_at(model, path.removesuffix(INPUT)) for path in edits}
     with ExitStack() as stack:
         for path, module in modules.items():
             leading = LeadingAxes()
             parent, _, name = path.rpartition(".")
             if parent and name:
                 stack.enter_context(leading.watched(module_at(model, parent)))
-            hook = _as_hook(path, edits[path], leading)
-            stack.enter_context(removing(module.register_forward_hook(hook)))
+            if path.endswith(INPUT):
+                before = _as_pre_hook(edits[path], leading)
+                handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(_as_hook(path, edits[path], leading))
+            stack.enter_context(removing(handle))
         yield
 
 
@@ -158,6 +164,19 @@ def states_of(output: object) -> object:
 def with_states(output: object, states: torch.Tensor) -> object:
     """A module's output with other states; the rest of a tuple stays."""
     return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def _as_pre_hook(
+    edit: Edit, leading: LeadingAxes
+) -> Callable[[nn.Module, Args, Kwargs], tuple[Args, Kwargs]]:
+    def change(states: torch.Tensor) -> torch.Tensor:
+        changed = edit(states)
+        return states if changed is None else changed
+
+    def hook(module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        return called_with(args, kwargs, leading, change)
+
+    return hook
 
 
 def _as_hook(

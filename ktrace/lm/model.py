@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ktrace.lm.families import ModulePaths
 from ktrace.lm.placement import devices_of, input_device
 from ktrace.lm.tokens import Tokenizer
+from ktrace.terms import HEAD
 
 Config = Any  # of transformers: its attributes differ from family to family
 
@@ -82,6 +83,19 @@ class LanguageModel:
         )
         limit = next((limit for limit in limits if limit), None)
         return None if limit is None else int(limit)
+
+    def n_heads(self, layer: int) -> int:
+        """Heads of a layer's attention: those of its queries, where groups share keys."""
+        config = self._text_config
+        if getattr(config, "is_heterogeneous", False):  # layers have configs of their own
+            config = config.per_layer_config[layer]
+        return int(config.num_attention_heads)
+
+    @property
+    def most_heads(self) -> int:
+        """Of any layer whose heads can be told."""
+        layers = self.paths.layers_with(HEAD, self.n_layers)
+        return max((self.n_heads(layer) for layer in layers), default=0)
 
     @property
     def _text_config(self) -> Config:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ktrace.errors import KtraceError
-from ktrace.terms import SITES
+from ktrace.terms import HEAD, SITES
 
 LAYER = "[LAYER_NUM]"
+# Behind a path: what the module there is called with, in place of what it gives.
+INPUT = "@input"
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class LayerKind:
             layers of another kind have a module of another class there.
         attn: as in `ModulePaths`, but within the block.
         mlp: likewise.
+        heads: likewise.
     """
 
     marks: tuple[str, ...]
     attn: str | None = None
     mlp: str | None = None
+    heads: str | None = None
 
     def holds(self, block: nn.Module) -> bool:
         """Whether a block is of this kind."""
@@ -49,10 +53,12 @@ class ModulePaths:
         attn: the attention of a layer; its output is what is added to the residual stream. None
             where the architecture has no such point.
         mlp: the MLP of a layer, likewise.
+        heads: the output projection of a layer's attention: it is called with what the heads give,
+            side by side. None where the architecture has no such module.
         mlp_input: where the MLP's work begins, if that is another module than `mlp`: what an engine
             may call on some positions only.
         kinds: where layers differ, the kinds with more than `hidden`; the first that holds counts.
-            Then `attn` and `mlp` are None.
+            Then `attn`, `mlp` and `heads` are None.
         layers: the kind of each layer of a loaded model, None for one with `hidden` alone.
     """
 
@@ -60,6 +66,7 @@ class ModulePaths:
     block: str
     attn: str | None = None
     mlp: str | None = None
+    heads: str | None = None
     mlp_input: str | None = None
     kinds: tuple[LayerKind, ...] = ()
     layers: tuple[LayerKind | None, ...] = ()
@@ -84,16 +91,27 @@ class ModulePaths:
             block=moved(self.block),
             attn=self.attn and moved(self.attn),
             mlp=self.mlp and moved(self.mlp),
+            heads=self.heads and moved(self.heads),
             mlp_input=self.mlp_input and moved(self.mlp_input),
         )
 
     def sites(self, layer: int) -> dict[str, str]:
         """Paths of one layer's sites: `hidden`, `attn`, `mlp`, as far as there are such."""
-        templates = {"hidden": self.block, "attn": self.attn, "mlp": self.mlp}
+        found = {site: self._template(site, layer) for site in SITES}
+        return {site: self.at(path, layer) for site, path in found.items() if path}
+
+    def point(self, site: str, layer: int) -> str | None:
+        """Where one of a layer's sites is edited, or its heads: as `hooked` takes it."""
+        template = self._template(site, layer)
+        return template and self.at(template, layer) + (INPUT if site == HEAD else "")
+
+    def _template(self, site: str, layer: int) -> str | None:
         if self.layers and (kind := self.layers[layer]) is not None:
-            inner = {"attn": kind.attn, "mlp": kind.mlp}
-            templates |= {site: f"{self.block}.{path}" for site, path in inner.items() if path}
-        return {site: self.at(path, layer) for site, path in templates.items() if path}
+            inner = {"attn": kind.attn, "mlp": kind.mlp, HEAD: kind.heads}.get(site)
+            if inner:
+                return f"{self.block}.{inner}"
+        whole = {"hidden": self.block, "attn": self.attn, "mlp": self.mlp, HEAD: self.heads}
+        return whole[site]
 
     @staticmethod
     def at(path: str, layer: int) -> str:
@@ -101,8 +119,8 @@ class ModulePaths:
         return path.replace(LAYER, str(layer))
 
     def layers_with(self, site: str, n_layers: int) -> list[int]:
-        """The layers that have a site."""
-        return [layer for layer in range(n_layers) if site in self.sites(layer)]
+        """The layers that have a site, or heads."""
+        return [layer for layer in range(n_layers) if self._template(site, layer)]
 
     def require(self, *sites: str) -> None:
         """Refuse sites that no layer has.
@@ -111,10 +129,10 @@ class ModulePaths:
             KtraceError: naming the site and what there is.
         """
         n_layers = len(self.layers) or 1
-        have = [site for site in SITES if self.layers_with(site, n_layers)]
+        have = [site for site in (*SITES, HEAD) if self.layers_with(site, n_layers)]
         for site in sites:
             if site not in have:
                 raise KtraceError(
-                    f"this model has no site {site!r}: mediators that restore or sever it have no "
-                    f"meaning; its sites are {', '.join(have)}"
+                    f"this model has no site {site!r}: mediators that restore, sever or cut it "
+                    f"have no meaning; its sites are {', '.join(have)}"
                 )

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ktrace.facts import Span
+from ktrace.lm.model import LanguageModel
 from ktrace.tracing.mediators import Mediator
 
 # One array for each metric.
@@ -48,7 +49,7 @@ class Baseline:
 
     def base(self, mediator: Mediator) -> Scores:
         """Of the run that a mediator changes: what it leaves wherever it changes nothing."""
-        return self.clean if mediator.noises else self.corrupted
+        return self.clean if mediator.changes_clean_run else self.corrupted
 
     def source(self, mediator: Mediator) -> Scores:
         """Of the run that it takes states from."""
@@ -136,8 +137,15 @@ class Engine(Protocol):
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
         """Scores of the corrupted-with-restoration run, by mediator key; or of the noised one.
 
-        `(n_samples, n_layers, n_positions)` for each metric. Positions before the subject hold the
+        `(n_samples, n_layers, n_places)` for each metric, with `Mediator.places` of the case; of
+        heads `(n_samples, n_layers, n_heads, n_places)`. Positions before the subject hold the
         scores of the mediator's base: the noise does not reach them, so that both runs are alike
-        there. Layers without the site that a mediator restores hold NaN: there is nothing to put.
+        there. Layers without the site that a mediator restores or cuts hold NaN: there is nothing
+        to put; so do heads that a layer has not.
         """
         ...
+
+
+def cells_shape(lm: LanguageModel, mediator: Mediator) -> tuple[int, ...]:
+    """Cells of a mediator at one place: `(n_layers,)`, of heads `(n_layers, n_heads)`."""
+    return (lm.n_layers, lm.most_heads) if mediator.has_heads else (lm.n_layers,)

@@ -8,25 +8,39 @@ of the prompt.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import product
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ktrace.lm.edges import Cut, cutting
 from ktrace.lm.hooks import Edit, hooked, keep
 from ktrace.lm.memory import fewer_samples, within_memory
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import METRICS
-from ktrace.tracing.engine import Baseline, Case, Scores, Shape
-from ktrace.tracing.mediators import Mediator, sites_of
+from ktrace.tracing.engine import Baseline, Case, Scores, Shape, cells_shape
+from ktrace.tracing.mediators import Cell, Mediator, sites_of
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import Targets, make_targets, score
 
-# A mediator at a layer and a position: a cell.
-Restoration = tuple[Mediator, int, int]
-# Rows, a position, and the state of each row there: a tensor, or the rows of the same pass (one for
-# all of them, or one for each) whose state it is.
-Change = tuple[slice, int, torch.Tensor | slice]
+
+@dataclass(frozen=True)
+class Change:
+    """A state that is put in a pass.
+
+    Attributes:
+        rows: of the pass.
+        position: where.
+        state: of each row: a tensor, or the rows of the same pass (one for all of them, or one for
+            each) whose state it is.
+        head: which of how many slices of it is put; all of it is the first of one.
+    """
+
+    rows: slice
+    position: int
+    state: torch.Tensor | slice
+    head: tuple[int, int] = (0, 1)
+
 
 _CLEAN = slice(0, 1)  # the first row is the clean run; blocks of S rows follow it
 
@@ -36,7 +50,7 @@ class ReferenceEngine:
 
     The batch of every pass holds a clean row and then a block of corrupted rows, one for each noise
     sample. Restoring is copying the clean row's state into the others, in the same pass. To noise,
-    a block of clean rows gets the states of a block of corrupted ones.
+    a block of clean rows gets the states of a block of corrupted ones; to cut edges, its mask.
     """
 
     def __init__(self, lm: LanguageModel, noise: Noise) -> None:
@@ -80,51 +94,60 @@ class ReferenceEngine:
         return within_memory("with one restoration at a time", remedy)
 
     def _restored(self, case: Case, mediator: Mediator) -> Scores:
-        n_layers, n_positions = self.lm.n_layers, len(case.input_ids)
-        shape = (self.noise.samples, n_layers, n_positions)
-        have = self.lm.paths.layers_with(mediator.site, n_layers)
-        # Before the subject nothing changes.
+        lm, span, n_positions = self.lm, case.span, len(case.input_ids)
+        places = mediator.places(span, n_positions)
+        shape = (self.noise.samples, *cells_shape(lm, mediator), len(places))
         scores = {metric: np.full(shape, np.nan) for metric in METRICS}
-        for metric, values in self._baseline(case).base(mediator).items():
-            scores[metric][:, have] = values[:, None, None]
-        places = product(have, range(case.span.start, n_positions))
-        cells = ((mediator, *place) for place in places)
-        for (_, layer, position), cell in self.cells(case, cells):
-            for metric, values in cell.items():
-                scores[metric][:, layer, position] = values
+        base = self._baseline(case).base(mediator)
+        todo: dict[Cell, tuple[slice | int, ...]] = {}
+        for layer in lm.paths.layers_with(mediator.site, lm.n_layers):
+            for head in range(lm.n_heads(layer) if mediator.has_heads else 1):
+                for column, place in enumerate(places):
+                    of_head = (head,) if mediator.has_heads else ()
+                    at = (slice(None), layer, *of_head, column)
+                    # Before the subject nothing changes, unless edges are cut.
+                    if mediator.cuts or place >= span.start:
+                        todo[Cell(mediator, layer, place, head)] = at
+                        continue
+                    for metric, values in base.items():
+                        scores[metric][at] = values
+        for cell, found in self.cells(case, todo):
+            for metric, values in found.items():
+                scores[metric][todo[cell]] = values
         return scores
 
     def cells(
-        self, case: Case, cells: Iterable[Restoration], together: int = 1
-    ) -> Iterator[tuple[Restoration, Scores]]:
-        """Restore, or noise, some cells.
+        self, case: Case, cells: Iterable[Cell], together: int = 1
+    ) -> Iterator[tuple[Cell, Scores]]:
+        """Restore, noise or cut some cells.
 
         Args:
             case: the fact.
-            cells: mediator, layer and position of each.
+            cells: which.
             together: so many share a pass, each with rows of its own.
 
         Yields:
             The cell, and its scores, `(S,)` for each metric.
         """
         todo = list(cells)
-        severed = {cell[0].severs for cell in todo} - {None}
+        severed = {cell.mediator.severs for cell in todo} - {None}
         held: dict[str, torch.Tensor] = {}
         logits = self._logits(case, self._keeping(held, severed))
         targets = self._targets(case, logits)
         for first in range(0, len(todo), together):
             some = todo[first : first + together]
             # Noised cells are clean rows, which need corrupted ones to take states from.
-            corrupted = [not mediator.noises for mediator, *_ in some]
+            corrupted = [not cell.mediator.changes_clean_run for cell in some]
             n_sources = 0 if all(corrupted) else 1
             edits = self._edits(some, held, n_sources)
-            logits = self._logits(case, edits, [True] * n_sources + corrupted)
+            with cutting(self.lm.model, self._cuts(case, some, n_sources)):
+                logits = self._logits(case, edits, [True] * n_sources + corrupted)
             for number, cell in enumerate(some, start=n_sources):
                 yield cell, self._score(logits[self._rows(number)], targets)
 
-    def cell(self, case: Case, mediator: Mediator, layer: int, position: int) -> Scores:
-        """Scores of one restoration, `(S,)` for each metric."""
-        [(_, scores)] = self.cells(case, [(mediator, layer, position)])
+    def cell(self, case: Case, mediator: Mediator, layer: int, place: int, head: int = 0) -> Scores:
+        """Scores of one intervention, `(S,)` for each metric."""
+        [(_, scores)] = self.cells(case, [Cell(mediator, layer, place, head)])
         return scores
 
     def _rows(self, number: int) -> slice:
@@ -133,22 +156,40 @@ class ReferenceEngine:
         return slice(first, first + self.noise.samples)
 
     def _edits(
-        self, cells: Sequence[Restoration], held: Mapping[str, torch.Tensor], n_sources: int
+        self, cells: Sequence[Cell], held: Mapping[str, torch.Tensor], n_sources: int
     ) -> dict[str, Edit]:
-        """What cells change in a pass; their blocks stand behind those that are only read."""
+        """What cells put in a pass; their blocks stand behind those that are only read."""
         paths, n_layers = self.lm.paths, self.lm.n_layers
         changes: dict[str, list[Change]] = {}
-        for number, (mediator, layer, position) in enumerate(cells, start=n_sources):
+        for number, (mediator, layer, position, head) in enumerate(cells, start=n_sources):
+            if mediator.cuts:
+                continue
             rows = self._rows(number)
             source = self._rows(0) if mediator.noises else _CLEAN
             for restored in mediator.restored_layers(layer, n_layers):
-                if path := paths.sites(restored).get(mediator.site):
-                    changes.setdefault(path, []).append((rows, position, source))
+                if path := paths.point(mediator.site, restored):
+                    which = (head, self.lm.n_heads(layer)) if mediator.has_heads else (0, 1)
+                    changes.setdefault(path, []).append(Change(rows, position, source, which))
             for severed in mediator.severed_layers(layer, n_layers):
                 if path := paths.sites(severed).get(str(mediator.severs)):
                     corrupted = held[path][self._rows(0), position]
-                    changes.setdefault(path, []).append((rows, position, corrupted))
+                    changes.setdefault(path, []).append(Change(rows, position, corrupted))
         return {path: _changed(of_path) for path, of_path in changes.items()}
+
+    def _cuts(self, case: Case, cells: Sequence[Cell], n_sources: int) -> dict[str, list[Cut]]:
+        """Which edges cells cut in a pass, by block."""
+        cuts: dict[str, list[Cut]] = {}
+        span, n_positions = case.span, len(case.input_ids)
+        for number, (mediator, layer, place, _) in enumerate(cells, start=n_sources):
+            query = mediator.query_position(span, n_positions) if mediator.cuts else None
+            if query is None:
+                continue
+            cut = Cut(self._rows(number), query, mediator.sources(place, span, n_positions))
+            for one in mediator.restored_layers(layer, self.lm.n_layers):
+                sites = self.lm.paths.sites(one)
+                if mediator.site in sites:
+                    cuts.setdefault(sites["hidden"], []).append(cut)
+        return cuts
 
     def _keeping(
         self, kept: dict[str, torch.Tensor], sites: Iterable[str | None]
@@ -201,9 +242,13 @@ class ReferenceEngine:
 def _changed(changes: Sequence[Change]) -> Edit:
     def edit(output: torch.Tensor) -> torch.Tensor:
         changed = output.clone()
-        for rows, position, state in changes:
-            put = output[state, position] if isinstance(state, slice) else state
-            changed[rows, position] = put
+        for one in changes:
+            state = one.state
+            put = output[state, one.position] if isinstance(state, slice) else state
+            number, count = one.head
+            width = output.shape[-1] // count
+            features = slice(number * width, (number + 1) * width)
+            changed[one.rows, one.position, features] = put[..., features]
         return changed
 
     return edit

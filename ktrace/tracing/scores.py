@@ -73,7 +73,8 @@ def score(logits: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
     Softmax is taken in float32, or in float64 when the model computes in it.
 
     Args:
-        logits: `(n, n_facts, n_samples, n_answer, vocabulary)`.
+        logits: `(n, n_facts, n_samples, n_answer, vocabulary)`; one sample stands for all, where
+            their runs are the same.
         targets: of those facts.
 
     Returns:
@@ -82,12 +83,14 @@ def score(logits: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
     wide = _widened(logits)
     shape = wide.shape[:-1]
     answers = targets.answers[None, :, None].expand(shape)
-    foils = targets.foils[None].expand(shape)
+    foils = targets.foils[None].expand(len(wide), -1, -1, -1)
     log_probability = -torch.nn.functional.cross_entropy(
         wide.reshape(-1, wide.shape[-1]), answers.reshape(-1), reduction="none"
     ).reshape(shape)
     logit = wide.gather(-1, answers[..., None])[..., 0]
-    foil_logit = wide.gather(-1, foils[..., None])[..., 0]
+    # Foils may differ where runs do not.
+    of_samples = wide.expand(-1, -1, foils.shape[2], -1, -1)
+    foil_logit = of_samples.gather(-1, foils[..., None])[..., 0]
     # KL(clean || run) = sum of clean * (log clean - logits) + log of the run's normaliser.
     expected_logit = torch.stack(
         [
@@ -107,7 +110,9 @@ def score(logits: torch.Tensor, targets: Targets) -> dict[str, torch.Tensor]:
         "logit_difference": logit - foil_logit,
         "kl": normaliser - expected_logit - targets.clean_entropy[None, :, None],
     }
-    sums = {metric: values.sum(dim=-1) for metric, values in by_token.items()}
+    sums = {
+        metric: values.sum(dim=-1).expand(foils.shape[:3]) for metric, values in by_token.items()
+    }
     return {"probability": sums["log_probability"].exp(), **sums}
 
 

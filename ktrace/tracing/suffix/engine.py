@@ -11,26 +11,28 @@ rows for each case of a group, (case, sample), with the sample fastest.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from ktrace.errors import NoMemoryLeftError
 from ktrace.lm.linear import onednn_products
 from ktrace.lm.memory import fewer_samples, is_out_of_memory, release
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import METRICS, Direction
-from ktrace.tracing.engine import Baseline, Case, Scores, Shape
+from ktrace.terms import SOURCE_GROUPS
+from ktrace.tracing.engine import Baseline, Case, Scores, Shape, cells_shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator, sites_of
 from ktrace.tracing.noise import Noise
+from ktrace.tracing.suffix.grid import Grid, acted_on_alike, by_case, walking_together
 from ktrace.tracing.suffix.limits import MEASURED, Limits
 from ktrace.tracing.suffix.memory import rows_that_fit
 from ktrace.tracing.suffix.plan import Cell, Plan, make_plan, split, stretches
 from ktrace.tracing.suffix.recording import Recorder
-from ktrace.tracing.suffix.runs import Runs, recorded_rows
+from ktrace.tracing.suffix.runs import Base, Runs, recorded_rows
 from ktrace.tracing.suffix.walk import Walk
 
 log = logging.getLogger(__name__)
@@ -90,25 +92,23 @@ class SuffixEngine:
 
     @torch.inference_mode()
     def restored(
-        self,
-        group: Sequence[Case],
-        mediators: Sequence[Mediator],
-        positions: Sequence[int] | None = None,
+        self, group: Sequence[Case], mediators: Sequence[Mediator]
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
-        """See `Engine.restored`.
+        """See `Engine.restored`."""
+        yield from self.restored_at(group, mediators, None)
 
-        Args:
-            group: cases of one shape.
-            mediators: what is restored.
-            positions: where alone, in ascending order; None for the subject and all after it. Other
-                positions hold the scores of a mediator's base.
+    @torch.inference_mode()
+    def restored_at(
+        self, group: Sequence[Case], mediators: Sequence[Mediator], only: Collection[int] | None
+    ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
+        """As `restored`; of positions, states are put at these alone.
+
+        Others hold the scores of a mediator's base. Where edges are cut, every source counts.
         """
         self.lm.paths.require(*sites_of(mediators))
-        if positions is None:
-            positions = range(group[0].span.start, len(group[0].input_ids))
 
         def restore(part: Sequence[Case], budget: int) -> list[tuple[Case, Mapping[str, Scores]]]:
-            return self._restored(part, mediators, positions, budget)
+            return self._restored(part, mediators, only, budget)
 
         yield from self._within_memory(group, mediators, restore)
 
@@ -126,9 +126,9 @@ class SuffixEngine:
             work: takes some of the cases, and most rows in a block call.
         """
         todo = list(group)
-        n_cells = len(mediators) * self.lm.n_layers  # at one position, at the most
-        directions = {m.direction for m in mediators} or {Direction.denoise}
-        of_case = max(recorded_rows(self.noise.samples, direction) for direction in directions)
+        n_cells = sum(self._most_cells(mediator, group[0].shape) for mediator in mediators)
+        bases = {Base.of(mediator) for mediator in mediators} or {Base.corrupted}
+        of_case = max(recorded_rows(self.noise.samples, base) for base in bases)
         while todo:
             n_positions = len(todo[0].forced_ids)
             budget = self._row_budget or rows_that_fit(self.lm, n_positions, self.limits)
@@ -147,6 +147,11 @@ class SuffixEngine:
             # Here, where the error and the tensors that it holds are gone.
             release()
             log.warning("out of memory: going on with engine.row_budget=%d", self._row_budget)
+
+    def _most_cells(self, mediator: Mediator, shape: Shape) -> int:
+        """Rows of one walk, at the most: cells at one position; of edges, all of them."""
+        sources = shape.n_positions + len(SOURCE_GROUPS) if mediator.cuts else 1
+        return math.prod(cells_shape(self.lm, mediator)) * sources
 
     def _smaller_budget(
         self, n_cases: int, of_case: int, n_cells: int, budget: int, error: Exception
@@ -167,18 +172,10 @@ class SuffixEngine:
             ) from error
         return min(budget, max(recorded, walked)) // 2
 
-    def _runs(
-        self,
-        group: Sequence[Case],
-        sites: Sequence[str],
-        direction: Direction = Direction.denoise,
-    ) -> Runs:
-        return Runs(self._recorder, self.noise, group, sites, self.limits, direction)
-
     def _baseline(self, group: Sequence[Case], budget: int) -> list[tuple[Case, Baseline]]:
-        runs = self._runs(group, sites=())
-        clean = _by_case(runs.clean_scores(), len(group))
-        corrupted = _by_case(runs.corrupted_scores(), len(group))
+        runs = Runs(self._recorder, self.noise, group, (), self.limits)
+        clean = by_case(runs.clean_scores(), len(group))
+        corrupted = by_case(runs.corrupted_scores(), len(group))
         foils = [tuple(map(tuple, of_case)) for of_case in runs.targets.foils.tolist()]
         return [
             (case, Baseline(of_clean, of_corrupted, of_foils))
@@ -191,44 +188,34 @@ class SuffixEngine:
         self,
         group: Sequence[Case],
         mediators: Sequence[Mediator],
-        positions: Sequence[int],
+        only: Collection[int] | None,
         budget: int,
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
         found: list[dict[str, Scores]] = [{} for _ in group]
-        for direction in Direction:
-            some = [mediator for mediator in mediators if mediator.direction is direction]
-            if some:
-                of_direction = self._in_direction(direction, group, some, positions, budget)
-                for scores, more in zip(found, of_direction, strict=True):
-                    scores.update(more)
+        for base, together in walking_together(mediators):
+            if base is Base.clean_alone:
+                group = self._with_baselines(group, budget)
+            # A block's output is the next one's input, which is recorded anyway.
+            sites = {site for m in together if not m.cuts for site in m.sites if site != "hidden"}
+            for numbers in acted_on_alike(group, together[0]):
+                cases = [group[number] for number in numbers]
+                runs = Runs(self._recorder, self.noise, cases, sorted(sites), self.limits, base)
+                grid = Grid(runs, cases, together, only)
+                for plan, stretch, scores in self._walked(runs, grid.cells, grid.walked_at, budget):
+                    grid.add(plan, stretch, scores)
+                for number, scores_of_case in zip(numbers, grid.by_case(), strict=True):
+                    found[number].update(scores_of_case)
         return list(zip(group, found, strict=True))
 
-    def _in_direction(
-        self,
-        direction: Direction,
-        group: Sequence[Case],
-        mediators: Sequence[Mediator],
-        positions: Sequence[int],
-        budget: int,
-    ) -> list[dict[str, Scores]]:
-        """Scores of each case, by the key of mediators that have one direction."""
-        # A block's output is the next one's input, which is recorded anyway.
-        sites = {site for site in sites_of(mediators) if site != "hidden"}
-        runs = self._runs(group, sorted(sites), direction)
-        results = _without_walk(runs, group, mediators)
-        cells = [
-            Cell(mediator, layer)
-            for mediator in mediators
-            for layer in self.lm.paths.layers_with(mediator.site, self.lm.n_layers)
-        ]
-        for plan, stretch, scores in self._walked(runs, cells, positions, budget):
-            for cell, row in plan.row_of.items():
-                for metric, restored in results[cell.mediator.key].items():
-                    restored[:, cell.layer, stretch] = scores[metric][:, row].T
-        by_case = {key: _by_case(scores, len(group)) for key, scores in results.items()}
-        return [
-            {key: scores[number] for key, scores in by_case.items()} for number in range(len(group))
-        ]
+    def _with_baselines(self, group: Sequence[Case], budget: int) -> list[Case]:
+        """Cases that know their foils: a clean run alone names none."""
+        lacking = [number for number, case in enumerate(group) if case.baseline is None]
+        cases = list(group)
+        if lacking:
+            found = self._baseline([group[number] for number in lacking], budget)
+            for number, (case, baseline) in zip(lacking, found, strict=True):
+                cases[number] = replace(case, baseline=baseline)
+        return cases
 
     def _walked(
         self, runs: Runs, cells: Sequence[Cell], positions: Sequence[int], budget: int
@@ -237,7 +224,7 @@ class SuffixEngine:
 
         Yields:
             A plan, the positions that it was walked at, and the scores of its rows there,
-            `(positions, n_rows, n_base)` for each metric.
+            `(positions, n_rows, n_cases x n_samples)` for each metric.
         """
         pack_tokens = self._pack_tokens(runs, budget)
         for chunk in split(cells, max(1, budget // runs.n_base)):
@@ -249,7 +236,7 @@ class SuffixEngine:
             for stretch in stretches(positions, runs.n_positions, of_a_row):
                 final = Walk(runs, plan, stretch, pack_tokens).run()
                 scores = runs.scores(final.flatten(0, 1))
-                shape = final.shape[:3]
+                shape = (*final.shape[:2], -1)
                 yield plan, stretch, {m: values.reshape(shape) for m, values in scores.items()}
 
     def _pack_tokens(self, runs: Runs, budget: int) -> int:
@@ -259,56 +246,3 @@ class SuffixEngine:
         # row no more than keep attention small beside the products with weights.
         most = self.limits.enough(self.lm.device).tokens
         return min(most, budget * runs.n_positions, runs.n_base * self.lm.d_embedding // 2)
-
-
-def _without_walk(
-    runs: Runs, group: Sequence[Case], mediators: Sequence[Mediator]
-) -> dict[str, Scores]:
-    """Scores that need no walk, `(n_base, n_layers, n_positions)` by metric, by mediator's key.
-
-    The others hold what the base says: nothing changes before the subject. Layers without the
-    mediator's site hold NaN.
-
-    Args:
-        runs: of the mediators' direction.
-        group: the cases.
-        mediators: all of one direction.
-    """
-    unchanged, last_restored = _known(runs, group, mediators[0])
-    lm = runs.lm
-    shape = (runs.n_base, lm.n_layers, len(group[0].input_ids))
-    results = {}
-    for mediator in mediators:
-        have = lm.paths.layers_with(mediator.site, lm.n_layers)
-        results[mediator.key] = {metric: np.full(shape, np.nan) for metric in METRICS}
-        for metric, values in unchanged.items():
-            results[mediator.key][metric][:, have] = values[:, None, None]
-        # Restoring the last block changes the logits of its own position alone.
-        if mediator.site == "hidden":
-            for metric, values in results[mediator.key].items():
-                values[:, -1, -1] = last_restored[metric]
-    return results
-
-
-def _known(runs: Runs, group: Sequence[Case], mediator: Mediator) -> tuple[Scores, Scores]:
-    """Where nothing changes, and where the last state is the source's, `(n_base,)` by metric.
-
-    Those of a case with a baseline are the baseline's to the bit: it may have been run in other
-    company, and an effect of rounding is still an effect.
-    """
-    unchanged, last_restored = runs.base_scores(), runs.last_put_scores()
-    for number, case in enumerate(group):
-        if case.baseline is None:
-            continue
-        rows = slice(number * runs.n_samples, (number + 1) * runs.n_samples)
-        for metric in unchanged:
-            unchanged[metric][rows] = case.baseline.base(mediator)[metric]
-            if runs.n_answer == 1:  # then the last restored state is all that counts
-                last_restored[metric][rows] = case.baseline.source(mediator)[metric]
-    return unchanged, last_restored
-
-
-def _by_case(scores: Scores, n_cases: int) -> list[Scores]:
-    """Cut arrays with base rows first into one for each case."""
-    cut = {metric: np.split(values, n_cases) for metric, values in scores.items()}
-    return [{metric: values[number] for metric, values in cut.items()} for number in range(n_cases)]

@@ -1,9 +1,9 @@
-"""Which restorations run together, layer by layer. Pure: no model, no tensors.
+"""Which interventions run together, layer by layer. Pure: no model, no tensors.
 
 Restoring at layer l changes nothing before l, so a restoration joins the walk over the layers where
-it first differs from the base (the corrupted run; the clean one, where it noises). Restorations
-that have been alike so far share a row: the windows of `mlp` and `attn` that are clipped to the
-same first layer part only where the first of them ends.
+it first differs from the base (the corrupted run; the clean one, where it noises or cuts).
+Restorations that have been alike so far share a row: windows that begin at the same layer, because
+they are clipped there or are of several widths, part only where the first of them ends.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,10 +14,19 @@ from ktrace.tracing.mediators import Mediator
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a heatmap's column: a mediator at a layer, for whatever position is at hand."""
+    """One row of a walk: a mediator at a layer, for whatever position is at hand.
+
+    Attributes:
+        mediator: what it restores or cuts.
+        layer: where.
+        head: which of the layer's, where the mediator has heads.
+        sources: what the query no longer sees, where the mediator cuts.
+    """
 
     mediator: Mediator
     layer: int
+    head: int = 0
+    sources: tuple[int, ...] = ()
 
     def joins(self, n_layers: int) -> int:
         """First layer whose input or inner outputs differ from the base."""
@@ -27,17 +36,14 @@ class Cell:
 
     def path_until(self, layer: int, n_layers: int) -> Hashable:
         """Equal for cells whose runs have been the same up to and including `layer`."""
-        if self.mediator.site == "hidden":
-            return self.mediator, self.layer
-        restored = self.mediator.restored_layers(self.layer, n_layers)
+        mediator = self.mediator
+        what = (mediator.site, mediator.severs, mediator.cuts, self.head, self.sources)
+        if mediator.site == "hidden":
+            return (*what, self.layer)
+        restored = mediator.restored_layers(self.layer, n_layers)
         # Windows that are clipped alike may still sever from different layers on.
-        severed = self.mediator.severed_layers(self.layer, n_layers)
-        return (
-            self.mediator,
-            restored[0],
-            min(restored[-1], layer),
-            min(severed.start, layer + 1),
-        )
+        severed = mediator.severed_layers(self.layer, n_layers)
+        return (*what, restored[0], min(restored[-1], layer), min(severed.start, layer + 1))
 
 
 @dataclass
@@ -50,12 +56,16 @@ class Step:
         joining_restored: whether position t of a joining row's input is the source's state.
         restored: by site, rows whose output at position t is that of the source.
         severed: by site, rows whose output at position t is held at its value in the base.
+        heads: by head, rows where that head's output at position t is that of the source.
+        cut: by row, sources that position t does not see.
     """
 
     sources: list[int] = field(default_factory=list)
     joining_restored: list[bool] = field(default_factory=list)
     restored: dict[str, list[int]] = field(default_factory=dict)
     severed: dict[str, list[int]] = field(default_factory=dict)
+    heads: dict[int, list[int]] = field(default_factory=dict)
+    cut: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
@@ -100,13 +110,7 @@ def make_plan(cells: Sequence[Cell], n_layers: int) -> Plan:
                 step.joining_restored.append(cell.mediator.site == "hidden")
             else:
                 step.sources.append(before[cell.path_until(layer - 1, n_layers)])
-            mediator = cell.mediator
-            if mediator.site != "hidden" and layer in mediator.restored_layers(
-                cell.layer, n_layers
-            ):
-                step.restored.setdefault(mediator.site, []).append(rows[path])
-            if mediator.severs and layer in mediator.severed_layers(cell.layer, n_layers):
-                step.severed.setdefault(mediator.severs, []).append(rows[path])
+            _schedule(step, cell, rows[path], layer, n_layers)
         steps.append(step)
         before = rows
     row_of = {
@@ -115,6 +119,21 @@ def make_plan(cells: Sequence[Cell], n_layers: int) -> Plan:
         if cell.joins(n_layers) < n_layers
     }
     return Plan(tuple(steps), row_of)
+
+
+def _schedule(step: Step, cell: Cell, row: int, layer: int, n_layers: int) -> None:
+    """What a cell does to its row at a layer."""
+    mediator = cell.mediator
+    if mediator.severs and layer in mediator.severed_layers(cell.layer, n_layers):
+        step.severed.setdefault(mediator.severs, []).append(row)
+    if mediator.site == "hidden" or layer not in mediator.restored_layers(cell.layer, n_layers):
+        return
+    if mediator.cuts:
+        step.cut[row] = cell.sources
+    elif mediator.has_heads:
+        step.heads.setdefault(cell.head, []).append(row)
+    else:
+        step.restored.setdefault(mediator.site, []).append(row)
 
 
 def stretches(positions: Sequence[int], n_positions: int, n_tokens: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ what hangs on the run. That costs some 2 % of a run of a hundred facts (docs/run
 """
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -20,15 +20,15 @@ from ktrace.facts import Span
 from ktrace.lm.memory import MORE_ROOM, is_out_of_memory, release, within_memory
 from ktrace.lm.model import Config, LanguageModel
 from ktrace.tracing.clean import clean_run
-from ktrace.tracing.engine import Case, Shape, Use
+from ktrace.tracing.engine import Case, Scores, Shape, Use
 from ktrace.tracing.measure import embed
-from ktrace.tracing.mediators import Mediator
+from ktrace.tracing.mediators import Cell, Mediator, Place
 from ktrace.tracing.noise import Noise, RandomNoise
-from ktrace.tracing.reference import ReferenceEngine, Restoration
+from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import Limits
 from ktrace.tracing.suffix.rounding import Rounding
-from ktrace.tracing.suffix.runs import recorded_rows
+from ktrace.tracing.suffix.runs import Base, recorded_rows
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Expected:
     noise: Noise
     mediators: Sequence[Mediator]
     positions: Sequence[int]
-    log_p: Sequence[dict[Restoration, npt.NDArray[np.float64]]]
+    log_p: Sequence[dict[Cell, npt.NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _walking_budget(lm: LanguageModel, expected: Expected) -> int:
     """Rows of a block call, so few that the cells take several walks."""
     n_cases = len(expected.cases)
     cells = len(expected.mediators) * lm.n_layers
-    recorded = max(recorded_rows(_SAMPLES, m.direction) for m in expected.mediators)
+    recorded = max(recorded_rows(_SAMPLES, Base.of(m)) for m in expected.mediators)
     return n_cases * max(recorded, _SAMPLES * (cells // _WALKS))
 
 
@@ -206,11 +206,12 @@ def _expectation(
     cases = [_case(lm, shape, number) for number in (0, 1)]
     have = {mediator: lm.paths.layers_with(mediator.site, lm.n_layers) for mediator in mediators}
     cells = [
-        (mediator, layer, position)
+        Cell(mediator, layer, place, head)
         for mediator in mediators
         for layer in layers
         if layer in have[mediator]
-        for position in positions
+        for place in _places(mediator, cases[0], positions)
+        for head in ({0, lm.n_heads(layer) - 1} if mediator.has_heads else (0,))
     ]
     tokens = noise.samples * len(cases[0].forced_ids)
     most = min(_TOKENS_TOGETHER, _LOGITS_TOGETHER // lm.n_embeddings)
@@ -218,9 +219,17 @@ def _expectation(
     return Expected(cases, noise, mediators, positions, log_p)
 
 
+def _places(mediator: Mediator, case: Case, positions: Sequence[int]) -> list[Place]:
+    """Positions where states are put; where edges are cut, some of their sources, and groups."""
+    places = mediator.places(case.span, len(case.input_ids))
+    if mediator.cuts:
+        return sorted({*places[:2], *places[len(places) // 2 :]})
+    return [place for place in positions if place in places]
+
+
 def _log_p(
-    engine: ReferenceEngine, case: Case, cells: Sequence[Restoration], together: int
-) -> dict[Restoration, npt.NDArray[np.float64]]:
+    engine: ReferenceEngine, case: Case, cells: Sequence[Cell], together: int
+) -> dict[Cell, npt.NDArray[np.float64]]:
     together = max(1, together)
     try:
         found = dict(engine.cells(case, cells, together))
@@ -248,7 +257,7 @@ def _difference(engine: SuffixEngine, expected: Expected) -> str | None:
     """
     lm = engine.lm
     try:
-        found = list(engine.restored(expected.cases, expected.mediators, expected.positions))
+        found = list(engine.restored_at(expected.cases, expected.mediators, expected.positions))
     except NotReplayedError as error:
         return str(error)
     except Exception as error:  # whatever a family does with its arguments may raise anything
@@ -265,12 +274,22 @@ def _difference(engine: SuffixEngine, expected: Expected) -> str | None:
         )
     allowed = Rounding(lm, expected.noise, expected.cases[0], expected.mediators[0])
     for (case, ours), theirs in zip(found, expected.log_p, strict=True):
-        for (mediator, layer, position), log_p in theirs.items():
-            restored = ours[mediator.key]["log_probability"][:, layer, position]
-            difference = float(np.abs(restored - log_p).max())
+        for cell, log_p in theirs.items():
+            difference = float(np.abs(_of_cell(case, ours, cell) - log_p).max())
             if not allowed.covers(difference):
+                head = f", head {cell.head}" if cell.mediator.has_heads else ""
                 return (
-                    f"log p of {mediator.key} at layer {layer}, position {position} of "
-                    f"{len(case.input_ids)} is off by {difference:.2g}"
+                    f"log p of {cell.mediator.key} at layer {cell.layer}{head}, position "
+                    f"{cell.place} of {len(case.input_ids)} is off by {difference:.2g}"
                 )
     return None
+
+
+def _of_cell(case: Case, found: Mapping[str, Scores], cell: Cell) -> npt.NDArray[np.float64]:
+    """log p of a cell among everything that an engine gave of a case, `(n_samples,)`."""
+    mediator = cell.mediator
+    of_layer = found[mediator.key]["log_probability"][:, cell.layer]
+    of_head = of_layer[:, cell.head] if mediator.has_heads else of_layer
+    column = mediator.places(case.span, len(case.input_ids)).index(cell.place)
+    log_p: npt.NDArray[np.float64] = of_head[:, column]
+    return log_p

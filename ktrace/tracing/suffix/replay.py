@@ -10,7 +10,7 @@ Shapes: n_base rows of the base, n_rows suffixes of each at one position, n_posi
 the whole sequence, n_tokens of all suffixes of one base row in a call.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ktrace.errors import NotReplayedError
+from ktrace.lm.edges import Cut, causal_mask, cut_mask, hidden_value
 from ktrace.lm.hooks import (
     Args,
     Kwargs,
@@ -75,7 +76,12 @@ class Pack:
 
 
 def call_block(
-    recording: Recording, layer: int, states: torch.Tensor, pack: Pack, rows: slice
+    recording: Recording,
+    layer: int,
+    states: torch.Tensor,
+    pack: Pack,
+    rows: slice,
+    cut: Mapping[int, tuple[int, ...]],
 ) -> torch.Tensor:
     """The output of a block on suffixes.
 
@@ -85,12 +91,14 @@ def call_block(
         states: its input, `(n_base, n_tokens, d_model)`.
         pack: what the tokens are.
         rows: the base rows among the recording's rows.
+        cut: by suffix, sources that its first token does not see; for packs of one position.
 
     Returns:
         As `states`.
 
     Raises:
         NotReplayedError: several positions were packed, and the block does not take our mask alone.
+        KtraceError: the block takes no mask that can be cut.
     """
     call = recording.calls[layer]
     keys, values = recording.keys[layer][rows], recording.values[layer][rows]
@@ -99,6 +107,8 @@ def call_block(
         prefix = Prefix(keys[:, :, :before], values[:, :, :before])
         suffixes = states.reshape(len(states) * pack.n_rows, -1, states.shape[-1])
         arguments = _arguments_of_suffixes(call, pack, prefix, Rows(rows, pack.n_rows))
+        if cut:
+            _cut(arguments, recording, layer, pack, len(states), cut)
         return _states(call.block(suffixes, **arguments)).view(states.shape)
     arguments = _arguments_of_pack(call, pack, Prefix(keys, values), rows)
     return _states(call.block(states, **arguments))
@@ -122,6 +132,30 @@ def _arguments_of_suffixes(call: Call, pack: Pack, prefix: Prefix, rows: Rows) -
         mask = _causal_mask(call.block, position, pack.n_positions, device)
         arguments["attention_mask"] = mask
     return arguments
+
+
+def _cut(
+    arguments: dict[str, object],
+    recording: Recording,
+    layer: int,
+    pack: Pack,
+    n_base: int,
+    cut: Mapping[int, tuple[int, ...]],
+) -> None:
+    """Take edges out of the mask among the arguments; suffixes of one base row are neighbours."""
+    [position] = pack.positions
+    call, path = recording.calls[layer], f"block {layer}"
+    whole = causal_mask(call.states, 0, pack.n_positions)
+    hidden, mask = hidden_value(path, whole), arguments.get("attention_mask")
+    recorded = call.arguments.get("attention_mask")
+    if recorded is not None:
+        hidden = hidden_value(path, recorded)
+        assert isinstance(mask, torch.Tensor)
+    else:
+        mask = whole[:, :, position:]
+    n_suffixes = n_base * pack.n_rows
+    cuts = [Cut(slice(row, n_suffixes, pack.n_rows), 0, sources) for row, sources in cut.items()]
+    arguments["attention_mask"] = cut_mask(path, mask, n_suffixes, cuts, hidden)
 
 
 def _arguments_of_pack(call: Call, pack: Pack, prefix: Prefix, rows: slice) -> dict[str, object]:

@@ -1,21 +1,23 @@
 """The clean and the corrupted runs of a group of cases, as the suffix engine needs them.
 
 One of the two is the base, which suffixes go on from; the other is the source of the states that
-are put into it (`ktrace.terms.Direction`).
+are put into it. Where edges are cut, the clean run is the base, and there is no source.
 
-Shapes: n_cases in the group, n_samples of the noise; n_base = n_cases x n_samples rows of the base;
-n_answer tokens of an answer.
+Shapes: n_cases in the group, n_samples of the noise; n_base rows of the base, n_cases x n_samples,
+or n_cases where edges are cut; n_answer tokens of an answer.
 """
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 
 import numpy as np
 import torch
 
 from ktrace.lm.head import logits_from
 from ktrace.lm.hooks import Edit, keep
-from ktrace.terms import METRICS, Direction
+from ktrace.terms import METRICS
 from ktrace.tracing.engine import Case, Scores
+from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import make_targets, score
 from ktrace.tracing.suffix.limits import Limits
@@ -23,20 +25,45 @@ from ktrace.tracing.suffix.memory import LARGEST_CPU_BLOCK
 from ktrace.tracing.suffix.recording import Recorder, Recording
 
 
-def recorded_rows(n_samples: int, direction: Direction) -> int:
-    """Rows of a case in the recorded pass.
+class Base(Enum):
+    """Which run is changed, and whether there is one to take states from.
 
-    A clean source is one row that serves every sample; a clean base is a row for each of them, as
-    suffixes of different states go on from it.
+    Attributes:
+        corrupted: clean states are put into it. They are one row of a case that serves all samples.
+        clean: corrupted states are put into it: it is a row for each sample.
+        clean_alone: edges are cut in it: no noise comes in, so that one row serves all samples.
     """
-    return n_samples + (n_samples if direction is Direction.noise else 1)
+
+    corrupted = "corrupted"
+    clean = "clean"
+    clean_alone = "clean_alone"
+
+    @classmethod
+    def of(cls, mediator: Mediator) -> "Base":
+        """Which run a mediator changes."""
+        if mediator.cuts:
+            return cls.clean_alone
+        return cls.clean if mediator.noises else cls.corrupted
+
+    def sources(self, n_samples: int) -> int:
+        """Rows of a case's source."""
+        return {Base.corrupted: 1, Base.clean: n_samples, Base.clean_alone: 0}[self]
+
+    def rows(self, n_samples: int) -> int:
+        """Rows of a case in the base."""
+        return 1 if self is Base.clean_alone else n_samples
+
+
+def recorded_rows(n_samples: int, base: Base) -> int:
+    """Rows of a case in the recorded pass."""
+    return base.sources(n_samples) + base.rows(n_samples)
 
 
 class Runs:
     """Clean and corrupted runs of a group, recorded in one forward pass.
 
     The first rows are the source, the base rows follow. Corrupted rows, and base rows, are (case,
-    sample), with the sample fastest; a clean source has one row for each case.
+    sample), with the sample fastest; a run that serves all samples has one row for each case.
 
     Args:
         recorder: of the model.
@@ -44,7 +71,7 @@ class Runs:
         group: cases of one shape.
         sites: whose outputs are kept.
         limits: how many rows' logits are taken together.
-        direction: which of the two runs is the base.
+        kind: which of the two runs is the base. Of a clean run alone, every case has a baseline.
     """
 
     def __init__(
@@ -54,7 +81,7 @@ class Runs:
         group: Sequence[Case],
         sites: Sequence[str],
         limits: Limits,
-        direction: Direction = Direction.denoise,
+        kind: Base = Base.corrupted,
     ) -> None:
         lm = recorder.lm
         self.lm = lm
@@ -62,33 +89,41 @@ class Runs:
         self.n_samples = noise.samples
         self.n_answer = len(group[0].answer_ids)
         self.n_positions = len(group[0].forced_ids)
-        self.n_base = self.n_cases * self.n_samples
-        self._noising = direction is Direction.noise
-        self._n_sources = self.n_base if self._noising else self.n_cases
+        self.n_base = self.n_cases * kind.rows(self.n_samples)
+        self._kind = kind
+        self._n_sources = self.n_cases * kind.sources(self.n_samples)
         self._head_rows = limits.head_rows
-        clean = torch.tensor([case.forced_ids for case in group], device=lm.device)
-        corrupted = torch.tensor([c.corrupted_forced_ids for c in group], device=lm.device)
         self.outputs: dict[str, torch.Tensor] = {}
         edits: dict[str, Edit] = {lm.paths.embedding: self._add_noise(noise, group)}
         for layer in range(lm.n_layers):
-            have = lm.paths.sites(layer)
-            for path in (have[site] for site in sites if site in have):
-                edits[path] = keep(self.outputs, path)
-        source, base = (corrupted, clean) if self._noising else (clean, corrupted)
+            points = (lm.paths.point(site, layer) for site in sites)
+            edits |= {point: keep(self.outputs, point) for point in points if point}
+        self.recording: Recording = recorder.record(self._ids(group), edits, self.n_answer)
+        logits = self.recording.logits
+        clean = self._clean(logits)[:, 0]
+        # Without a corrupted run, foils are those of the baselines.
+        corrupted = clean[:, None] if kind is Base.clean_alone else self._corrupted(logits)
+        self.targets = make_targets(group, clean, corrupted, noise.foils)
+
+    def _ids(self, group: Sequence[Case]) -> torch.Tensor:
+        device = self.lm.device
+        clean = torch.tensor([case.forced_ids for case in group], device=device)
+        if self._kind is Base.clean_alone:
+            # A pass has two rows at least; what is behind the base is not read.
+            return clean if len(clean) > 1 else clean.repeat(2, 1)
+        corrupted = torch.tensor([c.corrupted_forced_ids for c in group], device=device)
+        is_clean_base = self._kind is Base.clean
+        source, base = (corrupted, clean) if is_clean_base else (clean, corrupted)
         rows = [
             source.repeat_interleave(self._n_sources // self.n_cases, dim=0),
-            base.repeat_interleave(self.n_samples, dim=0),
+            base.repeat_interleave(self.n_base // self.n_cases, dim=0),
         ]
-        self.recording: Recording = recorder.record(torch.cat(rows), edits, self.n_answer)
-        logits = self.recording.logits
-        self.targets = make_targets(
-            group, self._clean(logits)[:, 0], self._corrupted(logits), noise.foils
-        )
+        return torch.cat(rows)
 
     @property
     def base(self) -> slice:
         """The base rows among all rows."""
-        return slice(self._n_sources, None)
+        return slice(self._n_sources, self._n_sources + self.n_base)
 
     def _base_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """The base among all rows, `(n_cases, n_samples, ...)`; a view."""
@@ -103,14 +138,18 @@ class Runs:
 
     def _clean(self, rows: torch.Tensor) -> torch.Tensor:
         """The clean run among all rows, `(n_cases, n_samples or 1, ...)`; a view."""
-        return self._base_rows(rows) if self._noising else self._source_rows(rows)
+        is_source = self._kind is Base.corrupted
+        return self._source_rows(rows) if is_source else self._base_rows(rows)
 
     def _corrupted(self, rows: torch.Tensor) -> torch.Tensor:
         """The corrupted run among all rows, `(n_cases, n_samples, ...)`; a view."""
-        return self._source_rows(rows) if self._noising else self._base_rows(rows)
+        is_base = self._kind is Base.corrupted
+        return self._base_rows(rows) if is_base else self._source_rows(rows)
 
     def _add_noise(self, noise: Noise, group: Sequence[Case]) -> Edit:
-        def edit(embeddings: torch.Tensor) -> torch.Tensor:
+        def edit(embeddings: torch.Tensor) -> torch.Tensor | None:
+            if self._kind is Base.clean_alone:
+                return None
             noised = embeddings.clone()
             own, corrupted = self._corrupted(embeddings), self._corrupted(noised)
             for number, case in enumerate(group):
@@ -123,11 +162,16 @@ class Runs:
 
     def source(self, site: str, layer: int, position: int) -> torch.Tensor:
         """Of one of `sites`, the source's output at one position, `(n_base, d_model)`."""
-        return self._source_at(self.outputs[self.lm.paths.sites(layer)[site]], position)
+        return self._source_at(self.outputs[self._point(site, layer)], position)
 
     def base_output(self, site: str, layer: int, position: int) -> torch.Tensor:
         """Of one of `sites`, the base's output at one position, `(n_base, d_model)`."""
-        return self.outputs[self.lm.paths.sites(layer)[site]][self.base, position]
+        return self.outputs[self._point(site, layer)][self.base, position]
+
+    def _point(self, site: str, layer: int) -> str:
+        point = self.lm.paths.point(site, layer)
+        assert point is not None  # plans name what layers have
+        return point
 
     def source_input(self, layer: int, position: int) -> torch.Tensor:
         """A block's input in the source at one position, for each base row, `(n_base, d_model)`."""
@@ -142,17 +186,17 @@ class Runs:
         return self.recording.calls[layer].states[self.base, position:]
 
     def clean_scores(self) -> Scores:
-        """Of the clean run, against each base row's foil, `(n_base,)`."""
+        """Of the clean run, against each sample's foil, `(n_cases x n_samples,)`."""
         clean = self._clean(self.recording.logits).expand(-1, self.n_samples, -1, -1)
         return _as_arrays(score(clean[None], self.targets))
 
     def corrupted_scores(self) -> Scores:
-        """Of the corrupted run, `(n_base,)`."""
+        """Of the corrupted run, `(n_cases x n_samples,)`."""
         return _as_arrays(score(self._corrupted(self.recording.logits)[None], self.targets))
 
     def base_scores(self) -> Scores:
-        """Of the base, `(n_base,)`."""
-        return self.clean_scores() if self._noising else self.corrupted_scores()
+        """Of the base, `(n_cases x n_samples,)`."""
+        return self.corrupted_scores() if self._kind is Base.corrupted else self.clean_scores()
 
     def last_put_scores(self) -> Scores:
         """With the source's last block's output at the prompt's last position, `(n_base,)`."""
@@ -167,14 +211,14 @@ class Runs:
             states: `(n, n_base, n_answer, d_model)`.
 
         Returns:
-            `(n x n_base,)` for each metric.
+            `(n x n_cases x n_samples,)` for each metric.
         """
         parts = []
         row_bytes = self.recording.logits.shape[-1] * self.recording.logits.element_size()
         n_rows = min(self._head_rows, LARGEST_CPU_BLOCK // row_bytes)
         for some in torch.split(states, max(1, n_rows // (self.n_base * self.n_answer))):
             by_fact = self._logits(some.flatten(0, 2)).view(
-                len(some), self.n_cases, self.n_samples, self.n_answer, -1
+                len(some), self.n_cases, self.n_base // self.n_cases, self.n_answer, -1
             )
             parts.append(_as_arrays(score(by_fact, self.targets)))
         return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}

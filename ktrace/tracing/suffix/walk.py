@@ -6,16 +6,29 @@ answer; a suffix at position t has n_positions - t tokens.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 
 from ktrace.lm.hooks import Edit, hooked
+from ktrace.terms import HEAD
 from ktrace.tracing.suffix.plan import Plan, Step
 from ktrace.tracing.suffix.replay import Pack, call_block, mlp_on
 from ktrace.tracing.suffix.runs import Runs
 
-# Tokens of a pack, and what stands there instead, `(n_base, d_model)`.
-Change = tuple[list[int], torch.Tensor]
+
+class Change(NamedTuple):
+    """What stands at some places of a pack instead.
+
+    Attributes:
+        tokens: of the pack.
+        values: of each base row, `(n_base, d_model)`.
+        features: which of them are put.
+    """
+
+    tokens: list[int]
+    values: torch.Tensor
+    features: slice = slice(None)
 
 
 class Walk:
@@ -85,7 +98,7 @@ class Walk:
                 seen = slice(-n_answer, None) if alone else pack.last_tokens(n_answer)
                 context = mlp_on(lm, layer, seen)
         with context, hooked(lm.model, self._edits(step, layer, pack, numbers)):
-            return call_block(runs.recording, layer, states, pack, runs.base)
+            return call_block(runs.recording, layer, states, pack, runs.base, step.cut)
 
     def _input(
         self, step: Step, layer: int, position: int, states: torch.Tensor | None
@@ -104,17 +117,18 @@ class Walk:
 
     def _edits(self, step: Step, layer: int, pack: Pack, numbers: list[int]) -> dict[str, Edit]:
         """Restore and sever the first tokens of suffixes at the positions with these numbers."""
-        paths = self.runs.lm.paths.sites(layer)
-        sites = {*step.restored, *step.severed} & paths.keys() if numbers else ()
+        paths = self.runs.lm.paths
+        sites = {*step.restored, *step.severed, *([HEAD] if step.heads else [])} if numbers else ()
+        points = {site: point for site in sites if (point := paths.point(site, layer))}
         return {
-            paths[site]: self._set_tokens(
+            point: self._set_tokens(
                 [
                     change
                     for number in numbers
                     for change in self._changes(step, layer, pack, site, number)
                 ]
             )
-            for site in sites
+            for site, point in points.items()
         }
 
     def _changes(
@@ -122,12 +136,20 @@ class Walk:
     ) -> Iterator[Change]:
         """Restored and severed tokens of a site's output, at the position with this number."""
         position = pack.positions[number]
+        if site == HEAD:
+            values = self.runs.source(HEAD, layer, position)
+            width = values.shape[-1] // self.runs.lm.n_heads(layer)
+            for head, of_head in step.heads.items():
+                features = slice(head * width, (head + 1) * width)
+                yield Change(pack.first_tokens(number, of_head), values, features)
+            return
         for rows, values_of in (
             (step.restored.get(site), self.runs.source),
             (step.severed.get(site), self.runs.base_output),
         ):
             if rows:
-                yield pack.first_tokens(number, rows), values_of(site, layer, position)
+                tokens = pack.first_tokens(number, rows)
+                yield Change(tokens, values_of(site, layer, position))
 
     def _set_tokens(self, changes: Sequence[Change]) -> Edit:
         n_base = self.runs.n_base
@@ -135,8 +157,8 @@ class Walk:
         def edit(output: torch.Tensor) -> torch.Tensor:
             edited = output.clone(memory_format=torch.contiguous_format)
             by_token = edited.view(n_base, -1, edited.shape[-1])
-            for tokens, values in changes:
-                by_token[:, tokens] = values[:, None]
+            for tokens, values, features in changes:
+                by_token[:, tokens, features] = values[:, None, features]
             return edited
 
         return edit
