@@ -22,7 +22,7 @@ from ktrace.config import EngineConfig
 from ktrace.facts import Span
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES
+from ktrace.terms import PUBLISHED_MEDIATORS
 from ktrace.tracing.engine import Case, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     lm = _model(SHAPES[options.shape], device, dtype)
     noise = RandomNoise(0.06, options.samples)
-    mediators = [make_mediator(name, 10) for name in MEDIATOR_NAMES]
+    mediators = [make_mediator(name, 10) for name in PUBLISHED_MEDIATORS]
     cases = _cases(SHAPES[options.shape]["vocab_size"])
     engine = make_engine(EngineConfig(), lm, noise, Use(mediators, [c.shape for c in cases]))
     groups = group_cases(cases, engine.cases_together)

@@ -26,10 +26,10 @@ from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.lm.tokens import decoded
-from ktrace.terms import MEDIATOR_NAMES, METRICS, is_noising
+from ktrace.terms import MEDIATOR_NAMES, METRICS, changes_clean_run
 from ktrace.tracing.answers import baselines, restorations
 from ktrace.tracing.candidates import required_candidate
-from ktrace.tracing.checks import require_numbers, require_scores
+from ktrace.tracing.checks import require_mediators, require_numbers, require_scores
 from ktrace.tracing.engine import Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
@@ -116,7 +116,7 @@ class Trace:
             KtraceError: unknown metric.
         """
         _require_metric(metric)
-        base = self.clean if is_noising(self.mediator) else self.corrupted
+        base = self.clean if changes_clean_run(self.mediator) else self.corrupted
         effect = self.restored[metric] - base[metric][:, None, None]
         return np.asarray(effect.mean(axis=0))
 
@@ -297,7 +297,7 @@ def _answers(answer: str | Sequence[str]) -> dict[str, object]:
 
 def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     [mediator] = make_mediators(config.mediator)
-    lm.paths.require(*mediator.sites)
+    require_mediators(lm, [mediator])
     facts = facts_of(config.dataset)
     require_fit(facts, config.noise, config.metric)
     fact, is_pair = facts.facts[0], config.noise.kind is NoiseKind.pair

@@ -20,7 +20,7 @@ from ktrace.analysis.intervals import (
 )
 from ktrace.analysis.per_fact import pooling
 from ktrace.errors import KtraceError
-from ktrace.terms import CLUSTERS, METRICS, is_noising
+from ktrace.terms import CLUSTERS, METRICS, changes_clean_run
 
 POOLS = ("facts", "positions")
 # What tells the effects of one fact apart, beside the noise samples, which are averaged first.
@@ -96,7 +96,7 @@ def _is_noised(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
         return np.zeros(len(frame), dtype=bool)
     keys = frame["mediator"].astype("category").cat
     # A missing mediator has the code -1.
-    of_code = np.array([*(is_noising(str(key)) for key in keys.categories), False])
+    of_code = np.array([*(changes_clean_run(str(key)) for key in keys.categories), False])
     found: npt.NDArray[np.bool_] = of_code[keys.codes.to_numpy()]
     return found
 

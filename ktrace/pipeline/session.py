@@ -15,6 +15,7 @@ from ktrace.lm.source import ModelSource
 from ktrace.pipeline.assignment import Assignment
 from ktrace.pipeline.origin import about_dataset, about_model, about_noise
 from ktrace.pipeline.runlog import RunLog
+from ktrace.tracing.checks import require_mediators, require_places
 from ktrace.tracing.encode import about_answers
 from ktrace.tracing.engine import Case, Engine, Use
 from ktrace.tracing.engines import make_engine
@@ -39,7 +40,7 @@ class Session:
         self.assignment = assignment
         self.log = run_log
         self.lm = _loaded(assignment.source, config.model)
-        self.lm.paths.require(*(site for m in assignment.mediators for site in m.sites))
+        require_mediators(self.lm, assignment.mediators)
         run_log.add(
             **about_model(config.model, assignment.source, self.lm),
             dataset={**about_dataset(config.dataset), **assignment.prints.dataset},
@@ -50,6 +51,8 @@ class Session:
         facts = assignment.facts.facts
         self.encoded = encoded_for(config.noise.kind, self.lm, facts, config.dataset)
         run_log.add(answers=about_answers(self.encoded))
+        traceable = [(one.span, len(one.prompt.input_ids)) for one in self.encoded if one.shape]
+        require_places(traceable, assignment.mediators)
 
     def corrupted(self, cases: Sequence[Case]) -> list[Case]:
         """Stored cases, with what their corrupted runs read."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ktrace.store.schema import CLEAN, CLEAN_SCORES, CORRUPTED, RESTORED, Array, Row
 from ktrace.store.store import Store
-from ktrace.terms import METRICS, SITES, is_noising
+from ktrace.terms import METRICS, SITES, changes_clean_run
 
 Integers = npt.NDArray[np.int64]
 # One array for each metric: float32 where it was read.
@@ -129,7 +129,7 @@ class CorruptedRecord:
 
     def base(self, mediator_key: str) -> Scores:
         """Of the run that a mediator changes: its effects are what it adds to that."""
-        return self.clean if is_noising(mediator_key) else self.corrupted
+        return self.clean if changes_clean_run(mediator_key) else self.corrupted
 
     def row(self) -> Row:
         """By column."""

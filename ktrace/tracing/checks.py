@@ -1,16 +1,60 @@
 """What a model must give and take: scores that are numbers, and tokens that it knows."""
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact
+from ktrace.facts import Fact, Span
+from ktrace.lm.attention import require_edges, require_heads
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.tokens import decoded
 from ktrace.tracing.engine import Scores
-from ktrace.tracing.mediators import Mediator
+from ktrace.tracing.mediators import Mediator, sites_of
+
+_PROVEN: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+def require_mediators(lm: LanguageModel, mediators: Sequence[Mediator]) -> None:
+    """Refuse mediators that have no meaning for a model, before anything is run with them.
+
+    Heads and edges are proven once for a loaded model.
+
+    Raises:
+        KtraceError: the model lacks a site, heads, or masks that say what a query sees.
+    """
+    lm.paths.require(*sites_of(mediators))
+    proven = _PROVEN.setdefault(lm.model, set())
+    for what, asked, require in (
+        ("heads", any(m.has_heads for m in mediators), require_heads),
+        ("edges", any(m.cuts for m in mediators), require_edges),
+    ):
+        if asked and what not in proven:
+            require(lm)
+            proven.add(what)
+
+
+def require_places(shapes: Sequence[tuple[Span, int]], mediators: Sequence[Mediator]) -> None:
+    """Refuse positions that no fact has.
+
+    Args:
+        shapes: span and number of positions of every fact.
+        mediators: what acts there.
+
+    Raises:
+        KtraceError: naming the key.
+    """
+    for mediator in mediators:
+        if shapes and not any(mediator.places(*shape) for shape in shapes):
+            key, roles = "positions", ",".join(mediator.positions)
+            if mediator.cuts:
+                key, roles = "query", mediator.query
+            raise KtraceError(
+                f"mediator.{key}={roles}: none of the {len(shapes)} facts has such a position"
+            )
 
 
 def require_numbers(lm: LanguageModel, fact: Fact, run: str, scores: npt.ArrayLike) -> None:
@@ -33,9 +77,11 @@ def require_scores(lm: LanguageModel, fact: Fact, mediator: Mediator, scores: Sc
     Raises:
         KtraceError: see `require_numbers`.
     """
-    have = lm.paths.layers_with(mediator.site, lm.n_layers)
-    for values in scores.values():
-        require_numbers(lm, fact, f"restoration of {mediator.key}", values[:, have])
+    what = "knockout" if mediator.cuts else "restoration"
+    for layer in lm.paths.layers_with(mediator.site, lm.n_layers):
+        heads = slice(lm.n_heads(layer)) if mediator.has_heads else slice(None)
+        for values in scores.values():
+            require_numbers(lm, fact, f"{what} of {mediator.key}", values[:, layer][:, heads])
 
 
 def require_known(lm: LanguageModel, fact: Fact, ids: Sequence[int]) -> None:

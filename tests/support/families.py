@@ -1,14 +1,17 @@
 """A tiny sharpened random model of every family."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
+from ktrace.errors import KtraceError
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES, Direction
+from ktrace.terms import PUBLISHED_MEDIATORS, Direction
+from ktrace.tracing.checks import require_mediators
 from ktrace.tracing.mediators import Mediator, make_mediator
 from tests.support.models import VOCABULARY, sharpened
 
@@ -730,12 +733,23 @@ def tiny_model(architecture: str, attention: str | None = None, **changes: Any) 
 
 def both_directions(mediators: Sequence[Mediator]) -> list[Mediator]:
     """Some mediators, and those of them that may noise, too."""
-    noising = [replace(m, direction=Direction.noise) for m in mediators if m.severs is None]
-    return [*mediators, *noising]
+    may = [mediator for mediator in mediators if not (mediator.severs or mediator.cuts)]
+    return [*mediators, *(replace(mediator, direction=Direction.noise) for mediator in may)]
 
 
 def mediators_of(lm: LanguageModel, window: int = 3) -> list[Mediator]:
     """The mediators that have a meaning for a model."""
     have = {site for layer in range(lm.n_layers) for site in lm.paths.sites(layer)}
-    mediators = [make_mediator(name, window) for name in MEDIATOR_NAMES]
-    return [m for m in mediators if m.site in have and (m.severs is None or m.severs in have)]
+    mediators = [make_mediator(name, window) for name in PUBLISHED_MEDIATORS]
+    whole = [m for m in mediators if m.site in have and (m.severs is None or m.severs in have)]
+    return [*whole, *parts_of_attention(lm, window)]
+
+
+def parts_of_attention(lm: LanguageModel, window: int) -> list[Mediator]:
+    """Heads and edges, as far as they can be proven."""
+    found = []
+    for mediator in (make_mediator("head", 1), make_mediator("knockout", window)):
+        with suppress(KtraceError):
+            require_mediators(lm, [mediator])
+            found.append(mediator)
+    return found

@@ -14,7 +14,7 @@ import torch
 
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES, METRICS
+from ktrace.terms import METRICS, PUBLISHED_MEDIATORS
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Baseline, Case, Engine, Scores
 from ktrace.tracing.groups import group_cases
@@ -46,7 +46,7 @@ every_engine = pytest.mark.parametrize("make", list(ENGINES.values()), ids=list(
 
 NOISE = RandomNoise(1.5, samples=3, seed=7)
 EXACT = 1e-6  # of probabilities: float32 rounding
-ALL = both_directions([make_mediator(name, 2) for name in MEDIATOR_NAMES])
+ALL = both_directions([make_mediator(name, 2) for name in PUBLISHED_MEDIATORS])
 HIDDEN = [mediator for mediator in ALL if mediator.site == "hidden"]
 
 

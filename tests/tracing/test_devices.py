@@ -19,7 +19,7 @@ from ktrace.errors import KtraceError, NoMemoryLeftError
 from ktrace.lm.load import language_model
 from ktrace.lm.memory import MORE_ROOM
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES
+from ktrace.terms import PUBLISHED_MEDIATORS
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Engine, Scores, Use
 from ktrace.tracing.engines import make_engine
@@ -37,7 +37,7 @@ from tests.support.families import tiny_model
 from tests.support.models import as_moved, known_case, loaded, micro_llama
 
 NOISE = RandomNoise(1.0, samples=2)
-MEDIATORS = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
+MEDIATORS = [make_mediator(name, 2) for name in PUBLISHED_MEDIATORS]
 # Calls of one size on every device, so that nothing but the device differs.
 SAME = Limits(accelerator=MEASURED.cpu, pack_width=0)
 HIDDEN = MEDIATORS[:1]

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from ktrace.facts import Span
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES
+from ktrace.terms import PUBLISHED_MEDIATORS
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
@@ -49,7 +49,7 @@ def test_all_mediators_agree(
         assert baseline.clean["probability"][0] == pytest.approx(clean, abs=TOLERANCE)
         low = baseline.corrupted["probability"].mean()
         assert low == pytest.approx(expected["low_score"], abs=TOLERANCE)
-        mediators = [make_mediator(name, expected["window"]) for name in MEDIATOR_NAMES]
+        mediators = [make_mediator(name, expected["window"]) for name in PUBLISHED_MEDIATORS]
         [(_, restored)] = engine.restored([case], mediators)
         for mediator in mediators:
             ours = restored[mediator.key]["probability"].mean(axis=0).T

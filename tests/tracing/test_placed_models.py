@@ -10,7 +10,7 @@ import torch
 from ktrace.config import EngineConfig
 from ktrace.errors import KtraceError
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES
+from ktrace.terms import PUBLISHED_MEDIATORS
 from ktrace.tracing.engine import Case, Engine, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
@@ -22,7 +22,7 @@ from tests.support.places import ROOT
 
 TINY = ROOT / "data" / "tiny"  # wide enough for blocks of rounded weights
 NOISE = RandomNoise(1.0, samples=2)
-MEDIATORS = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
+MEDIATORS = [make_mediator(name, 2) for name in PUBLISHED_MEDIATORS]
 HALF_ON_DISK = {
     **{"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"},
     **{f"model.layers.{layer}": ("disk", "cpu")[layer % 2] for layer in range(6)},

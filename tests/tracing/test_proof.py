@@ -12,7 +12,7 @@ import torch
 from ktrace.config import EngineConfig
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES
+from ktrace.terms import PUBLISHED_MEDIATORS
 from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
@@ -32,7 +32,7 @@ from tests.tracing.agreement import (
     scores,
 )
 
-ALL = [make_mediator(name, 3) for name in MEDIATOR_NAMES]
+ALL = [make_mediator(name, 3) for name in PUBLISHED_MEDIATORS]
 HIDDEN = ALL[:1]
 LONGEST = 14
 

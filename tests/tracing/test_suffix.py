@@ -19,7 +19,7 @@ from ktrace.lm import linear
 from ktrace.lm.families import FAMILIES
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES, METRICS
+from ktrace.terms import METRICS, PUBLISHED_MEDIATORS
 from ktrace.tracing.engine import Case, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
@@ -37,10 +37,12 @@ from tests.support.families import REPLAYED, TINY_FAMILIES, both_directions, med
 from tests.support.models import VOCABULARY, known_case, micro_llama
 from tests.tracing.agreement import (
     AS_WIDE,
+    LEAST_SPREAD,
     MODELS,
     NOISE,
     NOT_PACKED,
     SCORES_IN_FLOAT32,
+    SINKS_IN_FLOAT32,
     all_of,
     case_of,
     largest_difference,
@@ -51,7 +53,7 @@ from tests.tracing.agreement import (
     softmax_in,
 )
 
-MEDIATORS = both_directions([make_mediator(name, 3) for name in MEDIATOR_NAMES])
+MEDIATORS = both_directions([make_mediator(name, 3) for name in PUBLISHED_MEDIATORS])
 # What differs most: an output within blocks, in a window, and states with severed outputs.
 TWO = [MEDIATORS[2], MEDIATORS[3]]
 TOLERANCE = 1e-6  # of probabilities, in float32, on the small Llama
@@ -82,8 +84,10 @@ def test_parity_on_every_family(name: str) -> None:
     """
     lm, case = model_of(name), case_of(name)
     exact, expected = (reference_scores(name, dtype) for dtype in (torch.float64, torch.float32))
-    spreads = {key: np.ptp(values) for key, values in exact.items()}
-    assert min(spreads.values()) >= 0.1, spreads
+    for mediator in all_of(lm):
+        least = LEAST_SPREAD / 5 if mediator.has_heads or mediator.cuts else LEAST_SPREAD
+        values = exact[case.index, mediator.key]
+        assert np.nanmax(values) - np.nanmin(values) >= least, mediator.key
     engine = made(lm)
     assert isinstance(engine, SuffixEngine), "fell back to the reference engine"
     assert engine.packed == (name not in NOT_PACKED)
@@ -146,7 +150,7 @@ def test_rounding_vanishes_in_float64(name: str, attention: str | None) -> None:
     for packed in {False, name not in NOT_PACKED}:
         with softmax_in(torch.float64):
             ours = scores(suffix(lm, packed=packed), [case_of(name)], all_of(lm))
-        rounds = packed and name in SCORES_IN_FLOAT32
+        rounds = name in SINKS_IN_FLOAT32 or (packed and name in SCORES_IN_FLOAT32)
         assert largest_difference(ours, expected) <= (TOLERANCE if rounds else 1e-12)
 
 
@@ -203,7 +207,7 @@ def test_parity_on_every_shape(n_positions: int) -> None:
             for index in range(example.n_cases)
         ]
         noise = RandomNoise(1.0, example.samples, seed=2)
-        mediators = both_directions([make_mediator(n, example.window) for n in MEDIATOR_NAMES])
+        mediators = both_directions([make_mediator(n, example.window) for n in PUBLISHED_MEDIATORS])
         limits = Limits(cpu=AS_WIDE.cpu._replace(tokens=example.pack_tokens))
         engine = SuffixEngine(lm, noise, example.row_budget, packed=True, limits=limits)
         ours = scores(engine, cases, mediators)
@@ -416,8 +420,12 @@ def test_half_precision_differs_by_no_more_than_the_batch_size_does(architecture
     lm = model_of(architecture, torch.bfloat16)
     case = known_case(lm, 1, 5, 2, 4)
     floor = rounding.rounding_floor(lm, case, NOISE, MEDIATORS[0])
+    # The last of five positions is in a chunk of its own (Llama-4): nothing is left without itself.
+    mediators = [
+        m for m in mediators_of(lm) if not (m.cuts and architecture == "Llama4ForCausalLM")
+    ]
     ours, theirs = (
-        scores(engine, [case], mediators_of(lm), "log_probability")
+        scores(engine, [case], mediators, "log_probability")
         for engine in (suffix(lm), ReferenceEngine(lm, NOISE))
     )
     assert largest_difference(ours, theirs) <= floor
@@ -470,7 +478,7 @@ def test_a_prefix_lacks_what_it_does_not_serve() -> None:
 @pytest.mark.parametrize("window", [1, 2, 3, 10])
 def test_a_plan_restores_and_severs_what_the_mediator_says(n_layers: int, window: int) -> None:
     """Followed from its last row back, each cell meets its own layers and no others."""
-    mediators = both_directions([make_mediator(name, window) for name in MEDIATOR_NAMES])
+    mediators = both_directions([make_mediator(name, window) for name in PUBLISHED_MEDIATORS])
     cells = [Cell(mediator, layer) for mediator in mediators for layer in range(n_layers)]
     plan = make_plan(cells, n_layers)
     for cell in cells:

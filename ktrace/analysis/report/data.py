@@ -25,7 +25,7 @@ from ktrace.analysis.report.cells import (
 from ktrace.analysis.tokens import visible
 from ktrace.errors import KtraceError
 from ktrace.store import CleanRecord, CorruptedRecord, RunFolders
-from ktrace.terms import METRICS, is_noising, lower_helps, mediator_title, metric_label
+from ktrace.terms import METRICS, changes_clean_run, lower_helps, mediator_title, metric_label
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _metric_choice(one: ShownMetric) -> MetricChoice:
 def _mediator_choice(key: str, palette: str) -> MediatorChoice:
     ramp = ramp_of(palette, key)
     colours: Colours = {"helps": ramp.helps, "hurts": ramp.hurts}
-    base = "clean" if is_noising(key) else "corrupted"
+    base = "clean" if changes_clean_run(key) else "corrupted"
     return {"key": key, "title": mediator_title(key), "colours": colours, "base": base}
 
 

@@ -102,7 +102,11 @@ class Runs:
         logits = self.recording.logits
         clean = self._clean(logits)[:, 0]
         # Without a corrupted run, foils are those of the baselines.
-        corrupted = clean[:, None] if kind is Base.clean_alone else self._corrupted(logits)
+        corrupted = (
+            clean[:, None].expand(-1, self.n_samples, -1, -1)
+            if kind is Base.clean_alone
+            else self._corrupted(logits)
+        )
         self.targets = make_targets(group, clean, corrupted, noise.foils)
 
     def _ids(self, group: Sequence[Case]) -> torch.Tensor:
