@@ -19,7 +19,7 @@ from ktrace.errors import KtraceError, NoMemoryLeftError
 from ktrace.lm.load import language_model
 from ktrace.lm.memory import MORE_ROOM
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import MEDIATOR_NAMES
+from ktrace.terms import MEDIATOR_NAMES, SITES
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Engine, Scores, Use
 from ktrace.tracing.engines import make_engine
@@ -34,7 +34,7 @@ from ktrace.tracing.suffix.memory import rows_that_fit
 from ktrace.tracing.suffix.proof import judge
 from tests.support.accelerator import GIB, Accelerator, mps_out_of_memory, out_of_memory
 from tests.support.families import tiny_model
-from tests.support.models import as_moved, known_case, loaded, micro_llama
+from tests.support.models import all_states, as_moved, known_case, loaded, micro_llama
 
 NOISE = RandomNoise(1.0, samples=2)
 MEDIATORS = [make_mediator(name, 2) for name in MEDIATOR_NAMES]
@@ -224,10 +224,12 @@ def test_clean_runs_and_their_states_are_the_cpus(
 ) -> None:
     lm = language_model(micro_llama(3).to("mps"))
     ids, answer = cases[0].input_ids, cases[0].answer_ids
-    there, here = (clean_run(model, ids, answer) for model in (lm, on_cpu))
+    kept = all_states(lm, len(ids))
+    there, here = (clean_run(model, ids, answer, kept=kept) for model in (lm, on_cpu))
     assert (there.predicted_ids, there.probability) == (here.predicted_ids, here.probability)
-    for site, states in here.activations.items():
-        assert np.array_equal(there.activations[site].numpy(), states.numpy())
+    assert here.states.keys() == set(SITES)
+    for site, states in here.states.items():
+        assert np.array_equal(there.states[site].numpy(), states.numpy())
 
 
 def spread(embedding: object, *layers: object, norm: object, head: object) -> dict[str, object]:
