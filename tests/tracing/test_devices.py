@@ -27,6 +27,7 @@ from ktrace.tracing.measure import Subject, make_noise
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.states import corrupted_states
 from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import MEASURED, Limits
@@ -230,6 +231,9 @@ def test_clean_runs_and_their_states_are_the_cpus(
     assert here.states.keys() == set(SITES)
     for site, states in here.states.items():
         assert np.array_equal(there.states[site].numpy(), states.numpy())
+    noised, same = (corrupted_states(model, NOISE, cases[0], kept, 2) for model in (lm, on_cpu))
+    for site, states in same.items():
+        assert np.array_equal(noised[site].numpy(), states.numpy())
 
 
 def spread(embedding: object, *layers: object, norm: object, head: object) -> dict[str, object]:
@@ -402,6 +406,9 @@ def test_out_of_memory_where_nothing_is_smaller_is_said_in_a_line(
     steps: dict[str, Callable[[], object]] = {
         "with prompts of a few tokens": lambda: language_model(model),
         "in the clean run of one prompt": lambda: clean_run(lm, cases[0].input_ids),
+        "in the corrupted run of one sample": lambda: corrupted_states(
+            lm, NOISE, cases[0], all_states(lm, 2), 2
+        ),
         "while the noise is measured": lambda: make_noise(NoiseConfig(), lm, [subject]),
         "with one restoration at a time": lambda: list(reference.restored(cases[:1], HIDDEN)),
         "with one fact and one restoration at a time": lambda: traced(suffix(lm, NOISE), cases),
