@@ -200,6 +200,19 @@ def test_engines_and_shards_give_the_same_bits(
         assert parts(output) == before
 
 
+def test_shards_share_what_is_lacking_of_states_alone(
+    config: Compose, whole: Whole, tmp_path: Path
+) -> None:
+    none = ("activations.clean=[]", "stage=restore")
+    run = pipeline.run(config(*none)).folder
+    pipeline.run(config("shard=1/2", "stage=restore", ALL))
+    assert 0 < len(bits(run, "clean")) < 7
+    assert 0 < len(bits(run, "corrupted")) < 6
+    pipeline.run(config("shard=2/2", "stage=restore", ALL))
+    for kind in RUN_KINDS:
+        assert bits(run, kind) == bits(whole.run, kind)
+
+
 @pytest.mark.parametrize("kind", RUN_KINDS)
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     config: Compose, whole: Whole, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -171,23 +171,23 @@ def write_activations(
     kind: str = "clean",
     **kept: Any,
 ) -> None:
-    """One part a fact, in the order given; `kept` is what the fingerprint says of it."""
+    """All facts in one part, in the order given; `kept` is what the fingerprint says of it."""
     whole = {"sites": [*SITES], "layers": None, "positions": "all"}
     samples = {"samples": N_SAMPLES} if kind == "corrupted" else {}
     prints = {"clean": CLEAN_PRINT, "corrupted": NOISE_PRINT}
-    for index in indices:
-        fact = FACTS[index]
-        tokens = fact.tokens if fact.is_candidate else ()
-        record = StatesRecord(
-            index=index,
-            known_id=known_id(index),
-            layers=np.arange(N_LAYERS if fact.is_candidate else 0),
-            positions=np.arange(len(tokens)),
-            roles=fact.roles[: len(tokens)],
-            states={site: activations(index, site, dtype, kind) for site in SITES},
-        )
-        fingerprint = {**prints[kind], "activations": {**whole, **samples, **kept}}
-        with folders.activations(kind).writer(fingerprint) as writer:
+    fingerprint = {**prints[kind], "activations": {**whole, **samples, **kept}}
+    with folders.activations(kind).writer(fingerprint) as writer:
+        for index in indices:
+            fact = FACTS[index]
+            tokens = fact.tokens if fact.is_candidate else ()
+            record = StatesRecord(
+                index=index,
+                known_id=known_id(index),
+                layers=np.arange(N_LAYERS if fact.is_candidate else 0),
+                positions=np.arange(len(tokens)),
+                roles=fact.roles[: len(tokens)],
+                states={site: activations(index, site, dtype, kind) for site in SITES},
+            )
             writer.add(record.row())
 
 
@@ -236,7 +236,8 @@ def write_run(root: Path, keys: Sequence[str] = ("hidden", "mlp-w3")) -> RunFold
     """A complete run, written out of order as shards would."""
     folders = RunFolders(root / "outputs" / "toy" / "made-up" / "gaussian-x3-n2-seed1")
     write_clean(folders, (3, 0, 5, 2, 1, 4))
-    write_activations(folders, (3, 0, 5, 2, 1, 4))
+    for some in ((3, 0), (5, 2, 1), (4,)):
+        write_activations(folders, some)
     write_corrupted(folders, CANDIDATES[::-1])
     for key in keys:
         write_restored(folders, key, CANDIDATES[1:])
