@@ -238,13 +238,10 @@ class Store:
         try:
             yield
         except DamagedPartError as error:
-            again = "the command that made it"
-            remedy = (
-                f"{again}, without stage=analyze, sets it aside and computes its facts again"
-                if self.read_by_runs
-                else f"remove that file, and {again} computes its facts again"
-            )
-            raise KtraceError(f"damaged: {error}; {remedy}") from error
+            remedy = "the command that made it, without stage=analyze, sets it aside and computes"
+            if not self.read_by_runs:
+                remedy = "remove that file, and the command that made it computes"
+            raise KtraceError(f"damaged: {error}; {remedy} its facts again") from error
 
 
 class PartWriter:
