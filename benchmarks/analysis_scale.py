@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ktrace.store import CleanRecord, CorruptedRecord, RestoredRecord, RunFolders
-from ktrace.terms import METRICS, SITES
+from ktrace.terms import METRICS
 
 KEYS = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 
@@ -59,7 +59,6 @@ def _clean(index: int, length: int, generator: np.random.Generator) -> CleanReco
     subject = ["first subject", *["middle subject"] * 2, "last subject"]
     roles = ["", *subject[: stop - 2], "last subject", "first subsequent"]
     roles += ["further"] * (length - len(roles) - 1) + ["last"]
-    nothing = np.zeros((0, 0, 0), dtype=np.float32)
     return CleanRecord(
         index=index,
         known_id=index,
@@ -79,7 +78,6 @@ def _clean(index: int, length: int, generator: np.random.Generator) -> CleanReco
         predicted="",
         predicted_probability=0.9,
         probability=0.9,
-        states=dict.fromkeys(SITES, nothing),
     )
 
 

@@ -22,7 +22,7 @@ from benchmarks.chromium import chromium, missing_programs, open_report
 from ktrace.analysis.report import write_report
 from ktrace.analysis.summary import Summary
 from ktrace.store import CleanRecord, CorruptedRecord, RestoredRecord, RunFolders
-from ktrace.terms import METRICS, SITES
+from ktrace.terms import METRICS
 
 MEDIATORS = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 SAMPLES = 10
@@ -72,7 +72,6 @@ def _clean(index: int, n_positions: int, span: tuple[int, int]) -> CleanRecord:
     roles[span[0]], roles[span[1] - 1] = "first subject", "last subject"
     roles[span[1]], roles[-1] = "first subsequent", "last"
     tokens = [WORDS[(index + position) % len(WORDS)] for position in range(n_positions)]
-    nothing = np.zeros((0, 0, 0), dtype=np.float32)
     return CleanRecord(
         index=index,
         known_id=index,
@@ -92,7 +91,6 @@ def _clean(index: int, n_positions: int, span: tuple[int, int]) -> CleanRecord:
         predicted=f"Answer {index}",
         predicted_probability=0.9,
         probability=0.9,
-        states=dict.fromkeys(SITES, nothing),
     )
 
 

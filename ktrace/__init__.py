@@ -7,7 +7,7 @@
     ktrace.average(frame_or_folder, by=...)         averages with their intervals
     ktrace.plot_lines(averages)                     those of ktrace.average as lines over layers
     ktrace.to_xarray(run_folder)                    labelled arrays of a stored run (an extra)
-    ktrace.load_activations(run_folder, ...)        clean activations of a stored run
+    ktrace.load_activations(run_folder, ...)        states of a stored run, all facts at once
 
 Runs over many facts are commands: `python -m ktrace --help`. Errors that a person can mend are
 `ktrace.KtraceError`.

@@ -61,6 +61,18 @@ ROLES = (
     "further",
     "last",
 )
+# As the config and Python's arguments call them: `last_subject`.
+ROLE_KEYS = tuple(role.replace(" ", "_") for role in ROLES)
+
+
+def role_named(text: str) -> str | None:
+    """The role of this name or key; None where there is none."""
+    role = text.replace("_", " ").lower()
+    return role if role in ROLES else None
+
+
+# Which runs states are stored of.
+RUN_KINDS = ("clean", "corrupted")
 
 # What a query sees, in groups whose edges are cut together: before the subject, the subject, behind
 # it, and the query itself, which is in none of the others. Stores number them -1, -2, ... where a

@@ -144,7 +144,8 @@ def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def runs(own: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Starts runs over the random model and its seven facts, up to `stage=restore`."""
-    common = (*own, "noise.samples=2", "mediator=all", "stage=restore")
+    states = ("activations.corrupted=[attn]", "activations.positions=[last_subject,further]")
+    common = (*own, "noise.samples=2", "mediator=all", "stage=restore", *states)
     with Runs(tmp_path_factory.mktemp("runs"), *common) as started:
         yield started
 

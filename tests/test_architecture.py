@@ -302,6 +302,7 @@ MOST_LINES, MOST_PARAMETERS, LONGEST_MODULE, MOST_ANY = 50, 6, 350, 90
 # Functions with more parameters, and why.
 MANY_PARAMETERS = {
     "ktrace.analysis.analyze.analyze": "what a config asks of it; the room never sees a config",
+    "ktrace.analysis.activations.load_activations": "the public face: which states, by name",
     "ktrace.analysis.compare.compare": "likewise, of several runs",
     "ktrace.analysis.effects.case_frame": "what its columns are made of, by name",
     "ktrace.api.trace": "the public face: what a person may ask about one prompt, by name",

@@ -118,7 +118,8 @@ def test_a_run_from_an_empty_folder(installed: Path, in_folder: Path) -> None:
     assert [path.name for path in in_folder.iterdir()] == ["outputs"]
     dataset = in_folder / "outputs" / "tiny" / "facts"
     run = dataset / "gaussian-x3-n10-seed1"
-    for folder in (dataset / "clean", run / "corrupted", run / "restored" / "hidden"):
+    states = dataset / "activations" / "clean"
+    for folder in (dataset / "clean", states, run / "corrupted", run / "restored" / "hidden"):
         assert list(folder.glob("part-*.h5")), folder
     summary = json.loads((run / "analysis" / "summary.json").read_text())
     assert summary["n_facts"] == 2

@@ -1,47 +1,171 @@
-"""Clean activations back out of a store, for probing.
+"""Stored states of all facts at once, for probing.
 
-Axes: n_positions, of a prompt; d_model, features of a state.
+Axes: n_rows, of each fact the positions asked for, in the order of the dataset and of the prompt: a
+role such as the last subject token is at one position of a fact, so that n_rows is the number of
+facts; n_samples, those that are stored; d_model, features of a state.
 """
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from ktrace.analysis.stored import Survey, survey
 from ktrace.errors import KtraceError
-from ktrace.store import RunFolders
+from ktrace.store import RunFolders, StatesRecord, Store
 from ktrace.store.schema import Array
-from ktrace.terms import SITES
+from ktrace.terms import ROLE_KEYS, RUN_KINDS, SITES
 
 
-def load_activations(run_folder: str | Path, known_id: int, site: str, layer: int) -> Array:
-    """States of one candidate's clean run.
+class Activations(NamedTuple):
+    """States of one site and layer.
+
+    Attributes:
+        states: `(n_rows, d_model)`; of corrupted runs `(n_rows, n_samples, d_model)`. In the
+            model's dtype; bfloat16 comes as float32.
+        known_ids: of each row's fact, `(n_rows,)`.
+    """
+
+    states: Array
+    known_ids: npt.NDArray[np.int64]
+
+
+def load_activations(
+    run_folder: str | Path,
+    site: str,
+    layer: int,
+    role: str | None = None,
+    run_kind: str = "clean",
+    *,
+    known_id: int | None = None,
+    partial: bool = False,
+) -> Activations:
+    """States of the clean or corrupted runs, of all facts at once or of one.
 
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.
-        known_id: the fact.
         site: `hidden` (the block's output), `attn` or `mlp`.
         layer: counted from 0.
-
-    Returns:
-        `(n_positions, d_model)` in the model's dtype; bfloat16 comes as float32.
+        role: `last_subject` or any other, in the scheme `rome`: facts without such a position have
+            no row, and `middle_subject` and `further` may have several. None: every position that
+            is stored.
+        run_kind: `clean` or `corrupted`.
+        known_id: of the only fact that is wanted.
+        partial: whether to take what is there of an unfinished run.
 
     Raises:
-        KtraceError: no such store, fact, site or layer.
+        KtraceError: no such states are stored, with the key `activations.*` that stores them; or an
+            unfinished run, unless `partial` is set; or a damaged part.
     """
-    if site not in SITES:
-        raise KtraceError(f"site={site!r} is unknown: choose from {', '.join(SITES)}")
-    record = RunFolders(Path(run_folder).resolve()).clean.find(known_id, site)
-    if record is None:
-        raise KtraceError(f"known_id={known_id} is not in the clean store of {run_folder}")
-    states: Array = record[site]
-    if not states.size:
-        raise KtraceError(
-            f"no {site!r} states of known_id={known_id} were kept: it is no candidate, or the "
-            "model has no such site"
+    _require_known(site, role, run_kind)
+    folders = RunFolders(Path(run_folder).resolve())
+    asked = _Asked(folders.activations(run_kind), run_kind, site, layer, role)
+    asked.require_stored()
+    rows: dict[int, tuple[int, Array]] = {}
+    why = "no such fact is stored"
+    for record in StatesRecord.read(asked.store, site, known_id=known_id):
+        why = "it is no candidate"
+        if len(record.layers):
+            rows[record.index] = record.known_id, asked.rows_of(record)
+    if known_id is not None and not rows:
+        raise KtraceError(f"known_id={known_id}: {asked.store.folder} has no states of it: {why}")
+    if known_id is None and not partial:
+        asked.require_whole(survey(folders, whole_dataset=True), rows.keys())
+    ordered = [rows[index] for index in sorted(rows) if len(rows[index][1])]
+    if not ordered:
+        raise KtraceError(f"role={role!r}: no fact in {asked.store.folder} has such a position")
+    known_ids = np.repeat([number for number, _ in ordered], [len(some) for _, some in ordered])
+    return Activations(np.concatenate([some for _, some in ordered]), known_ids)
+
+
+def _require_known(site: str, role: str | None, run_kind: str) -> None:
+    for name, value, choices in (
+        ("site", site, SITES),
+        ("role", role and _role_key(role), (None, *ROLE_KEYS)),
+        ("run_kind", run_kind, RUN_KINDS),
+    ):
+        if value not in choices:
+            raise KtraceError(
+                f"{name}={value!r:.60} is unknown: choose from {', '.join(map(str, choices))}"
+            )
+
+
+def _role_key(role: str) -> str:
+    """As in the config: frames call roles by their names, with blanks."""
+    return str(role).replace(" ", "_")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is wanted, and of which store."""
+
+    store: Store
+    run_kind: str
+    site: str
+    layer: int
+    role: str | None
+
+    def require_stored(self) -> None:
+        """Refuse a site or a role that the store does not keep."""
+        folder, bound = self.store.folder, self.store.bound()
+        if bound is None:
+            raise KtraceError(
+                f"{folder} holds no states: run with 'activations.{self.run_kind}=[{self.site}]'"
+            )
+        kept = bound["activations"]
+        if self.site not in kept["sites"]:
+            raise self._not_stored("site", self.run_kind, kept["sites"])
+        roles = kept["positions"]
+        if self.role is not None and isinstance(roles, list) and _role_key(self.role) not in roles:
+            raise self._not_stored("role", "positions", roles)
+
+    def _not_stored(self, name: str, key: str, kept: Sequence[object]) -> KtraceError:
+        return KtraceError(
+            f"{name}={getattr(self, name)!r:.60} is not stored: {self.store.folder} holds "
+            f"{', '.join(map(str, kept))} (activations.{key}); to store others, remove that folder "
+            "and run again"
         )
-    if not 0 <= layer < len(states):
-        raise KtraceError(f"layer={layer} is out of range: 0 to {len(states) - 1}")
-    return _widened(states[layer])
+
+    def _lacks_layer(self, layers: Sequence[int]) -> KtraceError:
+        bound = self.store.bound() or {}
+        if bound["activations"]["layers"] is not None:
+            return self._not_stored("layer", "layers", layers)
+        return KtraceError(f"layer={self.layer!r:.60} is out of range: 0 to {layers[-1]}")
+
+    def rows_of(self, record: StatesRecord) -> Array:
+        """Of one fact, `(n_rows, d_model)`; with samples `(n_rows, n_samples, d_model)`."""
+        layers, site = record.layers.tolist(), self.site
+        if self.layer not in layers:
+            raise self._lacks_layer(layers)
+        if not len(record.positions):
+            return np.empty(0)
+        # Its axes are empty where the model lacks the site; layers that lack it hold NaN.
+        states = record.states[site]
+        of_layer = _widened(states[..., layers.index(self.layer), :, :]) if states.size else states
+        if not states.size or np.isnan(of_layer).all():
+            where = f" in layer={self.layer}" if states.size else ""
+            raise KtraceError(f"site={site!r}: the model of {self.store.folder} has none{where}")
+        of_role = [self.role in (None, role, _role_key(role)) for role in record.roles]
+        copied: Array = np.moveaxis(of_layer, -2, 0)[of_role]  # so that the part's memory is let go
+        return copied
+
+    def require_whole(self, found: Survey, have: Collection[int]) -> None:
+        """Refuse a store that lacks facts."""
+        corrupted = self.run_kind == "corrupted"
+        wanted = found.traced if corrupted else found.candidates
+        lacks_clean = found.expected is not None and len(found.clean) < found.expected
+        lacking = found.lacking if corrupted or lacks_clean else []
+        stored = sum(index in have for index in wanted)
+        if stored < len(wanted):
+            lacking = [f"{self.store.folder} holds {stored} of {len(wanted)} candidates"]
+        if lacking:
+            raise KtraceError(
+                f"{found.folders.run} is not complete ({'; '.join(lacking)}): finish the run, or "
+                "take what is there with partial=True"
+            )
 
 
 def _widened(states: Array) -> Array:

@@ -4,6 +4,7 @@ The rest of ktrace receives a `RunConfig` and never sees an OmegaConf object. No
 room is on the road to `--help`.
 """
 
+from ktrace.config.activations import ActivationsConfig, KeptStates, require_layers
 from ktrace.config.checks import parse_shard
 from ktrace.config.schema import (
     NOISE_KEYS,
@@ -29,6 +30,7 @@ from ktrace.config.schema import (
 
 __all__ = [
     "NOISE_KEYS",
+    "ActivationsConfig",
     "Answer",
     "Bos",
     "ColumnsConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "EngineConfig",
     "EngineName",
     "Foil",
+    "KeptStates",
     "MediatorConfig",
     "ModelConfig",
     "ModulesConfig",
@@ -48,4 +51,5 @@ __all__ = [
     "Separator",
     "Stage",
     "parse_shard",
+    "require_layers",
 ]

@@ -4,6 +4,7 @@ import re
 from dataclasses import fields, is_dataclass
 from math import inf
 
+from ktrace.config.activations import check_activations
 from ktrace.config.schema import (
     FOILS,
     NOISE_KEYS,
@@ -50,6 +51,7 @@ def check(config: RunConfig) -> None:
     _check_bounds(config)
     _check_noise(config.noise)
     _check_analysis(config.analysis)
+    check_activations(config.activations)
     _check_comparison(config)
     _check_mediator(config.mediator)
     if config.model.modules is not None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from ktrace import terms
+from ktrace.config.activations import KeptStates, kept_states
 from ktrace.config.schema import (
     NOISE_KEYS,
     Bos,
@@ -39,12 +40,14 @@ class Fingerprints:
         dataset: its content, and what is scored of the answers.
         noise: the settings that its kind reads, alone.
         noise_facts: what the noise is measured on, where that is another dataset.
+        kept: which states are stored, by kind of run: `clean`, `corrupted`; none where none are.
     """
 
     model: Fingerprint
     dataset: Fingerprint
     noise: Fingerprint
-    noise_facts: Fingerprint | None = None
+    noise_facts: Fingerprint | None
+    kept: Mapping[str, KeptStates]
 
     @property
     def clean(self) -> Fingerprint:
@@ -60,6 +63,11 @@ class Fingerprints:
     def restored(self, mediator_key: str) -> Fingerprint:
         """Of restorations of one mediator, such as `mlp-w10`."""
         return {**self.corrupted, "mediator": mediator_key}
+
+    def activations(self, kind: str, kept: KeptStates) -> Fingerprint:
+        """Of the states of clean or corrupted runs."""
+        of_runs = self.clean if kind == "clean" else self.corrupted
+        return {**of_runs, "activations": kept.fingerprint}
 
 
 def fingerprints(
@@ -78,6 +86,7 @@ def fingerprints(
         dataset_fingerprint(config.dataset, facts),
         noise_fingerprint(config.noise),
         None if noise_facts is None else noise_facts._asdict(),
+        kept_states(config.activations, config.noise.samples),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from ktrace.config.activations import ActivationsConfig
 from ktrace.terms import CLUSTERS, SMALLEST_EFFECT, Direction, Metric
 
 
@@ -345,6 +346,7 @@ class RunConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     roles: RolesConfig = field(default_factory=RolesConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     metric: Metric = Metric.probability  # of figures and closing table; aie.csv holds all
     stage: Stage = Stage.all

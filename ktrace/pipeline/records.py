@@ -4,44 +4,39 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from ktrace.facts import Fact, Span, role_of_positions
 from ktrace.store import CleanRecord, CorruptedRecord, PartWriter
-from ktrace.terms import METRICS, SITES
+from ktrace.terms import METRICS
 
 if TYPE_CHECKING:
-    import torch
-
     from ktrace.lm.model import LanguageModel
+    from ktrace.tracing.clean import CleanRun
     from ktrace.tracing.encoded import EncodedFact
     from ktrace.tracing.engine import Baseline, Case
     from ktrace.tracing.measure import MeasuredNoise
 
 
 def clean_record(
-    lm: "LanguageModel", index: int, fact: Fact, encoded: "EncodedFact"
+    lm: "LanguageModel",
+    index: int,
+    fact: Fact,
+    encoded: "EncodedFact",
+    found: tuple["CleanRun | None", str],
 ) -> CleanRecord:
-    """Run a fact's prompt once, and say whether it is a candidate.
-
-    A prompt that is longer than the model reads is not run: it is left out, with the reason.
+    """The clean run of a fact, and whether it is a candidate.
 
     Args:
         lm: the model.
         index: the fact's row in its dataset.
         fact: which.
         encoded: the same in tokens.
-
-    Raises:
-        KtraceError: the model gives no numbers.
+        found: its clean run, if it has one, and why it is no candidate (`clean_fact`).
     """
     from ktrace.lm.tokens import decoded
-    from ktrace.tracing.candidates import clean_fact
 
-    prompt = encoded.prompt
-    run, left_out = clean_fact(lm, fact, encoded)
+    prompt, (run, left_out) = encoded.prompt, found
     roles = role_of_positions(encoded.span, len(prompt.input_ids))
-    activations = run.activations if run else {}
     case = encoded.case(index, run.predicted_ids if run else ())
     return CleanRecord(
         index=index,
@@ -64,23 +59,7 @@ def clean_record(
         predicted=decoded(lm.tokenizer, run.predicted_ids) if run else "",
         predicted_probability=run.predicted_probability if run else float("nan"),
         probability=run.probability if run else float("nan"),
-        # Not every family has all sites; and nothing ever restores what is left out.
-        states={
-            site: _bits(None if left_out else activations.get(site), lm.model.dtype)
-            for site in SITES
-        },
     )
-
-
-def _bits(states: "torch.Tensor | None", dtype: "torch.dtype") -> npt.NDArray[np.generic]:
-    """Of states, `(n_layers, n_positions, d_model)`, as numpy keeps them; empty for None."""
-    import torch
-
-    if states is None:
-        states = torch.empty(0, 0, 0, dtype=dtype)
-    # numpy has no bfloat16: its bits travel as uint16.
-    kept = states.view(torch.uint16) if states.dtype == torch.bfloat16 else states
-    return np.ascontiguousarray(kept.numpy())
 
 
 def corrupted_record(

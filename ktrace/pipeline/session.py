@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ktrace.config import EngineName, ModelConfig
+from ktrace.config import EngineName, ModelConfig, require_layers
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import ModelSource
@@ -41,6 +41,7 @@ class Session:
         self.log = run_log
         self.lm = _loaded(assignment.source, config.model)
         require_mediators(self.lm, assignment.mediators)
+        require_layers(config.activations.layers, self.lm.n_layers)
         run_log.add(
             **about_model(config.model, assignment.source, self.lm),
             dataset={**about_dataset(config.dataset), **assignment.prints.dataset},
@@ -60,19 +61,20 @@ class Session:
 
     @cached_property
     def tracer(self) -> "Tracer":
-        """Noise, engine and groups: made when first needed, as clean runs need none of them."""
+        """Engine and groups: made when first needed, as clean runs need none of them."""
         config = self.assignment.config
-        noise = self._measured_noise()
         shapes = [fact.shape for fact in self.encoded]
         use = Use(self.assignment.mediators, [shape for shape in shapes if shape is not None])
-        engine = make_engine(config.engine, self.lm, noise.noise, use)
+        engine = make_engine(config.engine, self.lm, self.noise.noise, use)
         used = EngineName.reference if isinstance(engine, ReferenceEngine) else EngineName.suffix
         self.log.add(engine={"asked": config.engine.name, "used": used})
         self.log.save()
         groups = group_facts(shapes, engine.cases_together)
-        return Tracer(noise, engine, groups)
+        return Tracer(engine, groups)
 
-    def _measured_noise(self) -> MeasuredNoise:
+    @cached_property
+    def noise(self) -> MeasuredNoise:
+        """Measured on the whole dataset, when first needed."""
         assignment, dataset = self.assignment, self.assignment.config.dataset
         measured = measured_noise(
             self.lm,
@@ -96,13 +98,11 @@ class Tracer:
     """What corrupted and restored runs need beside a model.
 
     Attributes:
-        noise: measured on the whole dataset.
         engine: the one asked for, where it is proven on this model.
         groups: indices of facts that share batches, of the whole dataset: each fact always meets
             the same company.
     """
 
-    noise: MeasuredNoise
     engine: Engine
     groups: Sequence[Sequence[int]]
 

@@ -3,8 +3,9 @@
 The model is loaded, and torch with it, only where something is left to run.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ktrace.config import RunConfig, Stage
 from ktrace.errors import KtraceError
+from ktrace.pipeline.activations import StateStore, run_corrupted_states, state_stores
 from ktrace.pipeline.assignment import Assignment, assign
-from ktrace.pipeline.console import progress
 from ktrace.pipeline.records import (
     baseline_of,
     batch_of,
@@ -24,15 +25,13 @@ from ktrace.pipeline.records import (
 )
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.shards import Shard, own_facts
-from ktrace.pipeline.signals import raise_if_signalled
+from ktrace.pipeline.work import Lacking, work
 from ktrace.store import (
     CleanRecord,
     CorruptedRecord,
-    PartWriter,
     RestoredRecord,
     RunFolders,
     is_complete,
-    work_through,
 )
 from ktrace.terms import METRICS
 from ktrace.tracing.mediators import Mediator
@@ -41,8 +40,7 @@ if TYPE_CHECKING:
     from ktrace.pipeline.session import Session
     from ktrace.tracing.engine import Case
 
-# By store: the facts that each lacks.
-Lacking = Mapping[str, frozenset[int]]
+log = logging.getLogger(__name__)
 
 
 class Ended(NamedTuple):
@@ -83,61 +81,113 @@ def _run_stages(
     own = _own_facts(assignment, folders, shard, session)
     clean_done = folders.clean.done(prints.clean, own)
     corrupted_done = folders.corrupted.done(prints.corrupted, own)
-    restored_done = {
-        m.key: folders.restored(m.key).done(prints.restored(m.key), own)
-        for m in assignment.mediators
-    }
+    restored_done = [
+        folders.restored(m.key).done(prints.restored(m.key), own) for m in assignment.mediators
+    ]
+    states = state_stores(assignment, folders)
     facts = [index for index in range(len(assignment.facts)) if index in own]
-    if lacking := [index for index in facts if index not in clean_done]:
-        run_clean(session(), folders, lacking)
+    _complete_clean(session, folders, facts, clean_done, states.get("clean"))
     cases, left_out = _candidates(folders, own)
     counts = {"facts": len(facts), "candidates": len(cases)}
     if not cases and not shard.is_part:
-        reasons = "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
-        from ktrace.analysis.candidates import write_candidates  # pandas, when it is needed
-
-        raise KtraceError(
-            f"{assignment.facts.origin}: none of its first {len(facts)} facts is "
-            f"a candidate for model.name={config.model.name} ({reasons}); nothing to trace; "
-            f"{write_candidates(folders, config.dataset.limit)} says what was predicted"
-        )
+        raise _no_candidates(assignment, folders, len(facts), left_out)
     if config.stage in (Stage.filter, Stage.clean):
         return counts | {f"left out: {reason}": count for reason, count in left_out.items()}
     if not all(case.index in corrupted_done for case in cases):
         run_corrupted(session(), folders, cases)
     traced = _corrupted_cases(folders, cases)
     if not traced and not shard.is_part:
-        stored = CorruptedRecord.read(folders.corrupted)
-        unusable = Counter(record.left_out for record in stored if record.index in own)
-        told = "; ".join(f"{count} × {reason}" for reason, count in unusable.items())
-        raise KtraceError(
-            f"noise.kind={config.noise.kind.value} can corrupt none of the {len(cases)} "
-            f"candidates ({told}); analysis/summary.json of another noise shows them"
-        )
+        raise _no_corrupted(config, folders, len(cases), own)
     counts["traced"] = len(traced)
+    into = states.get("corrupted")
+    if into is not None and (lacking := [c for c in traced if c.index not in into.done]):
+        run_corrupted_states(session(), into, lacking)
     if config.stage is not Stage.corrupted and not all(
-        case.index in done for case in traced for done in restored_done.values()
+        case.index in done for case in traced for done in restored_done
     ):
         run_restored(session(), folders, traced)
     return counts
+
+
+def _complete_clean(
+    session: Callable[[], "Session"],
+    folders: RunFolders,
+    facts: Sequence[int],
+    done: Container[int],
+    states: StateStore | None,
+) -> None:
+    """Run what the stores of clean runs and of their states lack."""
+    lacking = [index for index in facts if index not in done]
+    if states is not None:
+        unkept = [index for index in facts if index in done and index not in states.done]
+        if unkept:
+            log.info(
+                "%s lacks %d of %d facts whose clean runs are stored: they run again for their "
+                "states (activations.clean=[] stores none)",
+                states.store.folder,
+                len(unkept),
+                len(facts),
+            )
+        lacking = sorted([*lacking, *unkept])
+    if lacking:
+        run_clean(session(), folders, lacking, states)
+
+
+def _no_candidates(
+    assignment: Assignment, folders: RunFolders, n_facts: int, left_out: Mapping[str, int]
+) -> KtraceError:
+    from ktrace.analysis.candidates import write_candidates  # pandas, when it is needed
+
+    config = assignment.config
+    reasons = "; ".join(f"{count} × {reason}" for reason, count in left_out.items())
+    return KtraceError(
+        f"{assignment.facts.origin}: none of its first {n_facts} facts is "
+        f"a candidate for model.name={config.model.name} ({reasons}); nothing to trace; "
+        f"{write_candidates(folders, config.dataset.limit)} says what was predicted"
+    )
+
+
+def _no_corrupted(
+    config: RunConfig, folders: RunFolders, n_candidates: int, own: Container[int]
+) -> KtraceError:
+    stored = CorruptedRecord.read(folders.corrupted)
+    unusable = Counter(record.left_out for record in stored if record.index in own)
+    told = "; ".join(f"{count} × {reason}" for reason, count in unusable.items())
+    return KtraceError(
+        f"noise.kind={config.noise.kind.value} can corrupt none of the {n_candidates} "
+        f"candidates ({told}); analysis/summary.json of another noise shows them"
+    )
 
 
 def _own_facts(
     assignment: Assignment, folders: RunFolders, shard: Shard, session: Callable[[], "Session"]
 ) -> Container[int]:
     """Indices of the facts that this run works on."""
-    keys = [mediator.key for mediator in assignment.mediators]
-    if not shard.is_part or is_complete(folders, keys, assignment.limit):
-        return range(assignment.limit)  # and no model is needed to tell
+    if not shard.is_part:
+        return range(assignment.limit)
     # Other settings are refused before a model is loaded for the split.
     folders.clean.require(assignment.prints.clean)
     folders.corrupted.require(assignment.prints.corrupted)
+    if _all_stored(assignment, folders):
+        return range(assignment.limit)  # and no model is needed to tell
     from ktrace.tracing.groups import fact_cost, unit_facts
 
     encoded = session().encoded
     costs = [fact_cost(len(e.prompt.input_ids), e.span.start) for e in encoded[: assignment.limit]]
     # Not by groups: another shard may run on another device, and group otherwise.
     return own_facts(shard, unit_facts([fact.shape for fact in encoded]), costs)
+
+
+def _all_stored(assignment: Assignment, folders: RunFolders) -> bool:
+    """Whether neither this shard nor another one has anything left to do."""
+    states = state_stores(assignment, folders)
+    keys = [mediator.key for mediator in assignment.mediators]
+    if not is_complete(folders, keys, assignment.limit):
+        return False
+    facts = range(assignment.limit)
+    traced = (r.index for r in CorruptedRecord.read(folders.corrupted) if not r.left_out)
+    wanted = {"clean": [*facts], "corrupted": [index for index in traced if index in facts]}
+    return all(into.done.issuperset(wanted[kind]) for kind, into in states.items())
 
 
 def _candidates(folders: RunFolders, own: Container[int]) -> tuple[list["Case"], dict[str, int]]:
@@ -159,65 +209,33 @@ def _corrupted_cases(folders: RunFolders, cases: Sequence["Case"]) -> list["Case
     ]
 
 
-def work(
-    title: str,
-    units: Sequence[Sequence[int]],
-    writers: Mapping[str, PartWriter],
-    compute: Callable[[Sequence[int], Lacking], None],
+def run_clean(
+    session: "Session", folders: RunFolders, lacking: Sequence[int], states: StateStore | None
 ) -> None:
-    """Do every unit of facts, beside other processes that may be at the same ones.
+    """Store the clean runs of some facts, and their states, as far as either store lacks them."""
+    from ktrace.tracing.candidates import clean_fact
 
-    Args:
-        title: of the progress bar.
-        units: indices of facts that are worked on together.
-        writers: by store; a unit is claimed on all of them.
-        compute: takes a unit, and what each store lacks of it, and adds that to the writers. Asked
-            only where one lacks something.
-    """
-
-    def attempt(unit: Sequence[int]) -> bool:
-        raise_if_signalled()
-        lacking = _claim(writers, unit)
-        if lacking is None:
-            return False
-        if any(lacking.values()):
-            compute(unit, lacking)
-        advance(len(unit))
-        return True
-
-    def let_go() -> None:
-        for writer in writers.values():
-            writer.flush()
-
-    with progress(title, sum(map(len, units))) as advance:
-        work_through(units, attempt, let_go)
-
-
-def _claim(writers: Mapping[str, PartWriter], indices: Collection[int]) -> Lacking | None:
-    """`PartWriter.claim` on several stores: the lacking facts of each, or None and no claim."""
-    lacking: dict[str, frozenset[int]] = {}
-    for key, writer in writers.items():
-        found = writer.claim(indices)
-        if found is None:
-            for claimed, facts in lacking.items():
-                writers[claimed].unclaim(facts)
-            return None
-        lacking[key] = found
-    return lacking
-
-
-def run_clean(session: "Session", folders: RunFolders, lacking: Sequence[int]) -> None:
-    """Store the clean runs of some facts."""
-    facts, log = session.assignment.facts.facts, session.log
-    store, prints = folders.clean, session.assignment.prints
-    with log.timed("clean"), store.writer(prints.clean, log.on_parts()) as writer:
+    facts, lm, run_log = session.assignment.facts.facts, session.lm, session.log
+    prints, origin = session.assignment.prints, run_log.on_parts()
+    with ExitStack() as stack:
+        stack.enter_context(run_log.timed("clean"))
+        writers = {"clean": stack.enter_context(folders.clean.writer(prints.clean, origin))}
+        if states is not None:
+            writers["states"] = stack.enter_context(states.writer(origin))
 
         def compute(unit: Sequence[int], lacking: Lacking) -> None:
             for index in unit:
-                encoded = session.encoded[index]
-                writer.add(clean_record(session.lm, index, facts[index], encoded).row())
+                fact, encoded = facts[index], session.encoded[index]
+                kept = states.kept_of(lm, encoded) if states and lacking["states"] else None
+                run, left_out = clean_fact(lm, fact, encoded, kept)
+                if lacking["clean"]:
+                    record = clean_record(lm, index, fact, encoded, (run, left_out))
+                    writers["clean"].add(record.row())
+                if states and lacking["states"]:
+                    found = run.states if run and not left_out else None
+                    writers["states"].add(states.record(lm, index, fact, encoded, found).row())
 
-        work("clean runs", [[index] for index in lacking], {"clean": writer}, compute)
+        work("clean runs", [[index] for index in lacking], writers, compute)
 
 
 def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
@@ -225,15 +243,16 @@ def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case
     from ktrace.tracing.answers import baselines
     from ktrace.tracing.checks import require_numbers
 
-    tracer, lm, log = session.tracer, session.lm, session.log
-    facts, noise = session.assignment.facts.facts, tracer.noise
+    tracer, lm, run_log = session.tracer, session.lm, session.log
+    facts, noise = session.assignment.facts.facts, session.noise
     cases = session.corrupted(cases)
     by_index = {case.index: case for case in cases}
     unusable = [[case.index] for case in cases if case.index in noise.unusable]
     usable = tracer.grouped([case for case in cases if case.index not in noise.unusable])
     units = [*unusable, *([case.index for case in group] for group in usable)]
     store, prints = folders.corrupted, session.assignment.prints
-    with log.timed("corrupted"), store.writer(prints.corrupted, log.on_parts()) as writer:
+    origin = run_log.on_parts()
+    with run_log.timed("corrupted"), store.writer(prints.corrupted, origin) as writer:
 
         def compute(unit: Sequence[int], lacking: Lacking) -> None:
             group = [by_index[index] for index in unit]

@@ -2,8 +2,9 @@
 
 from ktrace.store.claims import one_at_a_time, work_through
 from ktrace.store.layout import RunFolders, is_complete
-from ktrace.store.records import CleanRecord, CorruptedRecord, RestoredRecord
+from ktrace.store.records import CleanRecord, CorruptedRecord, RestoredRecord, StatesRecord
 from ktrace.store.schema import (
+    ACTIVATIONS,
     BASELINE_SCORES,
     CLEAN,
     CLEAN_SCORES,
@@ -15,6 +16,7 @@ from ktrace.store.schema import (
 from ktrace.store.store import PartWriter, Store
 
 __all__ = [
+    "ACTIVATIONS",
     "BASELINE_SCORES",
     "CLEAN",
     "CLEAN_SCORES",
@@ -27,6 +29,7 @@ __all__ = [
     "RestoredRecord",
     "Row",
     "RunFolders",
+    "StatesRecord",
     "Store",
     "is_complete",
     "one_at_a_time",

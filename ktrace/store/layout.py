@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ktrace.errors import KtraceError
-from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED, JsonObject
+from ktrace.store.schema import ACTIVATIONS, CLEAN, CORRUPTED, RESTORED, JsonObject
 from ktrace.store.store import Store
 
 
@@ -35,6 +35,17 @@ class RunFolders:
         """Restorations of one mediator, such as `mlp-w10`."""
         names = {**self._of_dataset, "noise": self.run.name, "mediator": mediator_key}
         return Store(self.run / "restored" / mediator_key, RESTORED, names)
+
+    def activations(self, kind: str) -> Store:
+        """States of the `clean` runs, shared by every noise, or of the `corrupted` ones.
+
+        Apart from the scores, so that these are read without them. Nothing is computed from them,
+        so runs do not read them as a whole either.
+        """
+        folder, names = self.run.parent / "activations" / kind, self._of_dataset
+        if kind == "corrupted":
+            folder, names = folder / self.run.name, {**names, "noise": self.run.name}
+        return Store(folder, ACTIVATIONS[kind], names, read_by_runs=False)
 
     @property
     def _of_dataset(self) -> dict[str, str]:

@@ -5,7 +5,8 @@ facts of a store back, one part in memory at a time. Single values come back as 
 of text as tuples, lists of numbers as arrays.
 
 Axes: n_positions, tokens of the prompt; n_samples, draws of the noise; n_layers, blocks of the
-model; d_model, features of a state; n_answer, tokens of the answer that are scored.
+model; d_model, features of a state; n_answer, tokens of the answer that are scored; n_kept_samples,
+n_kept_layers, n_kept_positions, those of them whose states are stored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +17,16 @@ import numpy.typing as npt
 
 from ktrace.store.schema import CLEAN, CLEAN_SCORES, CORRUPTED, RESTORED, Array, Row
 from ktrace.store.store import Store
-from ktrace.terms import METRICS, SITES, changes_clean_run
+from ktrace.terms import METRICS, changes_clean_run
 
 Integers = npt.NDArray[np.int64]
 # One array for each metric: float32 where it was read.
 Scores = Mapping[str, npt.NDArray[np.floating]]
 
-_CLEAN_COLUMNS = tuple(name for name in CLEAN if name not in SITES)
 _SCORE_COLUMNS = {*METRICS, *CLEAN_SCORES.values()}
 _CORRUPTED_COLUMNS = tuple(name for name in CORRUPTED if name not in _SCORE_COLUMNS)
 _RESTORED_COLUMNS = tuple(name for name in RESTORED if name not in METRICS)
+_STATES_COLUMNS = ("index", "known_id", "layers", "positions", "roles")
 
 
 def _none() -> Integers:
@@ -56,8 +57,6 @@ class CleanRecord:
         predicted: the same as text.
         predicted_probability: of that; NaN for a prompt that was not run.
         probability: of the answer; NaN where there is none.
-        states: by site, `(n_layers, n_positions, d_model)`, bfloat16 as the bits in uint16; empty
-            for facts that are no candidates; no site where they were not read.
         also_ids: tokens of the other right answers, one answer after another.
         also_lengths: how many each of them has, `(n_answers - 1,)`.
     """
@@ -80,22 +79,21 @@ class CleanRecord:
     predicted: str
     predicted_probability: float
     probability: float
-    states: Mapping[str, Array] = field(default_factory=dict)
     also_ids: Integers = field(default_factory=_none)
     also_lengths: Integers = field(default_factory=_none)
 
     def row(self) -> Row:
         """By column."""
-        return {**{name: getattr(self, name) for name in _CLEAN_COLUMNS}, **self.states}
+        return {name: getattr(self, name) for name in CLEAN}
 
     @classmethod
     def read(cls, store: Store) -> Iterator["CleanRecord"]:
-        """Every fact of a store, without its states, which are large.
+        """Every fact of a store.
 
         Raises:
             KtraceError: a part is damaged.
         """
-        for row in store.read(*_CLEAN_COLUMNS):
+        for row in store.read(*CLEAN):
             start, stop = row["span"].tolist()
             texts = {name: tuple(row[name]) for name in ("tokens", "roles")}
             yield cls(**{**row, **texts, "span": (start, stop)})
@@ -187,3 +185,45 @@ class RestoredRecord:
         for row in store.read(*RESTORED):
             own = {name: row[name] for name in _RESTORED_COLUMNS}
             yield cls(**own, scores={metric: row[metric] for metric in METRICS})
+
+
+@dataclass(frozen=True)
+class StatesRecord:
+    """States of the clean run of a fact, or of its corrupted run.
+
+    Attributes:
+        index: the fact's row in its dataset.
+        known_id: the fact's own number.
+        layers: which are kept, `(n_kept_layers,)`; none where the fact is no candidate.
+        positions: likewise, `(n_kept_positions,)`.
+        roles: of these positions, in the scheme `rome`; empty before the subject.
+        states: by site, bfloat16 as the bits in uint16, `(n_kept_layers, n_kept_positions,
+            d_model)`, and with a first axis `n_kept_samples` of the corrupted run. Empty where the
+            site is not kept, or the model lacks it; NaN in layers that lack it.
+    """
+
+    index: int
+    known_id: int
+    layers: Integers
+    positions: Integers
+    roles: Sequence[str]
+    states: Mapping[str, Array]
+
+    def row(self) -> Row:
+        """By column."""
+        own = {name: getattr(self, name) for name in _STATES_COLUMNS}
+        return {**own, **self.states}
+
+    @classmethod
+    def read(
+        cls, store: Store, *sites: str, known_id: int | None = None
+    ) -> Iterator["StatesRecord"]:
+        """Every fact of a store, or one of them, with the states of some sites.
+
+        Raises:
+            KtraceError: a part is damaged.
+        """
+        for row in store.read(*_STATES_COLUMNS, *sites, known_id=known_id):
+            own = {name: row[name] for name in _STATES_COLUMNS}
+            states = {site: row[site] for site in sites}
+            yield cls(**{**own, "roles": tuple(row["roles"])}, states=states)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ktrace.terms import METRICS
+from ktrace.terms import METRICS, SITES
 
-VERSION = 7
+VERSION = 8
 
 # One fact by column, as parts hold it; records.py has it typed. `index`, the row of the fact in its
 # dataset, is always among them.
@@ -63,10 +63,6 @@ CLEAN: Schema = {
     "predicted": Field(TEXT),
     "predicted_probability": Field("float32"),
     "probability": Field("float32"),
-    # Of candidates only; empty for the others, which nothing ever restores.
-    "hidden": Field(ACTIVATION, ("layer", "position", "feature")),
-    "attn": Field(ACTIVATION, ("layer", "position", "feature")),
-    "mlp": Field(ACTIVATION, ("layer", "position", "feature")),
 }
 
 CORRUPTED: Schema = {
@@ -86,4 +82,24 @@ RESTORED: Schema = {
     "known_id": Field("int64"),
     "together": Field(TEXT),  # mediators that shared its batches: what decides the last bits
     **{metric: Field("float32", ("sample", "layer", "position")) for metric in METRICS},
+}
+
+
+def _activations(*axes: str) -> Schema:
+    # All of a fact is empty where it is no candidate, and a site where it is not kept, or where the
+    # model lacks it.
+    return {
+        "index": Field("int64"),
+        "known_id": Field("int64"),
+        "layers": Field("int64", ("layer",)),
+        "positions": Field("int64", ("position",)),
+        "roles": Field(TEXT, ("position",)),  # empty before the subject
+        **{site: Field(ACTIVATION, (*axes, "layer", "position", "feature")) for site in SITES},
+    }
+
+
+# By kind of run (`RUN_KINDS`).
+ACTIVATIONS: Mapping[str, Schema] = {
+    "clean": _activations(),
+    "corrupted": _activations("sample"),
 }

@@ -47,14 +47,21 @@ class Store:
         schema: what each holds.
         names: what the folders around it are called (`model`, `dataset`, `noise`, `mediator`): they
             must be the names of its content.
+        read_by_runs: whether runs read what it holds, so that they look for damage first.
     """
 
     def __init__(
-        self, folder: Path, schema: Schema, names: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        schema: Schema,
+        names: Mapping[str, str] | None = None,
+        *,
+        read_by_runs: bool = True,
     ) -> None:
         self.folder = folder
         self.schema = schema
         self.names = names or {}
+        self.read_by_runs = read_by_runs
 
     def parts(self) -> list[Path]:
         """Completed parts, in the order of their first facts."""
@@ -111,12 +118,16 @@ class Store:
         if bound is not None:
             require_own_names(self.folder, self.names, bound)
 
-    def _bound(self) -> JsonObject | None:
-        """The fingerprint that every part must have; None for an empty store."""
+    def bound(self) -> JsonObject | None:
+        """The fingerprint that every part must have; None for an empty store.
+
+        Raises:
+            KtraceError: the folder lies under another name, or does not say.
+        """
         paths = self.parts()
         if not paths:
             return None
-        found = read_binding(self.folder) or _told_by(paths[0])
+        found = read_binding(self.folder) or self._told_by(paths[0])
         require_own_names(self.folder, self.names, found)
         return found.fingerprint
 
@@ -126,7 +137,8 @@ class Store:
         """Indices of the facts that are stored, in parts that are whole.
 
         A damaged part is set aside, with a logged line: its facts are not among the stored ones, so
-        they are computed again. Nothing else of the folder is touched.
+        they are computed again. Nothing else of the folder is touched. A store that runs do not
+        read is looked at no closer than its parts' end markers and indices.
 
         Args:
             fingerprint: what the parts' numbers must have been determined by.
@@ -140,8 +152,9 @@ class Store:
         stored: set[int] = set()
         for path in self.parts():
             try:
-                indices = _indices(path, self.schema)
-                if wanted is None or any(index in wanted for index in indices):
+                indices = _column(path, self.schema, "index")
+                relied_on = wanted is None or any(index in wanted for index in indices)
+                if self.read_by_runs and relied_on:
                     verify_part(path, self.schema)
             except DamagedPartError as error:
                 aside = set_aside(path)
@@ -158,46 +171,38 @@ class Store:
         Raises:
             KtraceError: parts differ, or one is damaged.
         """
-        shared = self._bound()
+        shared = self.bound()
         for path in self.parts():
-            with _naming_damage():
+            with self._naming_damage():
                 found = read_fingerprint(path)
             if shared is not None:
                 require_same(self.folder, found, shared)
         return shared
 
-    def read(self, *names: str) -> Iterator[Row]:
+    def read(self, *names: str, known_id: int | None = None) -> Iterator[Row]:
         """Facts with the named fields, one part in memory at a time, each fact once.
+
+        Args:
+            names: of the fields.
+            known_id: of the only fact that is wanted; no field of parts without it is read.
 
         Raises:
             KtraceError: a part is damaged.
         """
         seen: set[int] = set()
-        bound = self._bound()
+        asked = names if known_id is None else ("known_id", *names)
+        bound = self.bound()
         for path in self.parts():
-            with _naming_damage():
-                records = read_part(path, self.schema, dict.fromkeys(("index", *names)), bound)
+            with self._naming_damage():
+                if known_id is not None and known_id not in _column(path, self.schema, "known_id"):
+                    continue
+                records = read_part(path, self.schema, dict.fromkeys(("index", *asked)), bound)
             for record in records:
+                if known_id is not None and known_id != record["known_id"]:
+                    continue
                 if record["index"] not in seen:
                     seen.add(record["index"])
                     yield record
-
-    def find(self, known_id: int, *names: str) -> Row | None:
-        """The named fields of one fact; None where it is not stored.
-
-        They are read from the fact's own part alone: activations are large.
-
-        Raises:
-            KtraceError: a part is damaged.
-        """
-        bound = self._bound()
-        for path in self.parts():
-            with _naming_damage():
-                rows = read_part(path, self.schema, ["known_id"], bound)
-                numbers = [row["known_id"] for row in rows]
-                if known_id in numbers:
-                    return read_part(path, self.schema, names)[numbers.index(known_id)]
-        return None
 
     def provenance(self) -> list[tuple[JsonObject, int]]:
         """Of each part: who computed it, where and when; and its number of facts.
@@ -205,7 +210,7 @@ class Store:
         Raises:
             KtraceError: a part is damaged.
         """
-        with _naming_damage():
+        with self._naming_damage():
             return [read_provenance(path) for path in self.parts()]
 
     def writer(
@@ -222,6 +227,21 @@ class Store:
             keep: fields of stored facts that the caller wants from `PartWriter.stored`.
         """
         return PartWriter(self, fingerprint, provenance or {}, keep)
+
+    def _told_by(self, path: Path) -> Binding:
+        """What a part says of its folder, where older versions left no `store.json`."""
+        with self._naming_damage():
+            return binding_of(path)
+
+    @contextmanager
+    def _naming_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except DamagedPartError as error:
+            remedy = "the command that made it, without stage=analyze, sets it aside and computes"
+            if not self.read_by_runs:
+                remedy = "remove that file, and the command that made it computes"
+            raise KtraceError(f"damaged: {error}; {remedy} its facts again") from error
 
 
 class PartWriter:
@@ -324,22 +344,5 @@ class PartWriter:
         self._claims.release([record["index"] for record in records])
 
 
-def _told_by(path: Path) -> Binding:
-    """What a part says of its folder, where older versions left no `store.json`."""
-    with _naming_damage():
-        return binding_of(path)
-
-
-@contextmanager
-def _naming_damage() -> Iterator[None]:
-    try:
-        yield
-    except DamagedPartError as error:
-        raise KtraceError(
-            f"damaged: {error}; the command that made it, without stage=analyze, sets it aside and "
-            "computes its facts again"
-        ) from error
-
-
-def _indices(path: Path, schema: Schema) -> list[int]:
-    return [record["index"] for record in read_part(path, schema, ["index"])]
+def _column(path: Path, schema: Schema, name: str) -> list[int]:
+    return [record[name] for record in read_part(path, schema, [name])]

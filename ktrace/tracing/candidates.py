@@ -12,19 +12,28 @@ from ktrace.tracing.clean import CleanRun, clean_run
 from ktrace.tracing.encode import too_long
 from ktrace.tracing.encoded import EncodedFact
 from ktrace.tracing.engine import Case
+from ktrace.tracing.states import Kept
 
 
-def clean_fact(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> tuple[CleanRun | None, str]:
+def clean_fact(
+    lm: LanguageModel, fact: Fact, encoded: EncodedFact, kept: Kept | None = None
+) -> tuple[CleanRun | None, str]:
     """The clean run, and why the fact is no candidate: empty where it is one.
 
     A prompt that is longer than the model reads is not run: it has no clean run.
+
+    Args:
+        lm: the model.
+        fact: which.
+        encoded: the same in tokens.
+        kept: which states, if any.
 
     Raises:
         KtraceError: the model gives no numbers.
     """
     if too_long(lm, encoded.n_read):
         return None, f"the prompt is longer than the model's {lm.max_positions} positions"
-    run = _clean_run(lm, encoded)
+    run = _clean_run(lm, encoded, kept)
     require_numbers(lm, fact, "clean run", run.predicted_probability)
     if encoded.problem:
         return run, encoded.problem
@@ -33,13 +42,13 @@ def clean_fact(lm: LanguageModel, fact: Fact, encoded: EncodedFact) -> tuple[Cle
     return run, ""
 
 
-def _clean_run(lm: LanguageModel, encoded: EncodedFact) -> CleanRun:
+def _clean_run(lm: LanguageModel, encoded: EncodedFact, kept: Kept | None) -> CleanRun:
     """That of the answer which is predicted, else of the first; the probability is of all."""
     ids = encoded.prompt.input_ids
     if not encoded.answers:
-        return clean_run(lm, ids)
+        return clean_run(lm, ids, kept=kept)
     runs = [
-        clean_run(lm, ids, together[0], tuple(answer[-1] for answer in together))
+        clean_run(lm, ids, together[0], tuple(answer[-1] for answer in together), kept)
         for together in branches(encoded.answers)
     ]
     said = [run for run in runs if run.predicted_ids in encoded.answers]

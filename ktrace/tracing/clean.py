@@ -1,13 +1,13 @@
-"""The clean run: prediction, score, and the states of every site."""
+"""The clean run: prediction, score, and the states that are kept."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from ktrace.lm.hooks import hooked, keep
+from ktrace.lm.hooks import hooked
 from ktrace.lm.memory import within_memory
 from ktrace.lm.model import LanguageModel
+from ktrace.tracing.states import Kept, StateReader, States
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,13 @@ class CleanRun:
         predicted_probability: of those tokens together.
         probability: of the answer, all its tokens together, and of those that differ from it in
             an allowed last token; NaN where none is given.
-        activations: by site, `(n_layers, n_positions, d_model)`, in the model's dtype, on the CPU.
-            Layers without the site hold NaN.
+        states: those that were asked for, on the CPU; see `StateReader.states`.
     """
 
     predicted_ids: tuple[int, ...]
     predicted_probability: float
     probability: float
-    activations: dict[str, torch.Tensor]
+    states: States
 
 
 @within_memory("in the clean run of one prompt")
@@ -37,6 +36,7 @@ def clean_run(
     input_ids: tuple[int, ...],
     answer_ids: tuple[int, ...] = (),
     last_ids: tuple[int, ...] = (),
+    kept: Kept | None = None,
 ) -> CleanRun:
     """Run one prompt. One at a time, so that its bits do not depend on its company.
 
@@ -45,17 +45,12 @@ def clean_run(
         input_ids: the prompt.
         answer_ids: tokens that are scored after it.
         last_ids: where several are right in the place of the last of these, all of them.
+        kept: which states of the prompt, if any.
     """
-    n_prompt = len(input_ids)
-    kept: dict[tuple[str, int], torch.Tensor] = {}
-    edits = {
-        path: keep(kept, (site, layer), lambda output: output[0, :n_prompt].cpu())
-        for layer in range(lm.n_layers)
-        for site, path in lm.paths.sites(layer).items()
-    }
+    reader = StateReader(lm, kept or Kept((), (), ()))
     ids = torch.tensor([input_ids + answer_ids[:-1]], device=lm.device)
-    with hooked(lm.model, edits):
-        logits = lm.model(input_ids=ids, use_cache=False).logits[0, n_prompt - 1 :]
+    with hooked(lm.model, reader.edits):
+        logits = lm.model(input_ids=ids, use_cache=False).logits[0, len(input_ids) - 1 :]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probabilities = wide.log_softmax(dim=-1).cpu()
     greedy = logits.argmax(dim=-1).tolist()
@@ -69,17 +64,5 @@ def clean_run(
         predicted_ids=tuple(greedy[:n_said]),
         predicted_probability=float(said.sum().exp()),
         probability=float("nan") if forced is None else float(forced.sum().exp()),
-        activations=_by_site(kept, lm.n_layers),
+        states=reader.states(),
     )
-
-
-def _by_site(
-    kept: Mapping[tuple[str, int], torch.Tensor], n_layers: int
-) -> dict[str, torch.Tensor]:
-    """Of each site that some layer has, `(n_layers, n_positions, d_model)`; NaN in others."""
-    some = {site: states for (site, _), states in kept.items()}
-    nothing = {site: torch.full_like(states, float("nan")) for site, states in some.items()}
-    return {
-        site: torch.stack([kept.get((site, layer), nothing[site]) for layer in range(n_layers)])
-        for site in some
-    }

@@ -1,4 +1,4 @@
-"""From stores to the tidy frame and back to activations."""
+"""From stores to the tidy frame."""
 
 from itertools import product
 from pathlib import Path
@@ -9,12 +9,10 @@ import pandas as pd
 import pytest
 
 import ktrace
-from ktrace.analysis.activations import load_activations
 from ktrace.analysis.effects import effect_tables, effects_file, load_effects
 from ktrace.analysis.stored import batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
-from ktrace.store import store as store_module
 from ktrace.terms import METRICS
 from tests.support.stores import (
     CANDIDATES,
@@ -24,8 +22,6 @@ from tests.support.stores import (
     N_SAMPLES,
     NOISE,
     NOISE_PRINT,
-    WIDTH,
-    activations,
     clean_scores,
     known_id,
     p_corrupted,
@@ -109,10 +105,8 @@ def test_a_run_folder_is_found_from_inside(
     expected = load_effects(folders.run)
     monkeypatch.chdir(folders.run)
     pd.testing.assert_frame_equal(load_effects("."), expected)
-    states = load_activations(".", known_id(0), "hidden", 0)
     monkeypatch.chdir(folders.run.parent)
     pd.testing.assert_frame_equal(load_effects(folders.run.name), expected)
-    np.testing.assert_array_equal(load_activations(folders.run.name, 1000, "hidden", 0), states)
     assert ktrace.load_effects is load_effects
 
 
@@ -220,60 +214,3 @@ def test_a_file_of_effects_appears_whole_or_not_at_all(folders: RunFolders) -> N
     with pytest.raises(ZeroDivisionError):
         write_and_fail()
     assert list(folders.analysis.iterdir()) == []
-
-
-@pytest.mark.parametrize("site", ["hidden", "attn", "mlp"])
-def test_activations_come_back(folders: RunFolders, site: str) -> None:
-    for index in CANDIDATES:
-        for layer in range(N_LAYERS):
-            states = load_activations(folders.run, known_id(index), site, layer)
-            assert states.shape == (len(FACTS[index].tokens), WIDTH)
-            np.testing.assert_array_equal(states, activations(index, site)[layer])
-
-
-def test_activations_are_read_from_one_part_alone(
-    folders: RunFolders, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are by far the largest field of a part."""
-    read = []
-    original = store_module.read_part
-
-    def counted(path: Path, schema: Any, names: Any, expected: Any = None) -> Any:
-        names = list(names)
-        read.append(names)
-        return original(path, schema, names, expected)
-
-    monkeypatch.setattr(store_module, "read_part", counted)
-    load_activations(folders.run, known_id(CANDIDATES[-1]), "attn", 0)
-    assert len(folders.clean.parts()) == 6
-    assert [names for names in read if names != ["known_id"]] == [["attn"]]
-
-
-@pytest.mark.parametrize(
-    ("stored", "expected"), [(np.uint16, np.float32), (np.float16, np.float16)]
-)
-def test_activations_of_half_precision(tmp_path: Path, stored: type, expected: type) -> None:
-    folders = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
-    write_clean(folders, dtype=stored)
-    states = load_activations(folders.run, known_id(0), "mlp", 1)
-    assert states.dtype == expected
-    exact = activations(0, "mlp")[1]
-    np.testing.assert_allclose(states, exact, rtol=2**-7, atol=1e-3)
-    assert not np.array_equal(states, exact)
-
-
-@pytest.mark.parametrize(
-    ("fact", "site", "layer", "message"),
-    [
-        (0, "embedding", 0, r"site='embedding' is unknown: choose from hidden, attn, mlp"),
-        (0, "mlp", 3, r"layer=3 is out of range: 0 to 2"),
-        (0, "mlp", -1, r"layer=-1 is out of range: 0 to 2"),
-        (2, "mlp", 0, r"known_id=1014 were kept: it is no candidate"),
-        (9, "mlp", 0, r"known_id=1063 is not in the clean store"),
-    ],
-)
-def test_activations_that_are_not_there(
-    folders: RunFolders, fact: int, site: str, layer: int, message: str
-) -> None:
-    with pytest.raises(KtraceError, match=message):
-        load_activations(folders.run, known_id(fact), site, layer)

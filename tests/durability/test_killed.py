@@ -24,7 +24,7 @@ from tests.support.runs import (
     state_of,
 )
 
-KILLS = 11  # for each of the seeds, whose steps come by every stage
+KILLS = 16  # for each of the seeds, whose steps come by every stage
 
 
 def wait_until(condition: Callable[[], bool], pid: int) -> None:

@@ -18,7 +18,7 @@ from ktrace.errors import KtraceError
 from ktrace.facts import load_facts
 from ktrace.pipeline import assignment, session
 from ktrace.pipeline import run as pipeline
-from ktrace.store import RunFolders
+from ktrace.store import RunFolders, StatesRecord
 from ktrace.tracing import clean, encode, reference
 from ktrace.tracing.suffix import engine as suffix
 from tests.support.configs import Compose
@@ -337,13 +337,14 @@ def test_a_prompt_longer_than_the_model_reads_is_left_out(
     reason = f"the prompt is longer than the model's {limit} positions"
     assert outcome.analysis is not None
     assert outcome.analysis.summary["left_out"][reason] == len(too_long)
-    names = ("left_out", "predicted_ids", "predicted", "probability", "hidden")
+    names = ("left_out", "predicted_ids", "predicted", "probability")
     for record in RunFolders(outcome.folder).clean.read(*names):
         assert (record["left_out"] == reason) == (record["index"] in too_long)
         if record["index"] in too_long:
             assert (record["predicted_ids"].size, record["predicted"]) == (0, "")
             assert np.isnan(record["probability"])
-            assert record["hidden"].size == 0
+    for states in StatesRecord.read(RunFolders(outcome.folder).activations("clean"), "hidden"):
+        assert (states.states["hidden"].size == 0) == (states.index in too_long)
 
 
 def test_a_token_that_the_model_has_not_names_its_fact(

@@ -31,7 +31,7 @@ else:
 run, known_id, *rest = sys.argv[1:]
 assert len(ktrace.load_effects(run)) > 10
 light("load_effects")
-assert len(ktrace.load_activations(run, int(known_id), "mlp", 0))
+assert len(ktrace.load_activations(run, "mlp", 0, known_id=int(known_id)).states)
 light("load_activations")
 commands = [[]]
 for argument in rest:

@@ -15,14 +15,18 @@ from hypothesis import strategies as st
 
 from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import new_file, write_text
-from ktrace.store import CLEAN, Row
+from ktrace.store import ACTIVATIONS, CLEAN, Row
 from ktrace.store import RESTORED as ALL_RESTORED
 from ktrace.store import part as part_module
 from ktrace.store.part import part_name, read_fingerprint, read_part, write_part
 from ktrace.store.schema import VERSION
+from ktrace.terms import SITES
 
 # One metric is enough here: all have the same field.
 RESTORED = {name: ALL_RESTORED[name] for name in ("index", "known_id", "probability")}
+
+# Every kind of field in one part.
+ALL_KINDS = CLEAN | {name: ACTIVATIONS["clean"][name] for name in SITES}
 
 FINGERPRINT = {"model": {"identity": "tiny", "dtype": "float32"}, "noise": {"seed": 1}}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -39,7 +43,7 @@ def assert_same(found: Row, expected: Row) -> None:
     """Compare every field, arrays bit for bit."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        field = CLEAN.get(name) or RESTORED[name]
+        field = ALL_KINDS.get(name) or RESTORED[name]
         if field.dtype == "text":
             assert found[name] == value, name
         elif field.axes and field.dtype == "activation":
@@ -83,7 +87,7 @@ def clean_records(draw: st.DrawFn) -> list[dict[str, Any]]:
                 "predicted": draw(TEXTS),
                 "predicted_probability": draw(FLOATS),
                 "probability": draw(FLOATS),
-                **dict.fromkeys(("hidden", "attn", "mlp"), activations),
+                **dict.fromkeys(SITES, activations),
             }
         )
     return records
@@ -93,8 +97,8 @@ def clean_records(draw: st.DrawFn) -> list[dict[str, Any]]:
 @given(clean_records())
 def test_clean_records_come_back_bit_for_bit(records: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = write_part(Path(folder), CLEAN, FINGERPRINT, records)
-        found = read_part(path, CLEAN, CLEAN)
+        path = write_part(Path(folder), ALL_KINDS, FINGERPRINT, records)
+        found = read_part(path, ALL_KINDS, ALL_KINDS)
         assert read_fingerprint(path) == FINGERPRINT
         with h5py.File(path) as file:
             encoding = file["hidden"]["values"].attrs.get("encoding")

@@ -1,6 +1,6 @@
 """Typed records, through a store and back."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ktrace.store import (
+    ACTIVATIONS,
     CLEAN,
     CORRUPTED,
     RESTORED,
@@ -15,9 +16,11 @@ from ktrace.store import (
     CorruptedRecord,
     RestoredRecord,
     RunFolders,
+    StatesRecord,
     Store,
 )
 from ktrace.store import store as store_module
+from ktrace.store.schema import Schema
 from ktrace.terms import METRICS, SITES
 
 CLEAN_RECORD = CleanRecord(
@@ -39,7 +42,6 @@ CLEAN_RECORD = CleanRecord(
     predicted="",
     predicted_probability=0.25,
     probability=float("nan"),
-    states={site: np.full((2, 2, 3), 0.5, dtype=np.float16) for site in SITES},
 )
 CORRUPTED_RECORD = CorruptedRecord(
     index=3,
@@ -58,7 +60,25 @@ RESTORED_RECORD = RestoredRecord(
     together="hidden mlp-w3",
     scores={metric: np.full((2, 3, 4), n, np.float32) for n, metric in enumerate(METRICS)},
 )
-ROOM = {"clean": CLEAN_RECORD, "corrupted": CORRUPTED_RECORD, "restored": RESTORED_RECORD}
+CLEAN_STATES = StatesRecord(
+    index=3,
+    known_id=-7,
+    layers=np.array([1, 4]),
+    positions=np.array([0, 2]),
+    roles=("", "last"),
+    states={site: np.full((2, 2, 3), 0.5, dtype=np.float16) for site in SITES},
+)
+CORRUPTED_STATES = replace(
+    CLEAN_STATES,
+    states={site: np.full((5, 2, 2, 3), n, dtype=np.uint16) for n, site in enumerate(SITES)},
+)
+ROOM: dict[str, tuple[Schema, Any]] = {
+    "clean": (CLEAN, CLEAN_RECORD),
+    "corrupted": (CORRUPTED, CORRUPTED_RECORD),
+    "restored": (RESTORED, RESTORED_RECORD),
+    "clean states": (ACTIVATIONS["clean"], CLEAN_STATES),
+    "corrupted states": (ACTIVATIONS["corrupted"], CORRUPTED_STATES),
+}
 
 
 def same(found: Any, stored: Any) -> bool:
@@ -72,36 +92,41 @@ def same(found: Any, stored: Any) -> bool:
 
 @pytest.mark.parametrize("kind", ROOM)
 def test_a_record_comes_back_as_it_went_in(tmp_path: Path, kind: str) -> None:
-    record = ROOM[kind]
-    store = Store(tmp_path, {"clean": CLEAN, "corrupted": CORRUPTED, "restored": RESTORED}[kind])
+    schema, record = ROOM[kind]
+    store = Store(tmp_path, schema)
     with store.writer({}) as writer:
         writer.add(record.row())
-    [found] = type(record).read(store)
+    [found] = type(record).read(store, *(SITES if "states" in kind else ()))
     for field in fields(record):
-        value, stored = getattr(found, field.name), getattr(record, field.name)
-        assert same(value, {} if field.name == "states" else stored), field.name
+        assert same(getattr(found, field.name), getattr(record, field.name)), field.name
 
 
 def test_a_row_holds_every_column() -> None:
-    assert CLEAN_RECORD.row().keys() == CLEAN.keys()
-    assert CORRUPTED_RECORD.row().keys() == CORRUPTED.keys()
-    assert RESTORED_RECORD.row().keys() == RESTORED.keys()
+    for schema, record in ROOM.values():
+        assert record.row().keys() == schema.keys()
     assert RESTORED_RECORD.shape == (2, 3, 4)
 
 
-def test_states_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_are_read_of_the_sites_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are by far the largest columns of a part."""
-    folders = RunFolders(tmp_path / "model" / "dataset" / "noise")
-    with folders.clean.writer({}) as writer:
-        writer.add(CLEAN_RECORD.row())
+    store = RunFolders(tmp_path / "model" / "dataset" / "noise").activations("clean")
+    with store.writer({}) as writer:
+        writer.add(CLEAN_STATES.row())
+        writer.add(replace(CLEAN_STATES, index=4, known_id=5).row())
     read: list[str] = []
     original = store_module.read_part
 
-    def noting(path: Path, schema: Any, names: Any, expected: Any) -> Any:
+    def noting(path: Path, schema: Any, names: Any, expected: Any = None) -> Any:
         read.extend(names)
         return original(path, schema, names, expected)
 
     monkeypatch.setattr(store_module, "read_part", noting)
-    [found] = CleanRecord.read(folders.clean)
-    assert set(read) == CLEAN.keys() - set(SITES)
-    assert found.states == {}
+    one, other = StatesRecord.read(store, "attn")
+    assert {"attn"} == set(read) & set(SITES)
+    assert one.states.keys() == {"attn"}
+    read.clear()
+    assert [found.index for found in StatesRecord.read(store, known_id=5)] == [other.index]
+    assert list(StatesRecord.read(store, "mlp", known_id=6)) == []
+    assert not set(read) & set(SITES)

@@ -11,8 +11,10 @@ from ktrace.facts import Span
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
+from ktrace.terms import SITES
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
+from ktrace.tracing.states import Kept
 from tests.support.configs import configured
 
 VOCABULARY = 96
@@ -79,3 +81,8 @@ def known_case(
     ids = torch.randint(2, VOCABULARY, (n_positions,), generator=generator).tolist()
     answer = clean_run(lm, tuple(ids)).predicted_ids
     return Case(seed, tuple(ids), Span(start, stop), answer)
+
+
+def all_states(lm: LanguageModel, n_positions: int) -> Kept:
+    """Every state of a prompt of so many tokens."""
+    return Kept(SITES, range(lm.n_layers), range(n_positions))

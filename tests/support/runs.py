@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ktrace.store import CLEAN, CORRUPTED, RESTORED, RunFolders, Store
+from ktrace.store import RESTORED, RunFolders, Store
+from ktrace.store.part import read_part
+from ktrace.terms import RUN_KINDS
 from tests.support.places import ROOT
 
 RUN = "random/known/gaussian-x3-n2-seed1"
 FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 N_FACTS, N_CANDIDATES = 7, 6
 # Every fact once in every store that it belongs to.
-N_STORED = N_FACTS + N_CANDIDATES + N_CANDIDATES * len(FIVE)
+# States of clean runs are those of candidates, and the others' rows are empty.
+N_STORED = 2 * (N_FACTS + N_CANDIDATES) + N_CANDIDATES * len(FIVE)
 
 # Lines in: "start <log>\t<argument>\t...", "warm ..." for a run in the server itself, "wait <pid>".
 # Lines out: the process id, 0 where the warming run was good, the wait status.
@@ -168,7 +171,9 @@ def stores_of(run: Path) -> list[Store]:
     """Every store of a run."""
     folders = RunFolders(run)
     restored = sorted((run / "restored").glob("*/"))
-    return [folders.clean, folders.corrupted, *(folders.restored(path.name) for path in restored)]
+    states = [folders.activations(kind) for kind in RUN_KINDS]
+    scores = [folders.clean, folders.corrupted]
+    return [*scores, *states, *(folders.restored(path.name) for path in restored)]
 
 
 def contents(run: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -182,7 +187,8 @@ def contents(run: Path) -> dict[tuple[str, int], dict[str, Any]]:
                 else repr(value)
                 for name, value in record.items()
             }
-            found[store.folder.name, record["index"]] = plain
+            place = str(store.folder.relative_to(run.parent))
+            found[place, record["index"]] = plain
     return found
 
 
@@ -197,12 +203,5 @@ def parts(root: Path) -> dict[Path, tuple[int, int]]:
 
 def facts_in_parts(root: Path) -> int:
     """Facts over all parts, those that are there twice counted twice."""
-    schemas = {"clean": CLEAN, "corrupted": CORRUPTED}
-    return sum(len(one_part(path, schemas.get(path.parent.name, RESTORED))) for path in parts(root))
-
-
-def one_part(path: Path, schema: Any) -> list[int]:
-    """Indices in a part."""
-    from ktrace.store.part import read_part
-
-    return [record["index"] for record in read_part(path, schema, ["index"])]
+    # Every store has the field that is read.
+    return sum(len(read_part(path, RESTORED, ["index"])) for path in parts(root))

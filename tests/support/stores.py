@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.store import RunFolders
-from ktrace.terms import METRICS
+from ktrace.store import RunFolders, StatesRecord
+from ktrace.terms import METRICS, SITES
 
 N_SAMPLES, N_LAYERS, WIDTH = 2, 3, 5
 
@@ -110,12 +110,18 @@ def p_restored(index: int, key: str) -> npt.NDArray[np.float32]:
     return generator.rand(*shape).astype(np.float32)
 
 
-def activations(index: int, site: str, dtype: Any = np.float32) -> npt.NDArray[Any]:
-    """`(layer, position, feature)`; nothing for facts that are no candidates."""
+def activations(
+    index: int, site: str, dtype: Any = np.float32, kind: str = "clean"
+) -> npt.NDArray[Any]:
+    """`(layer, position, feature)`, with a first axis `sample` of the corrupted run.
+
+    Nothing for facts that are no candidates.
+    """
+    axes = [N_SAMPLES] if kind == "corrupted" else []
     if not FACTS[index].is_candidate:
-        return np.zeros((0, 0, 0), dtype=dtype)
+        return np.zeros([0] * (len(axes) + 3), dtype=dtype)
     generator = np.random.RandomState(index + 100 * len(site) + ord(site[0]))
-    states = generator.randn(N_LAYERS, len(FACTS[index].tokens), WIDTH).astype(np.float32)
+    states = generator.randn(*axes, N_LAYERS, len(FACTS[index].tokens), WIDTH).astype(np.float32)
     if dtype == np.uint16:
         return (states.view(np.uint32) >> 16).astype(np.uint16)
     return states.astype(dtype)
@@ -125,7 +131,6 @@ def write_clean(
     folders: RunFolders,
     indices: Sequence[int] = range(len(FACTS)),
     fingerprint: Mapping[str, Any] = CLEAN_PRINT,
-    dtype: Any = np.float32,
     as_index: int | None = None,
     provenance: Mapping[str, Any] | None = None,
     relations: Mapping[int, str] = {},  # never changed
@@ -154,10 +159,36 @@ def write_clean(
             "predicted": "!",
             "predicted_probability": 0.5,
             "probability": p_clean(index) if fact.is_candidate else float("nan"),
-            **{site: activations(index, site, dtype) for site in ("hidden", "attn", "mlp")},
         }
         with folders.clean.writer(fingerprint, provenance) as writer:
             writer.add(record)
+
+
+def write_activations(
+    folders: RunFolders,
+    indices: Sequence[int] = range(len(FACTS)),
+    dtype: Any = np.float32,
+    kind: str = "clean",
+    **kept: Any,
+) -> None:
+    """All facts in one part, in the order given; `kept` is what the fingerprint says of it."""
+    whole = {"sites": [*SITES], "layers": None, "positions": "all"}
+    samples = {"samples": N_SAMPLES} if kind == "corrupted" else {}
+    prints = {"clean": CLEAN_PRINT, "corrupted": NOISE_PRINT}
+    fingerprint = {**prints[kind], "activations": {**whole, **samples, **kept}}
+    with folders.activations(kind).writer(fingerprint) as writer:
+        for index in indices:
+            fact = FACTS[index]
+            tokens = fact.tokens if fact.is_candidate else ()
+            record = StatesRecord(
+                index=index,
+                known_id=known_id(index),
+                layers=np.arange(N_LAYERS if fact.is_candidate else 0),
+                positions=np.arange(len(tokens)),
+                roles=fact.roles[: len(tokens)],
+                states={site: activations(index, site, dtype, kind) for site in SITES},
+            )
+            writer.add(record.row())
 
 
 def write_corrupted(
@@ -205,6 +236,8 @@ def write_run(root: Path, keys: Sequence[str] = ("hidden", "mlp-w3")) -> RunFold
     """A complete run, written out of order as shards would."""
     folders = RunFolders(root / "outputs" / "toy" / "made-up" / "gaussian-x3-n2-seed1")
     write_clean(folders, (3, 0, 5, 2, 1, 4))
+    for some in ((3, 0), (5, 2, 1), (4,)):
+        write_activations(folders, some)
     write_corrupted(folders, CANDIDATES[::-1])
     for key in keys:
         write_restored(folders, key, CANDIDATES[1:])

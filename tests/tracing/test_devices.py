@@ -19,7 +19,7 @@ from ktrace.errors import KtraceError, NoMemoryLeftError
 from ktrace.lm.load import language_model
 from ktrace.lm.memory import MORE_ROOM
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import PUBLISHED_MEDIATORS
+from ktrace.terms import PUBLISHED_MEDIATORS, SITES
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case, Engine, Scores, Use
 from ktrace.tracing.engines import make_engine
@@ -27,6 +27,7 @@ from ktrace.tracing.measure import Subject, make_noise
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.states import corrupted_states
 from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import MEASURED, Limits
@@ -34,7 +35,7 @@ from ktrace.tracing.suffix.memory import rows_that_fit
 from ktrace.tracing.suffix.proof import judge
 from tests.support.accelerator import GIB, Accelerator, mps_out_of_memory, out_of_memory
 from tests.support.families import tiny_model
-from tests.support.models import as_moved, known_case, loaded, micro_llama
+from tests.support.models import all_states, as_moved, known_case, loaded, micro_llama
 
 NOISE = RandomNoise(1.0, samples=2)
 MEDIATORS = [make_mediator(name, 2) for name in PUBLISHED_MEDIATORS]
@@ -224,10 +225,15 @@ def test_clean_runs_and_their_states_are_the_cpus(
 ) -> None:
     lm = language_model(micro_llama(3).to("mps"))
     ids, answer = cases[0].input_ids, cases[0].answer_ids
-    there, here = (clean_run(model, ids, answer) for model in (lm, on_cpu))
+    kept = all_states(lm, len(ids))
+    there, here = (clean_run(model, ids, answer, kept=kept) for model in (lm, on_cpu))
     assert (there.predicted_ids, there.probability) == (here.predicted_ids, here.probability)
-    for site, states in here.activations.items():
-        assert np.array_equal(there.activations[site].numpy(), states.numpy())
+    assert here.states.keys() == set(SITES)
+    for site, states in here.states.items():
+        assert np.array_equal(there.states[site].numpy(), states.numpy())
+    noised, same = (corrupted_states(model, NOISE, cases[0], kept, 2) for model in (lm, on_cpu))
+    for site, states in same.items():
+        assert np.array_equal(noised[site].numpy(), states.numpy())
 
 
 def spread(embedding: object, *layers: object, norm: object, head: object) -> dict[str, object]:
@@ -400,6 +406,9 @@ def test_out_of_memory_where_nothing_is_smaller_is_said_in_a_line(
     steps: dict[str, Callable[[], object]] = {
         "with prompts of a few tokens": lambda: language_model(model),
         "in the clean run of one prompt": lambda: clean_run(lm, cases[0].input_ids),
+        "in the corrupted run of one sample": lambda: corrupted_states(
+            lm, NOISE, cases[0], all_states(lm, 2), 2
+        ),
         "while the noise is measured": lambda: make_noise(NoiseConfig(), lm, [subject]),
         "with one restoration at a time": lambda: list(reference.restored(cases[:1], HIDDEN)),
         "with one fact and one restoration at a time": lambda: traced(suffix(lm, NOISE), cases),

@@ -17,7 +17,7 @@ from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.engine import SuffixEngine
 from tests.support.families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
-from tests.support.models import known_case
+from tests.support.models import all_states, known_case
 from tests.support.places import ROOT
 from tests.tracing.agreement import AS_WIDE, NOISE, NOT_PACKED, largest_difference, made, scores
 from tests.tracing.engine_contract import Make, every_engine
@@ -61,8 +61,9 @@ def test_a_module_that_changes_its_output_later_is_recorded_as_it_was() -> None:
     """Falcon adds its attention's output to its MLP's in place."""
     lm = language_model(tiny_model("FalconForCausalLM"))
     case = known_case(lm, 1)
-    run = clean_run(lm, case.input_ids, case.answer_ids)
-    hidden, attn, mlp = (run.activations[site] for site in ("hidden", "attn", "mlp"))
+    kept = all_states(lm, len(case.input_ids))
+    run = clean_run(lm, case.input_ids, case.answer_ids, kept=kept)
+    hidden, attn, mlp = (run.states[site] for site in ("hidden", "attn", "mlp"))
     np.testing.assert_allclose(hidden[1:] - hidden[:-1], attn[1:] + mlp[1:], atol=1e-4)
 
 
@@ -91,7 +92,8 @@ def test_hidden_alone_is_traced_where_there_is_nothing_else(mamba: LanguageModel
     cells = restored["hidden"]["probability"]
     assert np.ptp(cells) >= 0.1
     np.testing.assert_allclose(cells[:, -1, -1], baseline.clean["probability"], atol=1e-6)
-    assert clean_run(mamba, case.input_ids).activations.keys() == {"hidden"}
+    kept = all_states(mamba, len(case.input_ids))
+    assert clean_run(mamba, case.input_ids, kept=kept).states.keys() == {"hidden"}
 
 
 @pytest.mark.parametrize("name", ["mlp", "attn", "hidden_mlp_severed", "hidden_attn_severed"])

@@ -16,7 +16,7 @@ from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.suffix.engine import SuffixEngine
 from tests.support.families import tiny_model
-from tests.support.models import known_case, micro_llama
+from tests.support.models import all_states, known_case, micro_llama
 from tests.tracing.agreement import AS_WIDE, NOISE, largest_difference, made, scores
 
 ATTENTION = [make_mediator("attn", window) for window in (1, 3)]
@@ -58,7 +58,7 @@ def test_severing_leaves_out_what_is_not_there(lm: LanguageModel) -> None:
 
 
 def test_states_of_the_clean_run(lm: LanguageModel) -> None:
-    states = clean_run(lm, (5, 6, 7)).activations
+    states = clean_run(lm, (5, 6, 7), kept=all_states(lm, 3)).states
     assert {site: len(of_site) for site, of_site in states.items()} == {
         "hidden": 4,
         "attn": 4,

@@ -82,6 +82,7 @@ from ktrace.lm.model import LanguageModel
 from ktrace.tracing.clean import clean_run
 from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
+from tests.support.models import all_states
 from tests.tracing.engine_contract import Make, every_engine
 
 X, Y, ONE = 0, 1, 2
@@ -160,7 +161,8 @@ def probabilities(y: np.ndarray) -> np.ndarray:
 
 
 def test_the_clean_run_is_the_one_on_paper(micro: LanguageModel) -> None:
-    run = clean_run(micro, CASE.input_ids, CASE.answer_ids)
+    kept = all_states(micro, len(CASE.input_ids))
+    run = clean_run(micro, CASE.input_ids, CASE.answer_ids, kept=kept)
     assert run.predicted_ids == (ANSWER,)
     assert run.probability == pytest.approx(probabilities(np.array(CLEAN))[-1], abs=1e-15)
     on_paper = {
@@ -169,7 +171,7 @@ def test_the_clean_run_is_the_one_on_paper(micro: LanguageModel) -> None:
         "mlp": [[0, 1, 0], [0, 5, 2], [0, 37, 30]],
     }
     for site, expected in on_paper.items():
-        np.testing.assert_allclose(run.activations[site][..., Y], expected, rtol=1e-14, atol=1e-14)
+        np.testing.assert_allclose(run.states[site][..., Y], expected, rtol=1e-14, atol=1e-14)
 
 
 @every_engine

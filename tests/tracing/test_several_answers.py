@@ -197,7 +197,7 @@ def test_a_fact_is_a_candidate_if_one_of_them_is_predicted(answer: str, place: i
     texts.insert(place, said)
     fact = replace(FACT, attribute=texts[0], also=tuple(texts[1:]))
     found = encoded(lm, fact, answer)
-    record = clean_record(lm, 5, fact, found)
+    record = clean_record(lm, 5, fact, found, clean_fact(lm, fact, found))
     assert record.is_candidate, record.left_out
     assert record.attribute == " | ".join(texts)
     case = case_of(record)
@@ -261,7 +261,8 @@ def test_a_bad_spelling_costs_no_candidate(place: int) -> None:
     texts = ["speaking"]
     texts.insert(place, "the")
     fact = replace(fact, attribute=texts[0], also=tuple(texts[1:]))
-    record = clean_record(lm, 5, fact, encoded(lm, fact, "first_token"))
+    found = encoded(lm, fact, "first_token")
+    record = clean_record(lm, 5, fact, found, clean_fact(lm, fact, found))
     assert record.is_candidate, record.left_out
     assert tuple(record.answer_ids) == ids[:1]
     assert len(record.also_lengths) == 0
