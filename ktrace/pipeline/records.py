@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ktrace.facts import Fact, Span, role_of_positions
-from ktrace.store import CleanRecord, CorruptedRecord, PartWriter
+from ktrace.store import CleanRecord, CorruptedRecord, PartWriter, RestoredRecord
 from ktrace.terms import METRICS
 
 if TYPE_CHECKING:
     from ktrace.lm.model import LanguageModel
     from ktrace.tracing.clean import CleanRun
     from ktrace.tracing.encoded import EncodedFact
-    from ktrace.tracing.engine import Baseline, Case
+    from ktrace.tracing.engine import Baseline, Case, Scores
     from ktrace.tracing.measure import MeasuredNoise
+    from ktrace.tracing.mediators import Mediator
 
 
 def clean_record(
@@ -96,6 +97,28 @@ def uncorrupted_record(
         foil=(),
         clean=nothing,
         corrupted=nothing,
+    )
+
+
+def restored_record(
+    known_id: int, case: "Case", mediator: "Mediator", together: str, scores: "Scores"
+) -> RestoredRecord:
+    """What a mediator gave of a fact.
+
+    Args:
+        known_id: of the fact.
+        case: the fact.
+        mediator: which.
+        together: keys of the mediators that shared its batches.
+        scores: as `Engine.restored` gives them.
+    """
+    places = mediator.places(case.span, len(case.input_ids))
+    with_heads = {
+        metric: values if mediator.has_heads else values[:, :, None]
+        for metric, values in scores.items()
+    }
+    return RestoredRecord(
+        case.index, known_id, together, np.array(places, dtype=np.int64), with_heads
     )
 
 

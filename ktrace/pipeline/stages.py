@@ -21,6 +21,7 @@ from ktrace.pipeline.records import (
     case_of,
     clean_record,
     corrupted_record,
+    restored_record,
     uncorrupted_record,
 )
 from ktrace.pipeline.runlog import RunLog
@@ -29,7 +30,6 @@ from ktrace.pipeline.work import Lacking, work
 from ktrace.store import (
     CleanRecord,
     CorruptedRecord,
-    RestoredRecord,
     RunFolders,
     is_complete,
 )
@@ -303,7 +303,9 @@ def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"
                     key = mediator.key
                     if case.index in lacking[key]:
                         require_scores(session.lm, fact, mediator, restored[key])
-                        record = RestoredRecord(case.index, fact.known_id, together, restored[key])
+                        record = restored_record(
+                            fact.known_id, case, mediator, together, restored[key]
+                        )
                         writers[key].add(record.row())
 
         work(f"restoring {', '.join(writers)}", units, writers, compute)

@@ -10,7 +10,7 @@ n_kept_layers, n_kept_positions, those of them whose states are stored.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -151,25 +151,45 @@ class CorruptedRecord:
 
 @dataclass(frozen=True)
 class RestoredRecord:
-    """The restorations of a fact by one mediator, or what it noised.
+    """The restorations of a fact by one mediator, or what it noised or cut.
 
     Attributes:
         index: the fact's row in its dataset.
         known_id: the fact's own number.
         together: keys of the mediators that shared its batches: what decides the last bits.
-        scores: `(n_samples, n_layers, n_positions)` for each metric.
+        places: where it acted, `(n_places,)`: positions; of cut edges their sources, and -1 - n for
+            the n-th of `ktrace.terms.SOURCE_GROUPS`.
+        scores: `(n_samples, n_layers, n_heads, n_places)` for each metric; one head where the
+            mediator has none.
     """
 
     index: int
     known_id: int
     together: str
+    places: Integers
     scores: Scores
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(n_samples, n_layers, n_positions)`."""
-        n_samples, n_layers, n_positions = self.scores[METRICS[0]].shape
-        return n_samples, n_layers, n_positions
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(n_samples, n_layers, n_heads, n_places)`."""
+        n_samples, n_layers, n_heads, n_places = self.scores[METRICS[0]].shape
+        return n_samples, n_layers, n_heads, n_places
+
+    @property
+    def n_units(self) -> int:
+        """Layers times heads: what has a score at every place."""
+        return self.shape[1] * self.shape[2]
+
+    def by_unit(self, metric: str) -> npt.NDArray[np.floating]:
+        """Scores with the heads of a layer as neighbours, `(n_samples, n_units, n_places)`."""
+        scores = self.scores[metric]
+        return scores.reshape(len(scores), self.n_units, -1)
+
+    def at_positions(self) -> "RestoredRecord":
+        """Without groups of sources, which are at no position."""
+        kept = self.places >= 0
+        scores = {metric: values[..., kept] for metric, values in self.scores.items()}
+        return replace(self, places=self.places[kept], scores=scores)
 
     def row(self) -> Row:
         """By column."""

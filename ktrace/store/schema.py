@@ -81,7 +81,11 @@ RESTORED: Schema = {
     "index": Field("int64"),
     "known_id": Field("int64"),
     "together": Field(TEXT),  # mediators that shared its batches: what decides the last bits
-    **{metric: Field("float32", ("sample", "layer", "position")) for metric in METRICS},
+    # Positions that were restored; of cut edges their sources, and below 0 groups of these
+    # (`ktrace.terms.SOURCE_GROUPS`).
+    "places": Field("int64", ("place",)),
+    # One head where the mediator has none.
+    **{metric: Field("float32", ("sample", "layer", "head", "place")) for metric in METRICS},
 }
 
 

@@ -68,10 +68,13 @@ def restorations(
         baseline = whole[case.index]
         if baseline is not None:  # what a mediator does not change keeps the very scores
             for mediator in mediators:
+                places = np.array(mediator.places(case.span, len(case.input_ids)))
+                before = (places < case.span.start) & (not mediator.cuts)
                 for metric, values in summed[mediator.key].items():
-                    before = values[..., : case.span.start]
-                    unchanged = baseline.base(mediator)[metric][:, None, None]
-                    before[:] = np.where(np.isnan(before), np.nan, unchanged)
+                    unchanged = baseline.base(mediator)[metric]
+                    unchanged = unchanged.reshape(-1, *[1] * (values.ndim - 1))
+                    kept = np.where(before & ~np.isnan(values), unchanged, values)
+                    summed[mediator.key][metric] = kept
         yield case, summed
 
 

@@ -38,15 +38,17 @@ def sharpened(model: Any, seed: int = 0, scale: float = 2.0) -> Any:
     return model
 
 
-def micro_llama(n_layers: int = 4, seed: int = 0, vocabulary: int = VOCABULARY) -> Any:
+def micro_llama(
+    n_layers: int = 4, seed: int = 0, vocabulary: int = VOCABULARY, n_heads: int = 4
+) -> Any:
     """A sharpened random Llama."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=n_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=n_heads,
+        num_key_value_heads=max(1, n_heads // 2),
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,

@@ -53,7 +53,11 @@ from tests.tracing.agreement import (
     softmax_in,
 )
 
-MEDIATORS = both_directions([make_mediator(name, 3) for name in PUBLISHED_MEDIATORS])
+MEDIATORS = [
+    *both_directions([make_mediator(name, 3) for name in PUBLISHED_MEDIATORS]),
+    make_mediator("head", 1),
+    make_mediator("knockout", 3),
+]
 # What differs most: an output within blocks, in a window, and states with severed outputs.
 TWO = [MEDIATORS[2], MEDIATORS[3]]
 TOLERANCE = 1e-6  # of probabilities, in float32, on the small Llama

@@ -12,18 +12,19 @@ from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
 from tests.support.models import known_case
+from tests.tracing.attention_contract import AttentionContract
 from tests.tracing.engine_contract import ENGINES, EXACT, NOISE, EngineContract, corrupted
 
 
-class TestReferenceEngine(EngineContract):
+class TestReferenceEngine(EngineContract, AttentionContract):
     make = staticmethod(ENGINES["reference"])
 
 
-class TestSuffixEngine(EngineContract):
+class TestSuffixEngine(EngineContract, AttentionContract):
     make = staticmethod(ENGINES["suffix"])
 
 
-class TestPackedSuffixEngine(EngineContract):
+class TestPackedSuffixEngine(EngineContract, AttentionContract):
     make = staticmethod(ENGINES["suffix-packed"])
 
 
