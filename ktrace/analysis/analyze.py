@@ -1,7 +1,8 @@
 """The analysis stage: stores in; tables, summary and figures out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pandas as pd
 from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.candidates import candidate_table
 from ktrace.analysis.csv_files import write_tables
+from ktrace.analysis.effects import effects_written
 from ktrace.analysis.figures.draw import RUN_FIGURES, draw_figures
 from ktrace.analysis.figures.style import remove_older
-from ktrace.analysis.report import write_report
+from ktrace.analysis.report import CellCollector, write_report
 from ktrace.analysis.rows import Averaging
+from ktrace.analysis.stored import Survey, Watch
 from ktrace.analysis.summary import Summary, summarize
 from ktrace.analysis.tables import (
     aie_table,
@@ -22,6 +25,7 @@ from ktrace.analysis.tables import (
     sample_table,
 )
 from ktrace.files import write_text
+from ktrace.store import RestoredRecord
 from ktrace.terms import METRICS
 
 
@@ -77,10 +81,9 @@ def analyze(
         KtraceError: nothing to analyse, an unfinished run, or parts of different settings.
     """
     folder = run_folder / "analysis"
-    parquet = folder / "effects.parquet"
-    run = average_run(
-        run_folder, averaging, asked=asked, limit=limit, partial=partial, parquet=parquet
-    )
+    parquet, cells = folder / "effects.parquet", CellCollector()
+    watch = _kept(parquet, cells)
+    run = average_run(run_folder, averaging, asked=asked, limit=limit, partial=partial, watch=watch)
     tables = {
         "candidates": candidate_table(run.survey.clean.values(), run.survey.corrupted.values()),
         "aie": aie_table(run),
@@ -102,9 +105,9 @@ def analyze(
     remove_older(folder, RUN_FIGURES, figures)
     files.append(
         write_report(
-            run.survey.folders,
-            keys=run.keys,
-            limit=limit,
+            run.survey,
+            run.keys,
+            cells.of(run.keys),
             summary=summary,
             figures=drawn.page,
             palette=palette,
@@ -114,3 +117,15 @@ def analyze(
     return Analysis(
         run, tables["aie"], tables["facts"], summary, [*files, *figures], figures, notes
     )
+
+
+@contextmanager
+def _kept(parquet: Path, cells: CellCollector) -> Iterator[Watch]:
+    """Every score goes into a file, and every cell to the report, on the way to the averages."""
+    with effects_written(parquet) as write:
+
+        def keep(found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
+            write(found, key, batch)
+            cells.add(found, key, batch)
+
+        yield keep

@@ -1,6 +1,6 @@
 """A run, reduced: which mediators count, their effects per fact, and the averages over facts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import pyarrow as pa
 
 from ktrace.analysis.candidates import write_candidates
 from ktrace.analysis.clusters import (
     Clusters,
 )
 from ktrace.analysis.contrasts import contrast_table
-from ktrace.analysis.effects import effect_tables, effects_file
 from ktrace.analysis.estimate import (
     AverageTotalEffect,
     average_indirect_effects,
@@ -31,15 +29,12 @@ from ktrace.analysis.per_fact import (
     reduce_mediator,
 )
 from ktrace.analysis.rows import Averaging
-from ktrace.analysis.stored import Survey, batches, survey
+from ktrace.analysis.stored import Survey, Watch, batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import RestoredRecord, RunFolders
 
 _FINISH = "finish the run (the same command without stage=analyze)"
 _PARTIAL = "analysis.partial=true for what is there"
-
-# Takes a table of `effects.parquet`.
-Write = Callable[[pa.Table], None]
 
 
 class RunNames(NamedTuple):
@@ -134,7 +129,7 @@ def average_run(
     asked: Sequence[str] = (),
     limit: int | None = None,
     partial: bool = False,
-    parquet: Path | None = None,
+    watch: AbstractContextManager[Watch] | None = None,
 ) -> RunAverages:
     """Stream a run's stores and average them.
 
@@ -144,7 +139,7 @@ def average_run(
         asked: mediators that must be complete; others that are not are left out with a note.
         limit: only the first `limit` facts of the dataset.
         partial: take what is there of an unfinished run.
-        parquet: where every score goes on its way through.
+        watch: gives what sees every restoration on its way through: each is read once.
 
     Raises:
         KtraceError: nothing to analyse, an unfinished run, or parts of different settings.
@@ -161,11 +156,9 @@ def average_run(
             f"traced ({write_candidates(folders, limit)} says what was predicted)"
         )
     chosen = _mediators(found, asked, partial)
-    sink: AbstractContextManager[Write | None]
-    sink = nullcontext() if parquet is None else effects_file(parquet)
-    with sink as write:
+    with watch or nullcontext(_unseen) as seen:
         effects = [
-            reduce_mediator(found, key, averaging, _records(found, key, write))
+            reduce_mediator(found, key, averaging, _records(found, key, seen))
             for key in chosen.keys
         ]
     averages = [average_indirect_effects(one, averaging) for one in effects]
@@ -202,12 +195,14 @@ def _asked_for_less(found: Survey, limit: int | None) -> list[str]:
     return [f"the first {asked} of {_dataset_size(found)} facts, as dataset.limit of the run says"]
 
 
-def _records(found: Survey, key: str, write: Write | None) -> Iterator[RestoredRecord]:
-    """A mediator's restorations; a writer gets their rows on the way."""
+def _unseen(found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
+    """Where nothing is to be seen on the way."""
+
+
+def _records(found: Survey, key: str, watch: Watch) -> Iterator[RestoredRecord]:
+    """A mediator's restorations, watched on the way."""
     for batch in batches(found, key):
-        if write is not None:
-            for table in effect_tables(found, key, batch):
-                write(table)
+        watch(found, key, batch)
         yield from batch
 
 

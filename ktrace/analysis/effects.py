@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ktrace.analysis.rows import rows
-from ktrace.analysis.stored import Survey, batches, survey
+from ktrace.analysis.stored import Survey, Watch, batches, survey
 from ktrace.errors import KtraceError
 from ktrace.files import new_file
 from ktrace.store import CleanRecord, RestoredRecord, RunFolders
@@ -284,6 +284,22 @@ def case_frame(
     frame["metric"] = pd.Categorical(frame["metric"], categories=METRICS)
     ordered: pd.DataFrame = frame[list(COLUMNS)]
     return ordered
+
+
+@contextmanager
+def effects_written(path: Path) -> Iterator[Watch]:
+    """Write `effects.parquet`; gives what takes some restorations of one mediator.
+
+    Raises:
+        KtraceError: the file cannot be written.
+    """
+    with effects_file(path) as write:
+
+        def add(found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
+            for table in effect_tables(found, key, batch):
+                write(table)
+
+        yield add
 
 
 @contextmanager
