@@ -12,8 +12,10 @@ from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.candidates import candidate_table
 from ktrace.analysis.csv_files import write_tables
 from ktrace.analysis.effects import effects_written
-from ktrace.analysis.figures.draw import RUN_FIGURES, draw_figures
-from ktrace.analysis.figures.style import remove_older
+from ktrace.analysis.figures.draw import RUN_FIGURES, Drawing, draw_figures
+from ktrace.analysis.figures.files import remove_older
+from ktrace.analysis.figures.look import Look
+from ktrace.analysis.figures.processes import artists
 from ktrace.analysis.report import CellCollector, write_report
 from ktrace.analysis.rows import Averaging
 from ktrace.analysis.stored import Survey, Watch
@@ -83,24 +85,20 @@ def analyze(
     folder = run_folder / "analysis"
     parquet, cells = folder / "effects.parquet", CellCollector()
     watch = _kept(parquet, cells)
-    run = average_run(run_folder, averaging, asked=asked, limit=limit, partial=partial, watch=watch)
-    tables = {
-        "candidates": candidate_table(run.survey.clean.values(), run.survey.corrupted.values()),
-        "aie": aie_table(run),
-        "intervals": run.aie,
-        "contrasts": run.contrasts,
-        "peaks": run.peaks(metric),
-        "aie_by_relation": relation_table(run, metric),
-        "samples": sample_table(run),
-        "facts": fact_table(run, metric),
-    }
-    summary = summarize(run, metric, limit)
-    files = [*write_tables(folder, tables), parquet]
-    for name, content in (("summary", summary), ("layers", summary["layers"])):
-        files.append(folder / f"{name}.json")
-        write_text(files[-1], json.dumps(content, indent=2) + "\n")
-    shown = [key for key in run.keys if key in asked] or run.keys
-    drawn = draw_figures(run, folder, shown=shown, metric=metric, facts=facts, palette=palette)
+    with artists() as drawers:
+        run = average_run(
+            run_folder, averaging, asked=asked, limit=limit, partial=partial, watch=watch
+        )
+        shown = [key for key in run.keys if key in asked] or run.keys
+        into, look = Drawing(folder, drawers), Look(metric, palette)
+        drawing = draw_figures(run, into, shown=shown, look=look, facts=facts)
+        tables = _tables(run, metric)
+        summary = summarize(run, metric, limit)
+        files = [*write_tables(folder, tables), parquet]
+        for name, content in (("summary", summary), ("layers", summary["layers"])):
+            files.append(folder / f"{name}.json")
+            write_text(files[-1], json.dumps(content, indent=2) + "\n")
+        drawn = drawing.finished()
     figures = drawn.files
     remove_older(folder, RUN_FIGURES, figures)
     files.append(
@@ -117,6 +115,20 @@ def analyze(
     return Analysis(
         run, tables["aie"], tables["facts"], summary, [*files, *figures], figures, notes
     )
+
+
+def _tables(run: RunAverages, metric: str) -> dict[str, pd.DataFrame]:
+    """By the CSV file's name without its suffix."""
+    return {
+        "candidates": candidate_table(run.survey.clean.values(), run.survey.corrupted.values()),
+        "aie": aie_table(run),
+        "intervals": run.aie,
+        "contrasts": run.contrasts,
+        "peaks": run.peaks(metric),
+        "aie_by_relation": relation_table(run, metric),
+        "samples": sample_table(run),
+        "facts": fact_table(run, metric),
+    }
 
 
 @contextmanager

@@ -2,37 +2,31 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ktrace.analysis.averaged_run import RunAverages
-from ktrace.analysis.figures.curves import peak_histogram, role_lines, severed_lines
-from ktrace.analysis.figures.heatmaps import (
-    Look,
-    Prompt,
-    aie_heatmaps,
-    difference_heatmap,
-    fact_heatmap,
-    named_heatmaps,
-)
-from ktrace.analysis.figures.style import save
+from ktrace.analysis.figures.files import Saved
+from ktrace.analysis.figures.look import Look, Prompt
+from ktrace.analysis.figures.processes import Artists
 from ktrace.analysis.peaks import peak_layers
 from ktrace.analysis.rows import rows
 from ktrace.analysis.tokens import shortened, visible
 from ktrace.errors import KtraceError
 from ktrace.terms import MEDIATOR_TITLES, METRICS, mediator_title, metric_title
 
-_KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-w\d+)?"
+_KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-w\d+)?(-noise)?"
 # The figures' names without their suffix: what is no longer drawn is removed.
 RUN_FIGURES = re.compile(rf"aie|lines|severed|peaks|relations|aie-{_KEY}|fact--?\d+-{_KEY}")
 COMPARISON_FIGURES = re.compile(r"(models|difference)-.*")
 _MARKS = (
     "open dot: the 95 % interval of the cell excludes 0; filled: so does that of all cells at once"
 )
+# Kinds of a run's figures, as a page shows them.
+_PAGE = ("aie", "lines", "severed", "peaks", "relations", "fact")
 _MOST_LETTERS = 5  # that a note names
 _MOST_RELATIONS = 24  # panels of a page
 _PEAK_ROLES = ("last subject", "last")
@@ -52,74 +46,105 @@ class Drawn(NamedTuple):
     notes: list[str]
 
 
-class _Folder:
-    """Where figures are written."""
+class Drawing:
+    """Figures that are being drawn.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where they go.
+        artists: what draws them.
+    """
+
+    def __init__(self, folder: Path, artists: Artists) -> None:
         self._folder = folder
-        self._files: list[Path] = []
-        self._page: list[Path] = []
-        self._lacking: set[str] = set()
+        self._artists = artists
+        self._begun: list[tuple[str, bool, Callable[[], Saved]]] = []
 
-    def add(self, figure: Figure, name: str, *, on_page: bool = True) -> None:
-        """Write a figure."""
-        saved = save(figure, self._folder / name)
-        self._files += saved.paths
-        self._page += saved.paths[:1] if on_page else []
-        self._lacking |= saved.lacking
+    def add(
+        self, name: str, make: str, *args: object, on_page: bool = True, **options: object
+    ) -> None:
+        """Begin a figure.
 
-    @property
-    def drawn(self) -> Drawn:
-        """What was written."""
-        if not self._lacking:
-            return Drawn(self._files, self._page, [])
-        letters = sorted(self._lacking)
-        named = ", ".join(f"{one!r} (U+{ord(one):04X})" for one in letters[:_MOST_LETTERS])
-        more = ", ..." if len(letters) > _MOST_LETTERS else ""
-        what = f"figures show boxes for {len(letters)} letters that no installed font has"
-        return Drawn(self._files, self._page, [f"{what}: {named}{more}"])
+        Args:
+            name: of its files, without the suffix.
+            make: what gives it, with its arguments: see `Artists.begin`.
+            args: of that.
+            on_page: whether a page shows it.
+            options: of that.
+        """
+        finish = self._artists.begin(self._folder / name, make, *args, **options)
+        self._begun.append((name, on_page, finish))
+
+    def finished(self) -> Drawn:
+        """Wait for all of them.
+
+        Raises:
+            KtraceError: a file cannot be written.
+        """
+        files: list[Path] = []
+        page: list[Path] = []
+        lacking: set[str] = set()
+        for _, on_page, finish in sorted(self._begun, key=lambda one: _place(one[0])):
+            saved = finish()
+            files += saved.paths
+            page += saved.paths[:1] if on_page else []
+            lacking |= saved.lacking
+        return Drawn(files, page, _about_letters(sorted(lacking)))
+
+
+def _place(name: str) -> int:
+    """Where a figure stands among a run's; others keep the order in which they were begun."""
+    kind = name.partition("-")[0]
+    return _PAGE.index(kind) if kind in _PAGE else len(_PAGE)
+
+
+def _about_letters(lacking: Sequence[str]) -> list[str]:
+    if not lacking:
+        return []
+    named = ", ".join(f"{one!r} (U+{ord(one):04X})" for one in lacking[:_MOST_LETTERS])
+    more = ", ..." if len(lacking) > _MOST_LETTERS else ""
+    return [
+        f"figures show boxes for {len(lacking)} letters that no installed font has: {named}{more}"
+    ]
 
 
 def draw_figures(
     run: RunAverages,
-    folder: Path,
+    into: Drawing,
     *,
     shown: Sequence[str],
-    metric: str,
+    look: Look,
     facts: Sequence[int] = (),
-    palette: str = "shared",
-) -> Drawn:
-    """Draw a run's figures as PNG, PDF and SVG.
+) -> Drawing:
+    """Begin a run's figures, as PNG, PDF and SVG.
 
     Args:
         run: the averages.
-        folder: where they go.
+        into: where they go, and what draws them.
         shown: mediators in the figures that show several.
-        metric: what they show.
+        look: what they show, and in which colours.
         facts: known_ids that get a heatmap of their own for each mediator shown.
-        palette: of the heatmaps.
 
     Raises:
         KtraceError: one of `facts` was not traced.
     """
     chosen = _fact_indices(run, facts)
-    aie, look = run.aie_in(metric), Look(metric, palette)
-    roles = rows(run.averaging.scheme)
+    metric, roles = look.metric, rows(run.averaging.scheme)
+    aie = run.aie_in(metric)
     title = f"{_about(run, 'average indirect effect')}\n{_noise(run)}"
-    into = _Folder(folder)
-    together = aie_heatmaps(aie, keys=shown, roles=roles, title=title, look=look)
-    into.add(together, "aie")
-    for key in run.keys:
-        one = aie_heatmaps(aie, keys=[key], roles=roles, title=title, look=look)
-        into.add(one, f"aie-{key}", on_page=key not in shown)
-    lines = role_lines(aie, keys=shown, roles=roles, title=title, metric=metric)
-    into.add(lines, "lines")
-    _severed(run, into, shown, metric, title)
-    _peaks(run, into, shown, metric)
+    # What takes longest is begun first.
     _relations(run, into, shown[0], look)
+    heatmaps = "heatmaps.aie_heatmaps"
+    titled: dict[str, Any] = {"roles": roles, "title": title}
+    into.add("aie", heatmaps, aie, keys=shown, look=look, **titled)
+    into.add("lines", "curves.role_lines", aie, keys=shown, metric=metric, **titled)
+    _peaks(run, into, shown, metric)
+    for key in run.keys:
+        on_page = key not in shown
+        into.add(f"aie-{key}", heatmaps, aie, keys=[key], look=look, on_page=on_page, **titled)
     for index in chosen:
         _fact(run, into, shown, look, index)
-    return into.drawn
+    _severed(run, into, shown, metric, title)
+    return into
 
 
 def _about(run: RunAverages, what: str) -> str:
@@ -148,7 +173,7 @@ def _sigma(values: Sequence[float]) -> list[str]:
 
 
 def _severed(
-    run: RunAverages, into: _Folder, shown: Sequence[str], metric: str, title: str
+    run: RunAverages, into: Drawing, shown: Sequence[str], metric: str, title: str
 ) -> None:
     keys = [key for key in shown if key.startswith("hidden")]
     aie = run.aie_in(metric)
@@ -157,17 +182,18 @@ def _severed(
         return
     apart = run.contrasts
     apart = apart[(apart["contrast"] == "mediators") & (apart["metric"] == metric)]
-    figure = severed_lines(
+    into.add(
+        "severed",
+        "curves.severed_lines",
         *(aie, apart[apart["left"] == "hidden"]),
         keys=keys,
         role="last subject",
         title=title,
         metric=metric,
     )
-    into.add(figure, "severed")
 
 
-def _peaks(run: RunAverages, into: _Folder, shown: Sequence[str], metric: str) -> None:
+def _peaks(run: RunAverages, into: Drawing, shown: Sequence[str], metric: str) -> None:
     chosen = [one for one in run.effects if one.key in shown]
     peaks = {
         one.key: {
@@ -177,10 +203,11 @@ def _peaks(run: RunAverages, into: _Folder, shown: Sequence[str], metric: str) -
     }
     what = f"layer of each fact's strongest effect ({metric_title(metric)})"
     title = f"{_about(run, what)}\n{_noise(run)}"
-    into.add(peak_histogram(peaks, n_layers=chosen[0].n_layers, title=title), "peaks")
+    n_layers = chosen[0].n_layers
+    into.add("peaks", "curves.peak_histogram", peaks, n_layers=n_layers, title=title)
 
 
-def _relations(run: RunAverages, into: _Folder, key: str, look: Look) -> None:
+def _relations(run: RunAverages, into: Drawing, key: str, look: Look) -> None:
     """A panel for each relation, those of most facts first, of one mediator."""
     table = run.by_relation(look.metric)
     if table.empty:  # facts without relations
@@ -199,8 +226,13 @@ def _relations(run: RunAverages, into: _Folder, key: str, look: Look) -> None:
     few = "" if len(largest) == len(sizes) else f", the largest {len(largest)} of {len(sizes)}"
     what = f"AIE of {mediator_title(key)} by relation{few}"
     title = f"{_about(run, what)}\n{_noise(run)}"
-    figure = named_heatmaps(grids, key=key, title=title, look=look, abreast=4)
-    into.add(figure, "relations")
+    into.add(
+        *("relations", "heatmaps.named_heatmaps", grids),
+        key=key,
+        title=title,
+        look=look,
+        abreast=4,
+    )
 
 
 def _fact_indices(run: RunAverages, facts: Sequence[int]) -> list[int]:
@@ -214,7 +246,7 @@ def _fact_indices(run: RunAverages, facts: Sequence[int]) -> list[int]:
     return [by_id[known_id] for known_id in facts]
 
 
-def _fact(run: RunAverages, into: _Folder, shown: Sequence[str], look: Look, index: int) -> None:
+def _fact(run: RunAverages, into: Drawing, shown: Sequence[str], look: Look, index: int) -> None:
     fact, scores = run.survey.clean[index], run.survey.corrupted[index]
     for one in run.effects:
         if one.key not in shown or index not in one.grids:
@@ -224,47 +256,48 @@ def _fact(run: RunAverages, into: _Folder, shown: Sequence[str], look: Look, ind
             f"({fact.attribute.strip()})\np clean {scores.clean['probability'].mean():.3f}, "
             f"corrupted {scores.corrupted['probability'].mean():.3f}\n{_noise(run)}"
         )
-        figure = fact_heatmap(
+        into.add(
+            f"fact-{fact.known_id}-{one.key}",
+            "heatmaps.fact_heatmap",
             one.grids[index].mean[METRICS.index(look.metric)],
             Prompt(fact.tokens, fact.span),
             key=one.key,
             title=title,
             look=look,
+            on_page=False,
         )
-        into.add(figure, f"fact-{fact.known_id}-{one.key}", on_page=False)
 
 
 def draw_comparison(
     runs: Mapping[str, RunAverages],
-    folder: Path,
+    into: Drawing,
     aie: pd.DataFrame,
     differences: pd.DataFrame,
-    metric: str,
-    palette: str = "shared",
-) -> Drawn:
-    """Draw a comparison's figures as PNG, PDF and SVG: two for each mediator.
+    look: Look,
+) -> Drawing:
+    """Begin a comparison's figures, as PNG, PDF and SVG: two for each mediator.
 
     Args:
         runs: by their labels.
-        folder: where they go.
+        into: where they go, and what draws them.
         aie: of all runs, with columns `run, mediator, metric, role, layer, aie, n_facts`.
         differences: to the first run, with columns `run, baseline, mediator, role, depth,
             difference, n_facts, beyond, beyond_all`.
-        metric: what they show.
-        palette: of the heatmaps.
+        look: what they show, and in which colours.
     """
-    into, look = _Folder(folder), Look(metric, palette)
     for key in dict.fromkeys(key for run in runs.values() for key in run.keys):
-        cells = aie[(aie["mediator"] == key) & (aie["metric"] == metric)]
+        cells = aie[(aie["mediator"] == key) & (aie["metric"] == look.metric)]
         holders = {label: run for label, run in runs.items() if key in run.keys}
-        into.add(_models(holders, key, cells, look), f"models-{key}")
+        _models(into, holders, key, cells, look)
         of_key = differences[differences["mediator"] == key]
         if len(of_key):
-            into.add(_difference(holders, key, of_key, look), f"difference-{key}")
-    return into.drawn
+            _difference(into, holders, key, of_key, look)
+    return into
 
 
-def _models(runs: Mapping[str, RunAverages], key: str, cells: pd.DataFrame, look: Look) -> Figure:
+def _models(
+    into: Drawing, runs: Mapping[str, RunAverages], key: str, cells: pd.DataFrame, look: Look
+) -> None:
     grids = {}
     for label, run in runs.items():
         own = cells[cells["run"] == label]
@@ -273,12 +306,18 @@ def _models(runs: Mapping[str, RunAverages], key: str, cells: pd.DataFrame, look
         grids[f"{label}\nn = {own['n_facts'].max()}"] = grid.reindex(roles)
     title = f"Average indirect effect: {mediator_title(key)}\n{_in_common(runs)}"
     by_depth = not _same_model(runs)
-    return named_heatmaps(grids, key=key, title=title, look=look, by_depth=by_depth)
+    into.add(
+        *(f"models-{key}", "heatmaps.named_heatmaps", grids),
+        key=key,
+        title=title,
+        look=look,
+        by_depth=by_depth,
+    )
 
 
 def _difference(
-    runs: Mapping[str, RunAverages], key: str, differences: pd.DataFrame, look: Look
-) -> Figure:
+    into: Drawing, runs: Mapping[str, RunAverages], key: str, differences: pd.DataFrame, look: Look
+) -> None:
     panels = {
         f"{label}\nn = {one['n_facts'].max()} shared": one
         for label, one in differences.groupby("run", sort=False)
@@ -287,8 +326,8 @@ def _difference(
     # Those that share no fact with the baseline have no panel.
     drawn = {label: runs[label] for label in (baseline, *differences["run"].unique())}
     title = f"{mediator_title(key)}: difference to {baseline}\n{_in_common(drawn)}\n{_MARKS}"
-    return difference_heatmap(
-        panels,
+    into.add(
+        *(f"difference-{key}", "heatmaps.difference_heatmap", panels),
         roles=list(rows(runs[baseline].averaging.scheme)),
         key=key,
         title=title,

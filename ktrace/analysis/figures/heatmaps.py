@@ -4,8 +4,6 @@ Axes: n_layers, of a model; n_positions, of a prompt.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +12,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ktrace.analysis.figures.look import Limits, Look, Prompt
 from ktrace.analysis.figures.style import (
     COLUMN_WIDTH,
     SMALL,
     TEXT,
-    Limits,
     Scale,
     colour_bar,
     effect_scale,
@@ -28,9 +26,8 @@ from ktrace.analysis.figures.style import (
     panels,
     value_label,
 )
-from ktrace.analysis.palettes import PALETTES, panel_place, ramp_of
+from ktrace.analysis.palettes import panel_place, ramp_of
 from ktrace.analysis.tokens import shortened, visible
-from ktrace.errors import KtraceError
 from ktrace.terms import lower_helps, mediator_title
 
 _ROW_HEIGHT = 0.15  # inches: a line of text
@@ -44,64 +41,6 @@ _ROME_ROLES = {
     "further": "Further tokens",
     "last": "Last token",
 }
-
-
-class Prompt(NamedTuple):
-    """The rows of one fact's heatmap.
-
-    Attributes:
-        tokens: of the prompt, `(n_positions,)`.
-        subject: first position of the subject, and one past its last.
-    """
-
-    tokens: Sequence[str]
-    subject: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a heatmap shows its values.
-
-    Attributes:
-        metric: of the values.
-        palette: one of `ktrace.analysis.palettes.PALETTES`.
-        limits: of the colours; None for those of the values and zero.
-    """
-
-    metric: str
-    palette: str = "shared"
-    limits: Limits | None = None
-
-    def scale(self, key: str, limits: Limits) -> Scale:
-        """The colours of one mediator."""
-        ramp = ramp_of(self.palette, key)
-        return effect_scale(self.limits or limits, ramp, lower_helps=lower_helps(self.metric))
-
-    def label(self, quantity: str) -> str:
-        """Of a colour bar: `AIE (probability)`."""
-        if self.palette == "rome" and self.metric == "probability":
-            return quantity
-        return value_label(quantity, self.metric)
-
-    def role(self, role: str) -> str:
-        """What a row is called."""
-        return _ROME_ROLES.get(role, role) if self.palette == "rome" else role
-
-
-def chosen_look(metric: str, palette: str, limits: tuple[float, float] | None) -> Look:
-    """A look from what a person gives.
-
-    Raises:
-        KtraceError: an unknown palette, or limits without 0 between them.
-    """
-    if palette not in PALETTES:
-        raise KtraceError(f"palette={palette!r} is unknown: choose from {', '.join(PALETTES)}")
-    if limits is None:
-        return Look(metric, palette)
-    low, high = limits
-    if not low <= 0 <= high or low == high:
-        raise KtraceError(f"limits={limits} must have 0 between them, which is the light colour")
-    return Look(metric, palette, Limits(low, high))
 
 
 def aie_heatmaps(
@@ -122,13 +61,13 @@ def aie_heatmaps(
     height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(roles)
     figure, axes = panels(len(keys), height, title=title, share_y=False)
     for axis, key, grid in zip(axes, keys, grids, strict=True):
-        _panel(axis, grid, look.scale(key, limits))
+        _panel(axis, grid, _scale(look, key, limits))
         _finish(axis, mediator_title(key), grid, look)
     if look.palette == "rome":  # each panel has colours of its own
         for axis, key in zip(axes, keys, strict=True):
-            colour_bar(figure, [axis], look.scale(key, limits), look.label("AIE"))
+            colour_bar(figure, [axis], _scale(look, key, limits), _label(look, "AIE"))
     else:
-        colour_bar(figure, axes, look.scale(keys[0], limits), look.label("AIE"))
+        colour_bar(figure, axes, _scale(look, keys[0], limits), _label(look, "AIE"))
     return figure
 
 
@@ -153,7 +92,7 @@ def named_heatmaps(
             layer l of the other.
         abreast: panels in a row, at most.
     """
-    scale = look.scale(key, _limits(list(grids.values())))
+    scale = _scale(look, key, _limits(list(grids.values())))
     n_rows = max(len(grid) for grid in grids.values())
     height = _TOP_AND_BOTTOM + _ROW_HEIGHT * n_rows
     figure, axes = panels(len(grids), height, title=title, share_y=False, abreast=abreast)
@@ -164,7 +103,7 @@ def named_heatmaps(
             _label_depth(axis, grid.shape[1])
         if number + abreast < len(axes) and not by_depth:  # said below, of the same layers
             axis.set(xlabel="", xticks=[])
-    colour_bar(figure, axes, scale, look.label("AIE"))
+    colour_bar(figure, axes, scale, _label(look, "AIE"))
     return figure
 
 
@@ -197,7 +136,7 @@ def difference_heatmap(
 
     grids = {name: in_cells(name, "difference") for name in tables}
     reach = max(float(np.nanmax(np.abs(grid.to_numpy()))) for grid in grids.values()) or 1.0
-    scale = look.scale(key, Limits(-reach, reach))
+    scale = _scale(look, key, Limits(-reach, reach))
     height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(roles)
     figure, axes = panels(len(grids), height, title=title, share_y=False)
     for axis, (name, grid) in zip(axes, grids.items(), strict=True):
@@ -207,7 +146,7 @@ def difference_heatmap(
         _finish(axis, name, grid, look)
         if by_depth:
             _label_depth(axis, grid.shape[1])
-    colour_bar(figure, axes, scale, look.label("difference of AIE"))
+    colour_bar(figure, axes, scale, _label(look, "difference of AIE"))
     return figure
 
 
@@ -237,7 +176,7 @@ def fact_heatmap(
     else:
         figure = axis.figure.get_figure(root=True)
         axis.set_title(title, fontsize=TEXT, parse_math=False)
-    scale = look.scale(key, limits_of(float(np.nanmin(effects)), float(np.nanmax(effects))))
+    scale = _scale(look, key, limits_of(float(np.nanmin(effects)), float(np.nanmax(effects))))
     _panel(axis, pd.DataFrame(effects.T), scale)
     start, stop = prompt.subject
     names = [
@@ -252,10 +191,28 @@ def fact_heatmap(
     axis.axhline(stop, color="black", linewidth=0.6, linestyle="--")
     label_layers(axis, len(effects), centred=True)
     axis.tick_params(axis="y", labelsize=SMALL)
-    colour_bar(figure, [axis], scale, look.label("IE"))
+    colour_bar(figure, [axis], scale, _label(look, "IE"))
     if given is None:
         figure.set_figwidth(COLUMN_WIDTH)
     return figure
+
+
+def _scale(look: Look, key: str, limits: Limits) -> Scale:
+    """The colours of one mediator."""
+    ramp = ramp_of(look.palette, key)
+    return effect_scale(look.limits or limits, ramp, lower_helps=lower_helps(look.metric))
+
+
+def _label(look: Look, quantity: str) -> str:
+    """Of a colour bar: `AIE (probability)`."""
+    if look.palette == "rome" and look.metric == "probability":
+        return quantity
+    return value_label(quantity, look.metric)
+
+
+def _row(look: Look, role: str) -> str:
+    """What a row is called."""
+    return _ROME_ROLES.get(role, role) if look.palette == "rome" else role
 
 
 def _grid(cells: pd.DataFrame, roles: Sequence[str]) -> pd.DataFrame:
@@ -299,4 +256,4 @@ def _finish(axis: Axes, name: str, grid: pd.DataFrame, look: Look) -> None:
     axis.set_ylabel("")
     # Said once a row. Ticks take most of the time that a figure takes.
     rows = [str(role) for role in grid.index] if is_leftmost(axis) else []
-    axis.set_yticks(np.arange(len(rows)) + 0.5, [look.role(role) for role in rows], rotation=0)
+    axis.set_yticks(np.arange(len(rows)) + 0.5, [_row(look, role) for role in rows], rotation=0)

@@ -1,7 +1,7 @@
 """What the report says about each fact: its row in the table, and how its cells are labelled.
 
-`reported_run` puts together what was read, `page_data` turns it into JSON. How many digits and facts
-of a metric the page has room for is decided between the two (cells.py).
+`reported_run` puts together what was read, `page_data` turns it into JSON. How many digits and
+facts of a metric the page has room for is decided between the two (cells.py).
 """
 
 from collections.abc import Mapping, Sequence

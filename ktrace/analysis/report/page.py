@@ -69,10 +69,12 @@ def write_report(
     room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
     run, metric = reported_run(found, keys, cells), summary["metric"]
     n_traced = len(run.facts)
-    longest = _json(page_data(run, metric, palette, shown_in_full(n_traced)))
+    in_full = shown_in_full(n_traced)
+    longest = _json(page_data(run, metric, palette, in_full))
     budget = max(room - len(longest), _LEAST_CELL_BYTES)
     packed = pack_cells(run.cells, run.corrupted, metric, budget)
-    data = _json(page_data(run, metric, palette, packed.shown(n_traced)))
+    shown = packed.shown(n_traced)
+    data = longest if shown == in_full else _json(page_data(run, metric, palette, shown))
     text = Template(template).substitute(parts, data=data, cells="\n".join(_cells(packed)))
     path = found.folders.analysis / "report.html"
     write_text(path, text)
