@@ -111,7 +111,8 @@ def analyze(
             palette=palette,
         )
     )
-    notes = [*(f"missing: {words}" for words in run.missing), *run.notes, *drawn.notes]
+    notes = [*(f"missing: {words}" for words in run.missing), *run.notes]
+    notes += [*run.contrasts.notes, *drawn.notes]
     return Analysis(
         run, tables["aie"], tables["facts"], summary, [*files, *figures], figures, notes
     )
@@ -123,7 +124,7 @@ def _tables(run: RunAverages, metric: str) -> dict[str, pd.DataFrame]:
         "candidates": candidate_table(run.survey.clean.values(), run.survey.corrupted.values()),
         "aie": aie_table(run),
         "intervals": run.aie,
-        "contrasts": run.contrasts,
+        "contrasts": run.contrasts.table,
         "peaks": run.peaks(metric),
         "aie_by_relation": relation_table(run, metric),
         "samples": sample_table(run),

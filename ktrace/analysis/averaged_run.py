@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from ktrace.analysis.candidates import write_candidates
 from ktrace.analysis.clusters import (
     Clusters,
 )
-from ktrace.analysis.contrasts import contrast_table
+from ktrace.analysis.contrasts import MEDIATORS, Contrasts, contrasts_of
 from ktrace.analysis.estimate import (
     AverageTotalEffect,
     average_indirect_effects,
@@ -87,9 +87,18 @@ class RunAverages:
         return self.effects[self.keys.index(key)]
 
     @cached_property
-    def contrasts(self) -> pd.DataFrame:
-        """Paired differences within the run (`contrast_table`)."""
-        return contrast_table(self.effects, self.averaging)
+    def contrasts(self) -> Contrasts:
+        """Paired differences within the run."""
+        return contrasts_of(self.effects, self.averaging)
+
+    @cached_property
+    def mediators_apart(self) -> pd.DataFrame:
+        """Those of mediators, which a figure shows whether or not they are asked for."""
+        asked = MEDIATORS in self.averaging.contrasts
+        only = replace(self.averaging, contrasts=(MEDIATORS,))
+        table = (self.contrasts if asked else contrasts_of(self.effects, only)).table
+        found: pd.DataFrame = table[table["contrast"] == MEDIATORS]
+        return found
 
     def peaks(self, metric: str) -> pd.DataFrame:
         """Where the AIE of each mediator and role is strongest, and how sure that is."""

@@ -115,6 +115,7 @@ def _averaging(config: RunConfig) -> "Averaging":
         cluster=analysis.cluster,
         interval=analysis.interval.value,
         smallest=analysis.smallest,
+        contrasts=tuple(dict.fromkeys(analysis.contrasts)),
     )
 
 

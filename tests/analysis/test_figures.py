@@ -20,19 +20,18 @@ from ktrace.analysis.analyze import analyze
 from ktrace.analysis.compare import compare
 from ktrace.analysis.figures import fonts
 from ktrace.analysis.figures.curves import role_lines, severed_lines
+from ktrace.analysis.figures.files import Saved
 from ktrace.analysis.figures.heatmaps import (
-    Look,
-    Prompt,
     aie_heatmaps,
     difference_heatmap,
     fact_heatmap,
     named_heatmaps,
+    scale_of,
 )
+from ktrace.analysis.figures.look import Limits, Look, Prompt
 from ktrace.analysis.figures.style import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
-    Limits,
-    Saved,
     effect_scale,
     limits_of,
     save,
@@ -63,7 +62,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
         found[stem.name] = figure
         return NOT_SAVED
 
-    monkeypatch.setattr("ktrace.analysis.figures.draw.save", keep)
+    monkeypatch.setattr("ktrace.analysis.figures.style.save", keep)
     return found
 
 
@@ -155,8 +154,8 @@ def test_where_falling_helps_the_hues_change_sides() -> None:
     rising, falling = (effect_scale(limits, ramp, lower_helps=one) for one in (False, True))
     helping = rising.colours(rising.norm(0.4)), falling.colours(falling.norm(-0.4))
     np.testing.assert_allclose(*helping, atol=0.02)
-    assert Look("kl").scale("hidden", limits).colours(0.0) == falling.colours(0.0)
-    assert Look("logit").scale("hidden", limits).colours(0.0) == rising.colours(0.0)
+    assert scale_of(Look("kl"), "hidden", limits).colours(0.0) == falling.colours(0.0)
+    assert scale_of(Look("logit"), "hidden", limits).colours(0.0) == rising.colours(0.0)
 
 
 def test_colour_bars_say_what_and_in_which_unit() -> None:

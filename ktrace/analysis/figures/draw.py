@@ -180,8 +180,8 @@ def _severed(
     aie = aie[aie["role"] == "last subject"]
     if len(set(keys) & set(aie["mediator"])) < 2:
         return
-    apart = run.contrasts
-    apart = apart[(apart["contrast"] == "mediators") & (apart["metric"] == metric)]
+    apart = run.mediators_apart
+    apart = apart[apart["metric"] == metric]
     into.add(
         "severed",
         "curves.severed_lines",

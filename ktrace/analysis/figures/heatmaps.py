@@ -61,13 +61,13 @@ def aie_heatmaps(
     height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(roles)
     figure, axes = panels(len(keys), height, title=title, share_y=False)
     for axis, key, grid in zip(axes, keys, grids, strict=True):
-        _panel(axis, grid, _scale(look, key, limits))
+        _panel(axis, grid, scale_of(look, key, limits))
         _finish(axis, mediator_title(key), grid, look)
     if look.palette == "rome":  # each panel has colours of its own
         for axis, key in zip(axes, keys, strict=True):
-            colour_bar(figure, [axis], _scale(look, key, limits), _label(look, "AIE"))
+            colour_bar(figure, [axis], scale_of(look, key, limits), _label(look, "AIE"))
     else:
-        colour_bar(figure, axes, _scale(look, keys[0], limits), _label(look, "AIE"))
+        colour_bar(figure, axes, scale_of(look, keys[0], limits), _label(look, "AIE"))
     return figure
 
 
@@ -92,7 +92,7 @@ def named_heatmaps(
             layer l of the other.
         abreast: panels in a row, at most.
     """
-    scale = _scale(look, key, _limits(list(grids.values())))
+    scale = scale_of(look, key, _limits(list(grids.values())))
     n_rows = max(len(grid) for grid in grids.values())
     height = _TOP_AND_BOTTOM + _ROW_HEIGHT * n_rows
     figure, axes = panels(len(grids), height, title=title, share_y=False, abreast=abreast)
@@ -136,7 +136,7 @@ def difference_heatmap(
 
     grids = {name: in_cells(name, "difference") for name in tables}
     reach = max(float(np.nanmax(np.abs(grid.to_numpy()))) for grid in grids.values()) or 1.0
-    scale = _scale(look, key, Limits(-reach, reach))
+    scale = scale_of(look, key, Limits(-reach, reach))
     height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(roles)
     figure, axes = panels(len(grids), height, title=title, share_y=False)
     for axis, (name, grid) in zip(axes, grids.items(), strict=True):
@@ -176,7 +176,7 @@ def fact_heatmap(
     else:
         figure = axis.figure.get_figure(root=True)
         axis.set_title(title, fontsize=TEXT, parse_math=False)
-    scale = _scale(look, key, limits_of(float(np.nanmin(effects)), float(np.nanmax(effects))))
+    scale = scale_of(look, key, limits_of(float(np.nanmin(effects)), float(np.nanmax(effects))))
     _panel(axis, pd.DataFrame(effects.T), scale)
     start, stop = prompt.subject
     names = [
@@ -197,7 +197,7 @@ def fact_heatmap(
     return figure
 
 
-def _scale(look: Look, key: str, limits: Limits) -> Scale:
+def scale_of(look: Look, key: str, limits: Limits) -> Scale:
     """The colours of one mediator."""
     ramp = ramp_of(look.palette, key)
     return effect_scale(look.limits or limits, ramp, lower_helps=lower_helps(look.metric))

@@ -6,6 +6,7 @@ them while stores are read; this one never does, unless it has a single processo
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from importlib import import_module
 from multiprocessing import current_process, get_all_start_methods, get_context, parent_process
 from pathlib import Path
 from threading import Thread
+from types import ModuleType
 
 from ktrace.analysis.figures.files import Saved
 
@@ -50,7 +52,8 @@ class Artists:
             saved = work()
             return lambda: saved
         try:
-            future = self._pool.submit(work)
+            with _no_main_module():
+                future = self._pool.submit(work)
         except BrokenExecutor:
             return work
 
@@ -77,10 +80,25 @@ def artists() -> Iterator[Artists]:
     context.set_forkserver_preload([f"{_HERE}.{name}" for name in ("curves", "heatmaps")])
     pool = ProcessPoolExecutor(count, context, initializer=_end_with_parent)
     try:
-        pool.submit(os.getpid)
+        with _no_main_module():
+            pool.submit(os.getpid)
         yield Artists(pool)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """While processes start: what they draw with is imported, never the program that asked for it.
+
+    They would run a script again that has no `if __name__ == "__main__"`, and load what it loads.
+    """
+    own = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = own
 
 
 def _processors() -> int:
