@@ -9,7 +9,8 @@ import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.csv_files import write_tables
-from ktrace.analysis.figures.draw import COMPARISON_FIGURES, Drawing, draw_comparison
+from ktrace.analysis.figures.draw import COMPARISON_FIGURES, draw_comparison
+from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.files import remove_older
 from ktrace.analysis.figures.look import Look
 from ktrace.analysis.figures.processes import artists

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from benchmarks.analysis_scale import write_store
 from ktrace.analysis import analyze as analyze_module
 from ktrace.analysis.analyze import Analysis, analyze
-from ktrace.analysis.figures.draw import Drawing
+from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.style import Saved
 from ktrace.analysis.rows import Averaging
 from ktrace.errors import KtraceError
@@ -465,7 +465,7 @@ READING = """
 import re, sys
 from pathlib import Path
 from ktrace.analysis import analyze as module
-from ktrace.analysis.figures.draw import Drawing
+from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.processes import Artists
 
 module.draw_figures = lambda *args, **options: Drawing(Path(), Artists())

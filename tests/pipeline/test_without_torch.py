@@ -13,7 +13,7 @@ import sys
 from hydra.core.global_hydra import GlobalHydra
 import ktrace
 import ktrace.analysis.analyze
-from ktrace.analysis.figures.draw import Drawing
+from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.processes import Artists
 from ktrace.__main__ import main
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ktrace.analysis.figures.draw import Drawing
+from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.files import KINDS, Saved
 from ktrace.analysis.figures.processes import Artists
 
