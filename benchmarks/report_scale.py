@@ -165,7 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> str:
         run = average_run(folders.run, Averaging(), watch=nullcontext(cells.add))
         start = time.perf_counter()
         summary = _summary(options.facts)
-        path = write_report(run.survey, run.keys, cells.of(run.keys), summary=summary, figures=[])
+        path = write_report(
+            *(run.survey, run.keys, cells.of(run.keys)), summary=summary, figures=list
+        )
         lines = [
             f"{options.facts:,} facts, {len(MEDIATORS)} mediators, {options.layers} layers, "
             f"{SAMPLES} samples",

@@ -99,19 +99,18 @@ def analyze(
         for name, content in (("summary", summary), ("layers", summary["layers"])):
             files.append(folder / f"{name}.json")
             write_text(files[-1], json.dumps(content, indent=2) + "\n")
-        drawn = drawing.finished()
-    figures = drawn.files
-    remove_older(folder, RUN_FIGURES, figures)
-    files.append(
-        write_report(
+        report = write_report(
             run.survey,
             run.keys,
             cells.of(run.keys),
             summary=summary,
-            figures=drawn.page,
+            figures=lambda: drawing.finished().page,
             palette=palette,
         )
-    )
+        drawn = drawing.finished()
+    figures = drawn.files
+    remove_older(folder, RUN_FIGURES, figures)
+    files.append(report)
     notes = [*(f"missing: {words}" for words in run.missing), *run.notes]
     notes += [*run.contrasts.notes, *drawn.notes]
     return Analysis(

@@ -74,14 +74,17 @@ SUMMARY: dict[str, Any] = {
 
 
 def written(folders: RunFolders, **changes: Any) -> str:
-    settings: dict[str, Any] = {"figures": []}
-    settings |= {name: changes.pop(name) for name in ("figures", "palette") if name in changes}
+    figures = changes.pop("figures", [])
+    settings = {name: changes.pop(name) for name in ("palette",) if name in changes}
     cells, limit = CellCollector(), changes.pop("limit", None)
     run = average_run(
         folders.run, Averaging(), limit=limit, partial=True, watch=nullcontext(cells.add)
     )
     path = write_report(
-        run.survey, run.keys, cells.of(run.keys), summary=SUMMARY | changes, **settings
+        *(run.survey, run.keys, cells.of(run.keys)),
+        summary=SUMMARY | changes,  # type: ignore[arg-type]
+        figures=lambda: figures,
+        **settings,
     )
     assert path == folders.analysis / "report.html"
     return path.read_text("utf-8")

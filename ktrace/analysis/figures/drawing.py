@@ -55,7 +55,7 @@ class Drawing:
         self._begun.append((name, on_page, finish))
 
     def finished(self) -> Drawn:
-        """Wait for all of them.
+        """Wait for all of them; again, it says the same.
 
         Raises:
             KtraceError: a file cannot be written.

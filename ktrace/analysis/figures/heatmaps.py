@@ -16,13 +16,13 @@ from ktrace.analysis.figures.look import Limits, Look, Prompt
 from ktrace.analysis.figures.style import (
     COLUMN_WIDTH,
     SMALL,
-    TEXT,
     Scale,
     colour_bar,
     effect_scale,
     is_leftmost,
     label_layers,
     limits_of,
+    panel_title,
     panels,
     value_label,
 )
@@ -62,7 +62,8 @@ def aie_heatmaps(
     figure, axes = panels(len(keys), height, title=title, share_y=False)
     for axis, key, grid in zip(axes, keys, grids, strict=True):
         _panel(axis, grid, scale_of(look, key, limits))
-        _finish(axis, mediator_title(key), grid, look)
+        _name_rows(axis, mediator_title(key), grid, look)
+        label_layers(axis, grid.shape[1], centred=True)
     if look.palette == "rome":  # each panel has colours of its own
         for axis, key in zip(axes, keys, strict=True):
             colour_bar(figure, [axis], scale_of(look, key, limits), _label(look, "AIE"))
@@ -98,11 +99,11 @@ def named_heatmaps(
     figure, axes = panels(len(grids), height, title=title, share_y=False, abreast=abreast)
     for number, (axis, (name, grid)) in enumerate(zip(axes, grids.items(), strict=True)):
         _panel(axis, grid, scale)
-        _finish(axis, name, grid, look)
+        _name_rows(axis, name, grid, look)
         if by_depth:
             _label_depth(axis, grid.shape[1])
-        if number + abreast < len(axes) and not by_depth:  # said below, of the same layers
-            axis.set(xlabel="", xticks=[])
+        elif number + abreast >= len(axes):  # those above are of the same layers
+            label_layers(axis, grid.shape[1], centred=True)
     colour_bar(figure, axes, scale, _label(look, "AIE"))
     return figure
 
@@ -143,9 +144,11 @@ def difference_heatmap(
         _panel(axis, grid, scale)
         _mark(axis, in_cells(name, "beyond"), "white")
         _mark(axis, in_cells(name, "beyond_all"), "black")
-        _finish(axis, name, grid, look)
+        _name_rows(axis, name, grid, look)
         if by_depth:
             _label_depth(axis, grid.shape[1])
+        else:
+            label_layers(axis, grid.shape[1], centred=True)
     colour_bar(figure, axes, scale, _label(look, "difference of AIE"))
     return figure
 
@@ -175,7 +178,7 @@ def fact_heatmap(
         figure, [axis] = panels(1, height, title=title)
     else:
         figure = axis.figure.get_figure(root=True)
-        axis.set_title(title, fontsize=TEXT, parse_math=False)
+        panel_title(axis, title)
     scale = scale_of(look, key, limits_of(float(np.nanmin(effects)), float(np.nanmax(effects))))
     _panel(axis, pd.DataFrame(effects.T), scale)
     start, stop = prompt.subject
@@ -250,9 +253,9 @@ def _label_depth(axis: Axes, n_layers: int) -> None:
     axis.set_xlabel("relative depth", fontsize=SMALL)
 
 
-def _finish(axis: Axes, name: str, grid: pd.DataFrame, look: Look) -> None:
-    axis.set_title(name, fontsize=TEXT, parse_math=False)
-    label_layers(axis, grid.shape[1], centred=True)
+def _name_rows(axis: Axes, name: str, grid: pd.DataFrame, look: Look) -> None:
+    panel_title(axis, name)
+    axis.tick_params(labelsize=SMALL, rotation=0, length=2)
     axis.set_ylabel("")
     # Said once a row. Ticks take most of the time that a figure takes.
     rows = [str(role) for role in grid.index] if is_leftmost(axis) else []

@@ -12,7 +12,13 @@ from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
-from multiprocessing import current_process, get_all_start_methods, get_context, parent_process
+from multiprocessing import (
+    current_process,
+    forkserver,
+    get_all_start_methods,
+    get_context,
+    parent_process,
+)
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
@@ -80,8 +86,7 @@ def artists() -> Iterator[Artists]:
     context.set_forkserver_preload([f"{_HERE}.{name}" for name in ("curves", "heatmaps")])
     pool = ProcessPoolExecutor(count, context, initializer=_end_with_parent)
     try:
-        with _no_main_module():
-            pool.submit(os.getpid)
+        forkserver.ensure_running()  # and does not wait until it has loaded what draws
         yield Artists(pool)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -157,9 +157,14 @@ def label_layers(axis: Axes, n_layers: int, *, centred: bool = False) -> None:
     axis.tick_params(labelsize=SMALL, rotation=0, length=2)
 
 
+def panel_title(axis: Axes, title: str) -> None:
+    """What a panel shows; nothing above it could be in the way, which takes long to find out."""
+    axis.set_title(title, fontsize=TEXT, parse_math=False, y=1.0)
+
+
 def plain_axis(axis: Axes, title: str) -> None:
     """A panel of curves or bars."""
-    axis.set_title(title, fontsize=TEXT)
+    panel_title(axis, title)
     axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=SMALL, length=2)

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -44,7 +44,7 @@ def write_report(
     cells: Mapping[int, Cells],
     *,
     summary: Summary,
-    figures: Sequence[Path],
+    figures: Callable[[], Sequence[Path]],
     palette: str = "shared",
 ) -> Path:
     """Write `analysis/report.html`.
@@ -54,7 +54,7 @@ def write_report(
         keys: mediators, in the order in which they are offered.
         cells: of these, by the fact's index; at least one.
         summary: the content of `summary.json`.
-        figures: PNG files, in the order in which they are shown.
+        figures: gives PNG files, in the order in which they are shown; it may wait for them.
         palette: of the heatmaps.
 
     Returns:
@@ -64,13 +64,13 @@ def write_report(
     Raises:
         KtraceError: the file cannot be written.
     """
-    parts = _parts(summary, figures, found.folders.run_yaml)
-    template = _asset("template.html")
-    room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
     run, metric = reported_run(found, keys, cells), summary["metric"]
     n_traced = len(run.facts)
     in_full = shown_in_full(n_traced)
     longest = _json(page_data(run, metric, palette, in_full))
+    parts = _parts(summary, figures(), found.folders.run_yaml)
+    template = _asset("template.html")
+    room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
     budget = max(room - len(longest), _LEAST_CELL_BYTES)
     packed = pack_cells(run.cells, run.corrupted, metric, budget)
     shown = packed.shown(n_traced)
