@@ -64,6 +64,7 @@ def analyze(
     metric: str = METRICS[0],
     partial: bool = False,
     facts: Sequence[int] = (),
+    relations: str = "first",
     palette: str = "shared",
 ) -> Analysis:
     """Analyse every mediator of a run that is complete for the chosen facts.
@@ -78,6 +79,7 @@ def analyze(
         metric: what the figures and the peaks show; the tables hold all metrics.
         partial: take what is there of an unfinished run, and note what is missing.
         facts: known_ids that get heatmaps of their own.
+        relations: whether the `first` mediator shown has a panel for each relation, or `all` have.
         palette: of heatmaps, in figures and report; one of `ktrace.analysis.palettes.PALETTES`.
 
     Raises:
@@ -92,7 +94,10 @@ def analyze(
         )
         shown = [key for key in run.keys if key in asked] or run.keys
         into, look = Drawing(folder, drawers), Look(metric, palette)
-        drawing = draw_figures(run, into, shown=shown, look=look, facts=facts)
+        by_relation = shown if relations == "all" else shown[:1]
+        drawing = draw_figures(
+            run, into, shown=shown, look=look, facts=facts, by_relation=by_relation
+        )
         tables = _tables(run, metric)
         summary = summarize(run, metric, limit)
         files = [*write_tables(folder, tables), parquet]

@@ -117,9 +117,14 @@ class RunAverages:
 
     def by_relation(self, metric: str) -> pd.DataFrame:
         """AIE of the facts of each relation alone (`averages_by_relation`)."""
-        tables = [averages_by_relation(one, self.averaging, metric) for one in self.effects]
-        found: pd.DataFrame = pd.concat(tables, ignore_index=True)
-        return found
+        if metric not in self._by_relation:
+            tables = [averages_by_relation(one, self.averaging, metric) for one in self.effects]
+            self._by_relation[metric] = pd.concat(tables, ignore_index=True)
+        return self._by_relation[metric]
+
+    @cached_property
+    def _by_relation(self) -> dict[str, pd.DataFrame]:
+        return {}
 
     def total_effect(self, metric: str) -> AverageTotalEffect:
         """The average total effect in one metric."""

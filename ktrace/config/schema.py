@@ -124,6 +124,13 @@ class Palette(Enum):
     rome = "rome"
 
 
+class Relations(Enum):
+    """Which of the mediators shown get a figure with a panel for each relation."""
+
+    first = "first"
+    all = "all"
+
+
 class Interval(Enum):
     """What intervals say was drawn: facts (or their clusters), or samples of the noise, too."""
 
@@ -308,6 +315,7 @@ class AnalysisConfig:
     # Effects and differences below it count as none, in the metric's unit.
     smallest: float = field(default=SMALLEST_EFFECT, metadata={"least": 0})
     facts: list[int] = field(default_factory=list)  # known_ids that get heatmaps of their own
+    relations: Relations = Relations.first
     # Paired differences of contrasts.csv: by name (ktrace.terms.CONTRASTS), or written out, such as
     # "mlp: last subject minus attn: last subject" or "layers 0-5 minus layers 6-11".
     contrasts: list[str] = field(default_factory=lambda: [*CONTRASTS])

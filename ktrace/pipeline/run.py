@@ -94,6 +94,7 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
             metric=config.metric.value,
             partial=config.analysis.partial,
             facts=config.analysis.facts,
+            relations=config.analysis.relations.value,
             palette=config.analysis.palette.value,
         )
 

@@ -10,6 +10,7 @@ from tests.support.stores import CANDIDATES, known_id, write_run
 # One process for all: the first import is what takes the time.
 PROGRAM = """
 import sys
+from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 import ktrace
 import ktrace.analysis.analyze

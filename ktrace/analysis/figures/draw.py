@@ -18,7 +18,9 @@ from ktrace.terms import MEDIATOR_TITLES, METRICS, mediator_title, metric_title
 
 _KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-w\d+)?(-noise)?"
 # The figures' names without their suffix: what is no longer drawn is removed.
-RUN_FIGURES = re.compile(rf"aie|lines|severed|peaks|relations|aie-{_KEY}|fact--?\d+-{_KEY}")
+RUN_FIGURES = re.compile(
+    rf"aie|lines|severed|peaks|relations|(aie|relations)-{_KEY}|fact--?\d+-{_KEY}"
+)
 COMPARISON_FIGURES = re.compile(r"(models|difference)-.*")
 _MARKS = (
     "open dot: the 95 % interval of the cell excludes 0; filled: so does that of all cells at once"
@@ -34,6 +36,7 @@ def draw_figures(
     shown: Sequence[str],
     look: Look,
     facts: Sequence[int] = (),
+    by_relation: Sequence[str] = (),
 ) -> Drawing:
     """Begin a run's figures, as PNG, PDF and SVG.
 
@@ -43,6 +46,7 @@ def draw_figures(
         shown: mediators in the figures that show several.
         look: what they show, and in which colours.
         facts: known_ids that get a heatmap of their own for each mediator shown.
+        by_relation: mediators that get a panel for each relation; a page shows the first.
 
     Raises:
         KtraceError: one of `facts` was not traced.
@@ -52,7 +56,8 @@ def draw_figures(
     aie = run.aie_in(metric)
     title = f"{_about(run, 'average indirect effect')}\n{_noise(run)}"
     # What takes longest is begun first.
-    _relations(run, into, shown[0], look)
+    for number, key in enumerate(by_relation):
+        _relations(run, into, key, look, first=number == 0)
     heatmaps = "heatmaps.aie_heatmaps"
     titled: dict[str, Any] = {"roles": roles, "title": title}
     into.add("aie", heatmaps, aie, keys=shown, look=look, **titled)
@@ -127,7 +132,7 @@ def _peaks(run: RunAverages, into: Drawing, shown: Sequence[str], metric: str) -
     into.add("peaks", "curves.peak_histogram", peaks, n_layers=n_layers, title=title)
 
 
-def _relations(run: RunAverages, into: Drawing, key: str, look: Look) -> None:
+def _relations(run: RunAverages, into: Drawing, key: str, look: Look, *, first: bool) -> None:
     """A panel for each relation, those of most facts first, of one mediator."""
     table = run.by_relation(look.metric)
     if table.empty:  # facts without relations
@@ -147,7 +152,8 @@ def _relations(run: RunAverages, into: Drawing, key: str, look: Look) -> None:
     what = f"AIE of {mediator_title(key)} by relation{few}"
     title = f"{_about(run, what)}\n{_noise(run)}"
     into.add(
-        *("relations", "heatmaps.named_heatmaps", grids),
+        *("relations" if first else f"relations-{key}", "heatmaps.named_heatmaps", grids),
+        on_page=first,
         key=key,
         title=title,
         look=look,
