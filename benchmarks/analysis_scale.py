@@ -104,9 +104,10 @@ def _averages(run: Path) -> None:
 
 def _averages_and_effects(run: Path) -> None:
     from ktrace.analysis.averaged_run import average_run
+    from ktrace.analysis.effects import effects_written
     from ktrace.analysis.rows import Averaging
 
-    average_run(run, Averaging(), parquet=run / "effects.parquet")
+    average_run(run, Averaging(), watch=effects_written(run / "effects.parquet"))
 
 
 def _whole_stage(run: Path) -> None:

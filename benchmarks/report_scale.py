@@ -11,6 +11,7 @@ deflate here is so in real runs: nothing happens before the subject, and probabi
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -19,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.chromium import chromium, missing_programs, open_report
-from ktrace.analysis.report import write_report
+from ktrace.analysis.averaged_run import average_run
+from ktrace.analysis.report import CellCollector, write_report
+from ktrace.analysis.rows import Averaging
 from ktrace.analysis.summary import Summary
 from ktrace.store import CleanRecord, CorruptedRecord, RestoredRecord, RunFolders
 from ktrace.terms import METRICS
@@ -156,9 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> str:
     with TemporaryDirectory() as temporary:
         folders = RunFolders(Path(temporary) / "made-up" / "facts" / "gaussian-x3-n10-seed1")
         write_stores(folders, options.facts, options.layers)
+        cells = CellCollector()
+        run = average_run(folders.run, Averaging(), watch=nullcontext(cells.add))
         start = time.perf_counter()
+        summary = _summary(options.facts)
         path = write_report(
-            folders, keys=MEDIATORS, limit=None, summary=_summary(options.facts), figures=[]
+            *(run.survey, run.keys, cells.of(run.keys)), summary=summary, figures=list
         )
         lines = [
             f"{options.facts:,} facts, {len(MEDIATORS)} mediators, {options.layers} layers, "

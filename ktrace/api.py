@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from ktrace.analysis.effects import case_frame
 from ktrace.analysis.figures.fonts import use_installed_fonts
-from ktrace.analysis.figures.heatmaps import Prompt, chosen_look, fact_heatmap
+from ktrace.analysis.figures.heatmaps import fact_heatmap
+from ktrace.analysis.figures.look import Prompt, chosen_look
 from ktrace.analysis.figures.style import shown_by_jupyter
 from ktrace.config import Answer, NoiseKind, RunConfig
 from ktrace.config.compose import choice, choices, composed

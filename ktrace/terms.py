@@ -173,6 +173,11 @@ def cuts_edges(key: str) -> bool:
     return MediatorKey.parse(key).name == "knockout"
 
 
+def has_heads(key: str) -> bool:
+    """Whether a mediator, by its key, acts on one head of the attention."""
+    return MediatorKey.parse(key).name == HEAD
+
+
 def changes_clean_run(key: str) -> bool:
     """Whether a mediator, by its key, changes the clean run; others change the corrupted one."""
     return is_noising(key) or cuts_edges(key)
@@ -198,6 +203,79 @@ def mediator_pairs(keys: Sequence[str]) -> list[tuple[str, str]]:
         for parts, key in named.items()
         if parts.name == first and (other := parts._replace(name=second)) in named
     ]
+
+
+# Paired differences that a run's analysis gives, by name: docs/analysis.md says which each is.
+CONTRASTS = ("mediators", "roles", "layers")
+_MINUS = " minus "
+_LAYERS = re.compile(r"layers? (\d{1,4})(?:-(\d{1,4}))?")
+
+
+class Side(NamedTuple):
+    """What a contrast subtracts, or subtracts from; None where it has a row for each.
+
+    Attributes:
+        mediator: its name or key.
+        role: a position's place in the prompt.
+        layers: first and last of those whose effects are averaged.
+    """
+
+    mediator: str | None
+    role: str | None
+    layers: tuple[int, int] | None
+
+
+def contrast_sides(text: str) -> tuple[Side, Side]:
+    """A contrast that is written out: `mlp: last subject minus attn: last subject`.
+
+    Args:
+        text: two sides, each of a mediator, a role and `layers 0-5`, or some of them.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    sides = text.split(_MINUS)
+    if len(sides) != 2:
+        raise ValueError(f"is neither {', '.join(CONTRASTS)} nor two sides with{_MINUS}between")
+    left, right = map(_side, sides)
+    for what, mine, theirs in zip(Side._fields, left, right, strict=True):
+        if (mine is None) != (theirs is None):
+            raise ValueError(f"names {what} on one side only")
+    if left == right:
+        raise ValueError("has the same on both sides")
+    return left, right
+
+
+def _side(text: str) -> Side:
+    found: dict[str, str | tuple[int, int]] = {}
+    for part in (part.strip() for part in text.split(":")):
+        of_layers = _LAYERS.fullmatch(part)
+        name: str
+        value: str | tuple[int, int] = part
+        if of_layers:
+            first, last = (int(number or of_layers[1]) for number in of_layers.groups())
+            if last < first:
+                raise ValueError(f"names layers that end before they begin: {part!r}")
+            name, value = "layers", (first, last)
+        elif part in ROLES:
+            name = "role"
+        elif mediator_name(part) in MEDIATOR_TITLES:
+            name = "mediator"
+        else:
+            raise ValueError(
+                f"holds {part!r}, which is no mediator ({', '.join(MEDIATOR_TITLES)}), no role "
+                f"({', '.join(ROLES)}) and no range such as layers 0-5"
+            )
+        if name in found:
+            raise ValueError(f"names {name} twice on one side")
+        found[name] = value
+    return Side(**{name: found.get(name) for name in Side._fields})  # type: ignore[arg-type]
+
+
+def same_window(left: str, right: str) -> bool:
+    """Whether mediators, by their keys, are of one direction and, where both have one, window."""
+    one, other = MediatorKey.parse(left), MediatorKey.parse(right)
+    return one.direction is other.direction and len({one.window, other.window} - {0}) < 2
 
 
 def noise_key(settings: Mapping[str, object]) -> str:

@@ -127,6 +127,12 @@ def ktrace(
     GlobalHydra.instance().clear()
 
 
+@pytest.fixture(autouse=True)
+def drawn_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn in the test's own process, where it may look at them."""
+    monkeypatch.setattr("ktrace.analysis.figures.processes._processors", lambda: 1)
+
+
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take most of an analysis; tests of numbers and stores do without."""

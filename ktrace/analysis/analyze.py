@@ -1,7 +1,8 @@
 """The analysis stage: stores in; tables, summary and figures out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +11,27 @@ import pandas as pd
 from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.candidates import candidate_table
 from ktrace.analysis.csv_files import write_tables
+from ktrace.analysis.effects import effects_written
 from ktrace.analysis.figures.draw import RUN_FIGURES, draw_figures
-from ktrace.analysis.figures.style import remove_older
-from ktrace.analysis.report import write_report
+from ktrace.analysis.figures.drawing import Drawing
+from ktrace.analysis.figures.files import remove_older
+from ktrace.analysis.figures.look import Look
+from ktrace.analysis.figures.processes import artists
+from ktrace.analysis.knockout import knockout_table
+from ktrace.analysis.report import CellCollector, write_report
 from ktrace.analysis.rows import Averaging
+from ktrace.analysis.stored import Survey, Watch
 from ktrace.analysis.summary import Summary, summarize
 from ktrace.analysis.tables import (
     aie_table,
     fact_table,
+    head_table,
     relation_table,
     sample_table,
 )
 from ktrace.files import write_text
-from ktrace.terms import METRICS
+from ktrace.store import RestoredRecord
+from ktrace.terms import METRICS, cuts_edges
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ def analyze(
     metric: str = METRICS[0],
     partial: bool = False,
     facts: Sequence[int] = (),
+    relations: str = "first",
     palette: str = "shared",
 ) -> Analysis:
     """Analyse every mediator of a run that is complete for the chosen facts.
@@ -71,46 +81,73 @@ def analyze(
         metric: what the figures and the peaks show; the tables hold all metrics.
         partial: take what is there of an unfinished run, and note what is missing.
         facts: known_ids that get heatmaps of their own.
+        relations: whether the `first` mediator shown has a panel for each relation, or `all` have.
         palette: of heatmaps, in figures and report; one of `ktrace.analysis.palettes.PALETTES`.
 
     Raises:
         KtraceError: nothing to analyse, an unfinished run, or parts of different settings.
     """
     folder = run_folder / "analysis"
-    parquet = folder / "effects.parquet"
-    run = average_run(
-        run_folder, averaging, asked=asked, limit=limit, partial=partial, parquet=parquet
+    parquet, cells = folder / "effects.parquet", CellCollector()
+    watch = _kept(parquet, cells)
+    with artists() as drawers:
+        run = average_run(
+            run_folder, averaging, asked=asked, limit=limit, partial=partial, watch=watch
+        )
+        shown = [key for key in run.keys if key in asked] or run.keys
+        into, look = Drawing(folder, drawers), Look(metric, palette)
+        by_relation = shown if relations == "all" else shown[:1]
+        drawing = draw_figures(
+            run, into, shown=shown, look=look, facts=facts, by_relation=by_relation
+        )
+        tables = _tables(run, metric)
+        summary = summarize(run, metric, limit)
+        files = [*write_tables(folder, tables), parquet]
+        for name, content in (("summary", summary), ("layers", summary["layers"])):
+            files.append(folder / f"{name}.json")
+            write_text(files[-1], json.dumps(content, indent=2) + "\n")
+        report = write_report(
+            run.survey,
+            run.keys,
+            cells.of(run.keys),
+            summary=summary,
+            figures=lambda: drawing.finished().page,
+            palette=palette,
+        )
+        drawn = drawing.finished()
+    figures = drawn.files
+    remove_older(folder, RUN_FIGURES, figures)
+    files.append(report)
+    notes = [*(f"missing: {words}" for words in run.missing), *run.notes]
+    notes += [*run.contrasts.notes, *drawn.notes]
+    return Analysis(
+        run, tables["aie"], tables["facts"], summary, [*files, *figures], figures, notes
     )
-    tables = {
+
+
+def _tables(run: RunAverages, metric: str) -> dict[str, pd.DataFrame]:
+    """By the CSV file's name without its suffix."""
+    return {
         "candidates": candidate_table(run.survey.clean.values(), run.survey.corrupted.values()),
         "aie": aie_table(run),
         "intervals": run.aie,
-        "contrasts": run.contrasts,
+        "contrasts": run.contrasts.table,
         "peaks": run.peaks(metric),
         "aie_by_relation": relation_table(run, metric),
         "samples": sample_table(run),
         "facts": fact_table(run, metric),
+        **({"heads": head_table(run)} if run.heads else {}),
+        **({"knockout": knockout_table(run)} if any(map(cuts_edges, run.keys)) else {}),
     }
-    summary = summarize(run, metric, limit)
-    files = [*write_tables(folder, tables), parquet]
-    for name, content in (("summary", summary), ("layers", summary["layers"])):
-        files.append(folder / f"{name}.json")
-        write_text(files[-1], json.dumps(content, indent=2) + "\n")
-    shown = [key for key in run.keys if key in asked] or run.keys
-    drawn = draw_figures(run, folder, shown=shown, metric=metric, facts=facts, palette=palette)
-    figures = drawn.files
-    remove_older(folder, RUN_FIGURES, figures)
-    files.append(
-        write_report(
-            run.survey.folders,
-            keys=run.keys,
-            limit=limit,
-            summary=summary,
-            figures=drawn.page,
-            palette=palette,
-        )
-    )
-    notes = [*(f"missing: {words}" for words in run.missing), *run.notes, *drawn.notes]
-    return Analysis(
-        run, tables["aie"], tables["facts"], summary, [*files, *figures], figures, notes
-    )
+
+
+@contextmanager
+def _kept(parquet: Path, cells: CellCollector) -> Iterator[Watch]:
+    """Every score goes into a file, and every cell to the report, on the way to the averages."""
+    with effects_written(parquet) as write:
+
+        def keep(found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
+            write(found, key, batch)
+            cells.add(found, key, batch)
+
+        yield keep

@@ -1,26 +1,26 @@
 """A run, reduced: which mediators count, their effects per fact, and the averages over facts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import pyarrow as pa
 
 from ktrace.analysis.candidates import write_candidates
 from ktrace.analysis.clusters import (
     Clusters,
 )
-from ktrace.analysis.contrasts import contrast_table
-from ktrace.analysis.effects import effect_tables, effects_file
+from ktrace.analysis.contrasts import MEDIATORS, Contrasts, contrasts_of
 from ktrace.analysis.estimate import (
     AverageTotalEffect,
     average_indirect_effects,
     average_total_effect,
     averages_by_relation,
+    head_averages,
+    no_averages,
     spread_over_samples,
 )
 from ktrace.analysis.peaks import peak_table
@@ -31,15 +31,13 @@ from ktrace.analysis.per_fact import (
     reduce_mediator,
 )
 from ktrace.analysis.rows import Averaging
-from ktrace.analysis.stored import Survey, batches, survey
+from ktrace.analysis.stored import Survey, Watch, batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import RestoredRecord, RunFolders
+from ktrace.terms import has_heads, panel_order
 
 _FINISH = "finish the run (the same command without stage=analyze)"
 _PARTIAL = "analysis.partial=true for what is there"
-
-# Takes a table of `effects.parquet`.
-Write = Callable[[pa.Table], None]
 
 
 class RunNames(NamedTuple):
@@ -57,7 +55,8 @@ class RunAverages:
     Attributes:
         survey: what its stores hold.
         averaging: how positions were averaged.
-        effects: each mediator reduced to its facts, in the order of panels.
+        effects: each mediator reduced to its facts, in the order of panels; none with heads.
+        heads: the same of mediators with heads.
         total: total effects of its traced facts.
         clusters: of the same facts.
         aie: AIE of every mediator and metric (`average_indirect_effects`).
@@ -69,6 +68,7 @@ class RunAverages:
     survey: Survey
     averaging: Averaging
     effects: Sequence[MediatorEffects]
+    heads: Sequence[MediatorEffects]
     total: TotalEffects
     clusters: Clusters
     aie: pd.DataFrame
@@ -84,17 +84,31 @@ class RunAverages:
 
     @property
     def keys(self) -> list[str]:
-        """Mediators, in the order of panels."""
+        """Mediators without heads, in the order of panels."""
         return [one.key for one in self.effects]
+
+    @property
+    def every_key(self) -> list[str]:
+        """Mediators, in the order of panels."""
+        return sorted([*self.keys, *(one.key for one in self.heads)], key=panel_order)
 
     def of(self, key: str) -> MediatorEffects:
         """The effects of one mediator."""
         return self.effects[self.keys.index(key)]
 
     @cached_property
-    def contrasts(self) -> pd.DataFrame:
-        """Paired differences within the run (`contrast_table`)."""
-        return contrast_table(self.effects, self.averaging)
+    def contrasts(self) -> Contrasts:
+        """Paired differences within the run."""
+        return contrasts_of(self.effects, self.averaging)
+
+    @cached_property
+    def mediators_apart(self) -> pd.DataFrame:
+        """Those of mediators, which a figure shows whether or not they are asked for."""
+        asked = MEDIATORS in self.averaging.contrasts
+        only = replace(self.averaging, contrasts=(MEDIATORS,))
+        table = (self.contrasts if asked else contrasts_of(self.effects, only)).table
+        found: pd.DataFrame = table[table["contrast"] == MEDIATORS]
+        return found
 
     def peaks(self, metric: str) -> pd.DataFrame:
         """Where the AIE of each mediator and role is strongest, and how sure that is."""
@@ -104,7 +118,7 @@ class RunAverages:
                 peak_table(one, self.averaging, aie[aie["mediator"] == one.key])
                 for one in self.effects
             ]
-            self._peaks[metric] = pd.concat(tables, ignore_index=True)
+            self._peaks[metric] = stacked(tables)
         return self._peaks[metric]
 
     @cached_property
@@ -113,9 +127,19 @@ class RunAverages:
 
     def by_relation(self, metric: str) -> pd.DataFrame:
         """AIE of the facts of each relation alone (`averages_by_relation`)."""
-        tables = [averages_by_relation(one, self.averaging, metric) for one in self.effects]
-        found: pd.DataFrame = pd.concat(tables, ignore_index=True)
-        return found
+        if metric not in self._by_relation:
+            tables = [averages_by_relation(one, self.averaging, metric) for one in self.effects]
+            self._by_relation[metric] = stacked(tables)
+        return self._by_relation[metric]
+
+    @cached_property
+    def _by_relation(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    @cached_property
+    def of_heads(self) -> pd.DataFrame:
+        """AIE of every head (`head_averages`)."""
+        return stacked([head_averages(one, self.averaging) for one in self.heads])
 
     def total_effect(self, metric: str) -> AverageTotalEffect:
         """The average total effect in one metric."""
@@ -127,6 +151,12 @@ class RunAverages:
         return chosen
 
 
+def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below each other; where there is none, one that has no row."""
+    found: pd.DataFrame = pd.concat(tables, ignore_index=True) if tables else no_averages()
+    return found
+
+
 def average_run(
     run_folder: Path,
     averaging: Averaging,
@@ -134,7 +164,7 @@ def average_run(
     asked: Sequence[str] = (),
     limit: int | None = None,
     partial: bool = False,
-    parquet: Path | None = None,
+    watch: AbstractContextManager[Watch] | None = None,
 ) -> RunAverages:
     """Stream a run's stores and average them.
 
@@ -144,7 +174,7 @@ def average_run(
         asked: mediators that must be complete; others that are not are left out with a note.
         limit: only the first `limit` facts of the dataset.
         partial: take what is there of an unfinished run.
-        parquet: where every score goes on its way through.
+        watch: gives what sees every restoration on its way through: each is read once.
 
     Raises:
         KtraceError: nothing to analyse, an unfinished run, or parts of different settings.
@@ -161,23 +191,24 @@ def average_run(
             f"traced ({write_candidates(folders, limit)} says what was predicted)"
         )
     chosen = _mediators(found, asked, partial)
-    sink: AbstractContextManager[Write | None]
-    sink = nullcontext() if parquet is None else effects_file(parquet)
-    with sink as write:
+    with watch or nullcontext(_unseen) as seen:
         effects = [
-            reduce_mediator(found, key, averaging, _records(found, key, write))
+            reduce_mediator(found, key, averaging, _records(found, key, seen))
             for key in chosen.keys
         ]
+    heads = [one for one in effects if has_heads(one.key)]
+    effects = [one for one in effects if not has_heads(one.key)]
     averages = [average_indirect_effects(one, averaging) for one in effects]
     samples = [spread_over_samples(one, averaging.scheme) for one in effects]
     return RunAverages(
         survey=found,
         averaging=averaging,
         effects=effects,
+        heads=heads,
         total=TotalEffects.of(found, found.traced),
         clusters=clusters_of(found, found.traced, averaging.cluster),
-        aie=pd.concat(averages, ignore_index=True),
-        samples=pd.concat(samples, ignore_index=True),
+        aie=stacked(averages),
+        samples=stacked(samples),
         missing=[*found.lacking, *chosen.missing],
         notes=[*_asked_for_less(found, limit), *chosen.notes],
     )
@@ -202,12 +233,14 @@ def _asked_for_less(found: Survey, limit: int | None) -> list[str]:
     return [f"the first {asked} of {_dataset_size(found)} facts, as dataset.limit of the run says"]
 
 
-def _records(found: Survey, key: str, write: Write | None) -> Iterator[RestoredRecord]:
-    """A mediator's restorations; a writer gets their rows on the way."""
+def _unseen(found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
+    """Where nothing is to be seen on the way."""
+
+
+def _records(found: Survey, key: str, watch: Watch) -> Iterator[RestoredRecord]:
+    """A mediator's restorations, watched on the way."""
     for batch in batches(found, key):
-        if write is not None:
-            for table in effect_tables(found, key, batch):
-                write(table)
+        watch(found, key, batch)
         yield from batch
 
 

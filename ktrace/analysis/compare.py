@@ -10,7 +10,10 @@ import pandas as pd
 from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.csv_files import write_tables
 from ktrace.analysis.figures.draw import COMPARISON_FIGURES, draw_comparison
-from ktrace.analysis.figures.style import remove_older
+from ktrace.analysis.figures.drawing import Drawing
+from ktrace.analysis.figures.files import remove_older
+from ktrace.analysis.figures.look import Look
+from ktrace.analysis.figures.processes import artists
 from ktrace.analysis.paired import (
     effect_differences,
     shared_effects,
@@ -83,12 +86,17 @@ def compare(
         KtraceError: fewer than two runs, or one that is not complete.
     """
     folders = _run_folders(patterns)
-    # Every run stays in memory: its facts at all positions, without the axis of noise samples.
-    runs = _labelled([average_run(run, averaging, limit=limit, partial=partial) for run in folders])
-    run_table, aie = _run_table(runs, metric), _aie_table(runs)
-    differences, unpaired = _differences(runs, metric)
-    files = write_tables(folder, {"runs": run_table, "aie": aie, "differences": differences})
-    drawn = draw_comparison(runs, folder, aie, differences, metric, palette)
+    with artists() as drawers:
+        # Every run stays in memory: its facts at all positions, without the axis of noise samples.
+        runs = _labelled(
+            [average_run(run, averaging, limit=limit, partial=partial) for run in folders]
+        )
+        run_table, aie = _run_table(runs, metric), _aie_table(runs)
+        differences, unpaired = _differences(runs, metric)
+        into, look = Drawing(folder, drawers), Look(metric, palette)
+        drawing = draw_comparison(runs, into, aie, differences, look)
+        files = write_tables(folder, {"runs": run_table, "aie": aie, "differences": differences})
+        drawn = drawing.finished()
     remove_older(folder, COMPARISON_FIGURES, drawn.files)
     left_out = [
         f"{label}: {words}" for label, run in runs.items() for words in (*run.missing, *run.notes)

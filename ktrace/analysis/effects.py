@@ -22,16 +22,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ktrace.analysis.rows import rows
-from ktrace.analysis.stored import Survey, batches, survey
+from ktrace.analysis.stored import Survey, Watch, batches, survey
 from ktrace.errors import KtraceError
 from ktrace.files import new_file
 from ktrace.store import CleanRecord, RestoredRecord, RunFolders
 from ktrace.store.records import Scores
-from ktrace.terms import METRICS
+from ktrace.terms import METRICS, has_heads
 
 _OF_FACT = ("relation_id", "subject", "prompt")
 _CATEGORIES = ("model", "mediator", "metric", "token", "role", *_OF_FACT)
-_MAY_BE_MISSING = ("role", "relation_id", "subject")
+_MAY_BE_MISSING = ("role", "relation_id", "subject", "head")
 _TYPES = {
     "model": pa.dictionary(pa.int8(), pa.string()),
     "known_id": pa.int64(),
@@ -48,6 +48,7 @@ _TYPES = {
     "relation_id": pa.dictionary(pa.int32(), pa.string()),
     "subject": pa.dictionary(pa.int32(), pa.string()),
     "prompt": pa.dictionary(pa.int32(), pa.string()),
+    "head": pa.int16(),
 }
 # Measured: parquet files are written twice as fast when it is known that nothing is missing.
 _SCHEMA = pa.schema(
@@ -55,7 +56,7 @@ _SCHEMA = pa.schema(
 )
 COLUMNS = tuple(_SCHEMA.names)
 
-_SAMPLE, _LAYER, _POSITION = range(3)  # axes of a fact's scores
+_SAMPLE, _LAYER, _HEAD, _PLACE = range(4)  # axes of a fact's scores
 _MOST_WAITING = 5  # tables that wait for the disk
 
 
@@ -70,7 +71,9 @@ def load_effects(
 
     The indirect effect of a row is `restored - corrupted`, its total effect `clean - corrupted`.
     `restored` is the score under the intervention: a mediator that noises (`hidden-noise`) puts
-    corrupted states into the clean run, and its effect is `restored - clean`. All rows are in
+    corrupted states into the clean run, and one that cuts edges (`knockout-w9`) changes it as well;
+    their effect is `restored - clean`. Of cut edges `position` is the source; groups of sources,
+    which have none, are in `knockout.csv`. All rows are in
     memory at once; `effects.parquet` holds the same ones for reading in pieces.
 
     Args:
@@ -81,7 +84,8 @@ def load_effects(
 
     Returns:
         One row for each (fact, mediator, metric, sample, layer, position) with the columns
-        `COLUMNS`. `mediator` is the store's key (`hidden`, `mlp-w10`); `role` is one of the scheme
+        `COLUMNS`, without `head` where no mediator has heads; for each head of those that have.
+        `mediator` is the store's key (`hidden`, `mlp-w10`); `role` is one of the scheme
         `rome`, missing before the subject; `relation_id` and `subject` are missing where the fact
         has none; scores are float32, probabilities unitless in [0, 1].
 
@@ -90,8 +94,10 @@ def load_effects(
             settings, or a damaged part.
     """
     tables = list(stored_tables(run_folder, limit, metrics, partial=partial))
-    frame: pd.DataFrame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
-    return frame
+    table = pa.concat_tables(tables).unify_dictionaries()
+    head = table["head"].to_pandas(types_mapper={pa.int16(): pd.Int16Dtype()}.get)
+    frame: pd.DataFrame = table.drop_columns("head").to_pandas()
+    return frame if head.isna().all() else frame.assign(head=head)
 
 
 def stored_tables(
@@ -142,6 +148,7 @@ def effect_tables(
         batch: from `batches`.
         metrics: in the order of the tables.
     """
+    batch = [record.at_positions() for record in batch]
     cells = _Cells([record.shape for record in batch])
     clean = [found.clean[record.index] for record in batch]
     corrupted = [found.corrupted[record.index] for record in batch]
@@ -152,9 +159,10 @@ def effect_tables(
         "mediator": cells.constant(key, list(found.restored)),
         "sample": cells.numbers(_SAMPLE),
         "layer": cells.numbers(_LAYER),
-        "position": cells.numbers(_POSITION),
-        "token": _tokens(clean, cells),
-        "role": _roles(clean, cells),
+        "head": _heads(key, cells),
+        "position": cells.along(_PLACE, [record.places for record in batch], np.int16),
+        "token": _tokens(clean, batch, cells),
+        "role": _roles(clean, batch, cells),
         **{name: _texts([getattr(one, name) for one in clean], cells) for name in _OF_FACT},
     }
     for metric in metrics:
@@ -173,10 +181,10 @@ class _Cells:
     """All cells of some facts, fact after fact, each raveled.
 
     Attributes:
-        shapes: of the facts, `(n_samples, n_layers, n_positions)` each.
+        shapes: of the facts, `(n_samples, n_layers, n_heads, n_places)` each.
     """
 
-    shapes: Sequence[tuple[int, int, int]]
+    shapes: Sequence[tuple[int, int, int, int]]
 
     @property
     def sizes(self) -> list[int]:
@@ -189,7 +197,7 @@ class _Cells:
         """One value for each index of an axis, for every cell; `values` are by fact."""
         cells = []
         for shape, one in zip(self.shapes, values, strict=True):
-            seen = [1, 1, 1]
+            seen = [1, 1, 1, 1]
             seen[axis] = -1
             array = np.asarray(one, dtype=dtype).reshape(seen)
             cells.append(np.broadcast_to(array, shape).ravel())
@@ -205,18 +213,34 @@ class _Cells:
         return pa.DictionaryArray.from_arrays(codes, list(choices))
 
 
-def _tokens(clean: Sequence[CleanRecord], cells: _Cells) -> pa.DictionaryArray:
+def _heads(key: str, cells: _Cells) -> pa.Array:
+    """Missing where the mediator has none."""
+    numbers = cells.numbers(_HEAD)
+    return pa.array(numbers, mask=np.full(len(numbers), not has_heads(key)))
+
+
+def _tokens(
+    clean: Sequence[CleanRecord], batch: Sequence[RestoredRecord], cells: _Cells
+) -> pa.DictionaryArray:
     texts = list(dict.fromkeys(token for record in clean for token in record.tokens))
     number = {token: code for code, token in enumerate(texts)}
-    by_fact = [[number[token] for token in record.tokens] for record in clean]
-    return pa.DictionaryArray.from_arrays(cells.along(_POSITION, by_fact, np.int32), texts)
+    by_fact = [
+        [number[one.tokens[place]] for place in record.places]
+        for one, record in zip(clean, batch, strict=True)
+    ]
+    return pa.DictionaryArray.from_arrays(cells.along(_PLACE, by_fact, np.int32), texts)
 
 
-def _roles(clean: Sequence[CleanRecord], cells: _Cells) -> pa.DictionaryArray:
+def _roles(
+    clean: Sequence[CleanRecord], batch: Sequence[RestoredRecord], cells: _Cells
+) -> pa.DictionaryArray:
     """Missing before the subject."""
     number = {role: code for code, role in enumerate(rows("rome"))}
-    by_fact = [[number.get(role, -1) for role in record.roles] for record in clean]
-    codes = cells.along(_POSITION, by_fact, np.int8)
+    by_fact = [
+        [number.get(one.roles[place], -1) for place in record.places]
+        for one, record in zip(clean, batch, strict=True)
+    ]
+    codes = cells.along(_PLACE, by_fact, np.int8)
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes == -1), list(rows("rome")))
 
 
@@ -284,6 +308,22 @@ def case_frame(
     frame["metric"] = pd.Categorical(frame["metric"], categories=METRICS)
     ordered: pd.DataFrame = frame[list(COLUMNS)]
     return ordered
+
+
+@contextmanager
+def effects_written(path: Path) -> Iterator[Watch]:
+    """Write `effects.parquet`; gives what takes some restorations of one mediator.
+
+    Raises:
+        KtraceError: the file cannot be written.
+    """
+    with effects_file(path) as write:
+
+        def add(found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
+            for table in effect_tables(found, key, batch):
+                write(table)
+
+        yield add
 
 
 @contextmanager

@@ -4,9 +4,10 @@ Axes are those of per_fact.py.
 """
 
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from ktrace.analysis.clusters import (
@@ -61,8 +62,15 @@ def cell_table(
         was drawn; where there is no interval, bounds are NaN, `ci_over` is empty, and `ci_note`
         says why.
     """
+    frame: pd.DataFrame = pd.DataFrame(_cell_columns(cells, limits, at_once=at_once))
+    return frame
+
+
+def _cell_columns(
+    cells: Averages, limits: tuple[float, float], *, at_once: bool
+) -> dict[str, npt.NDArray[Any]]:
     low, high = cells.interval(limits=limits)
-    columns = {
+    columns: dict[str, npt.NDArray[Any]] = {
         "aie": cells.value,
         "ci_low": low,
         "ci_high": high,
@@ -74,9 +82,10 @@ def cell_table(
     if at_once:
         columns["band_low"], columns["band_high"] = cells.at_once(limits)
         lacks = np.isnan(columns["band_low"]) & ~np.isnan(low)
-        columns["band_note"] = np.where(lacks, f"fewer than {FEWEST_AT_ONCE} units", "")
-    frame: pd.DataFrame = pd.DataFrame(columns)
-    return frame
+        columns["band_note"] = np.where(lacks, f"fewer than {FEWEST_AT_ONCE} units", "").astype(
+            object
+        )
+    return columns
 
 
 def difference_table(
@@ -95,14 +104,22 @@ def difference_table(
         interval excludes 0 and the difference counts, `beyond_all`, the same of the bounds that
         hold for all cells together.
     """
-    cells = averages(apart, np.ones(len(apart)), clusters)
-    table: pd.DataFrame = cell_table(cells, limits, at_once=True)
-    table = table.rename(columns={"aie": "difference"})
-    counts = table["difference"].abs() >= smallest
-    for name, bounds in (("beyond", "ci"), ("beyond_all", "band")):
-        excludes = (table[f"{bounds}_low"] > 0) | (table[f"{bounds}_high"] < 0)
-        table[name] = excludes & counts
+    table: pd.DataFrame = pd.DataFrame(difference_columns(apart, clusters, limits, smallest))
     return table
+
+
+def difference_columns(
+    apart: Array, clusters: Clusters, limits: tuple[float, float], smallest: float
+) -> dict[str, npt.NDArray[Any]]:
+    """The same by column, for those who put many of them together."""
+    cells = averages(apart, np.ones(len(apart)), clusters)
+    columns = _cell_columns(cells, limits, at_once=True)
+    columns = {("difference" if name == "aie" else name): v for name, v in columns.items()}
+    counts = np.abs(columns["difference"]) >= smallest
+    for name, bounds in (("beyond", "ci"), ("beyond_all", "band")):
+        excludes = (columns[f"{bounds}_low"] > 0) | (columns[f"{bounds}_high"] < 0)
+        columns[name] = excludes & counts
+    return columns
 
 
 def average_indirect_effects(effects: MediatorEffects, averaging: Averaging) -> pd.DataFrame:
@@ -135,6 +152,24 @@ def average_indirect_effects(effects: MediatorEffects, averaging: Averaging) -> 
     names = _cells(effects, averaging.scheme)
     frame = pd.concat([names, pd.concat(frames, ignore_index=True)], axis=1)
     kept: pd.DataFrame = frame[frame["n_facts"] > 0].reset_index(drop=True)
+    return kept
+
+
+def no_averages() -> pd.DataFrame:
+    """A table of averages without a row: of a run of heads alone."""
+    columns = ("mediator", "metric", "role", "layer", "aie", "ci_low", "ci_high", "n_facts")
+    nothing: pd.DataFrame = pd.DataFrame(columns=[*columns, "n_clusters"])
+    return nothing
+
+
+def head_averages(effects: MediatorEffects, averaging: Averaging) -> pd.DataFrame:
+    """`average_indirect_effects` of a mediator with heads: `head` stands behind `layer`."""
+    found = average_indirect_effects(effects, averaging)
+    layer, head = np.divmod(found["layer"].to_numpy(), effects.n_heads)
+    table = found.assign(layer=layer)
+    table.insert(table.columns.get_loc("layer") + 1, "head", head)
+    # Heads that a layer has not.
+    kept: pd.DataFrame = table[table["aie"].notna()].reset_index(drop=True)
     return kept
 
 

@@ -335,13 +335,10 @@ def averages(
         for values in (weights, sizes)
     )
     # Cells of the same weights are one block.
-    _, first, which = np.unique(
-        np.concatenate([weights, sizes]), axis=1, return_index=True, return_inverse=True
-    )
-    cells = [np.flatnonzero(which.ravel() == number) for number in range(len(first))]
+    by_weights: dict[bytes, list[int]] = {}
+    for cell, column in enumerate(np.concatenate([weights, sizes]).T):
+        by_weights.setdefault(column.tobytes(), []).append(cell)
+    cells = [np.array(own, dtype=np.intp) for own in by_weights.values()]
     totals = np.where(missing, 0, totals)
-    blocks = [
-        block(totals[:, at], weights[:, one], clusters, sizes[:, one])
-        for one, at in zip(first, cells, strict=True)
-    ]
+    blocks = [block(totals[:, at], weights[:, at[0]], clusters, sizes[:, at[0]]) for at in cells]
     return Averages(blocks, cells)

@@ -50,6 +50,16 @@ class Layers(TypedDict):
     mediators: Mapping[str, Mapping[str, RoleLayers]]
 
 
+_NOTHING: Layers = {
+    "layers": [],
+    "mediator": "",
+    "role": "",
+    "metric": "",
+    "caution": CAUTION,
+    "mediators": {},
+}
+
+
 def chosen_layers(peaks: pd.DataFrame, metric: str, smallest: float) -> Layers:
     """The contiguous layers around each peak that an editor would be given.
 
@@ -62,6 +72,8 @@ def chosen_layers(peaks: pd.DataFrame, metric: str, smallest: float) -> Layers:
     for row in peaks.to_dict("records"):
         by_role = mediators.setdefault(str(row["mediator"]), {})
         by_role[str(row["role"])] = _of_role(row, smallest)
+    if not mediators:  # heads alone
+        return {**_NOTHING, "metric": metric}
     mediator = min(mediators, key=lambda key: mediator_name(key) != _MEDIATOR)
     role = _ROLE if _ROLE in mediators[mediator] else next(iter(mediators[mediator]))
     return {
@@ -98,6 +110,8 @@ def _of_role(cell: Mapping[Hashable, Any], smallest: float) -> RoleLayers:
 
 def in_words(found: Layers) -> str:
     """The answer as a paragraph: which layers, how sure, and what that does not tell."""
+    if not found["mediator"]:
+        return f"No layers can be named: heads alone were traced. {CAUTION}"
     one = found["mediators"][found["mediator"]][found["role"]]
     where = f"At the {found['role']} token, {mediator_title(found['mediator'])}"
     low, high = one["ci"]

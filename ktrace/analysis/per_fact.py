@@ -3,7 +3,8 @@
 Samples are averaged here, so that what is kept does not grow with them.
 
 Axes: n_facts, those of one mediator (or all that are traced); n_metrics, in the order of `METRICS`;
-n_samples, draws of the noise; n_rows, those of a role scheme; n_layers; n_positions, of a prompt.
+n_samples, draws of the noise; n_rows, those of a role scheme; n_layers (of a mediator with heads,
+layers times heads); n_positions, of a prompt; n_groups of sources.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +17,10 @@ from ktrace.analysis.clusters import (
     Array,
     Clusters,
 )
-from ktrace.analysis.rows import Averaging, membership
+from ktrace.analysis.rows import Averaging, membership, rows
 from ktrace.analysis.stored import Survey
 from ktrace.store import CorruptedRecord, RestoredRecord
-from ktrace.terms import METRICS
+from ktrace.terms import METRICS, SOURCE_GROUPS
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class FactGrid:
     """Indirect effects of one fact at every position.
 
     Attributes:
-        mean: over noise samples, `(n_metrics, n_layers, n_positions)`.
+        mean: over noise samples, `(n_metrics, n_layers, n_positions)`; NaN where the mediator did
+            not act.
     """
 
     mean: npt.NDArray[np.float32]
@@ -49,6 +51,10 @@ class MediatorEffects:
         clusters: of the facts.
         relations: `relation_id` of the facts; may be empty.
         grids: by the fact's index.
+        groups: effects of sources that are cut together, averaged over samples, `(n_facts,
+            n_metrics, n_groups, n_layers)`; NaN where a fact lacks a group, and where nothing is
+            cut.
+        n_heads: of a layer, whose heads are neighbours; 1 for a mediator without heads.
     """
 
     key: str
@@ -60,6 +66,8 @@ class MediatorEffects:
     clusters: Clusters
     relations: tuple[str, ...]
     grids: Mapping[int, FactGrid]
+    groups: Array
+    n_heads: int = 1
 
     @property
     def n_layers(self) -> int:
@@ -140,6 +148,8 @@ def reduce_mediator(
         clusters=clusters_of(found, indices, averaging.cluster),
         relations=tuple(found.clean[index].relation_id for index in indices),
         grids={fact.index: fact.grid for fact in facts},
+        groups=np.stack([fact.groups for fact in facts]),
+        n_heads=facts[0].n_heads,
     )
 
 
@@ -152,32 +162,57 @@ class _Reduced:
     counts: Array
     by_sample: Array
     grid: FactGrid
+    groups: Array
+    n_heads: int
 
 
 def _reduced(found: Survey, key: str, record: RestoredRecord, averaging: Averaging) -> _Reduced:
     effects = indirect_effects(record, found.corrupted[record.index], key)
     clean = found.clean[record.index]
-    members = membership(clean.roles, clean.span, averaging)
+    positions = _positions(record)
+    members = np.zeros((len(positions), len(rows(averaging.scheme))))
+    members[positions >= 0] = membership(clean.roles, clean.span, averaging)[
+        positions[positions >= 0]
+    ]
     # (n_metrics, n_samples, n_layers, n_rows) to (n_metrics, n_samples, n_rows, n_layers)
     by_row = np.swapaxes(effects @ members, -1, -2)
     counts = members.sum(axis=0)
     divisor, _ = pooling(counts, averaging.pool)
+    mean = effects.mean(axis=1)
+    n_groups = len(SOURCE_GROUPS)
+    grid = np.full((*mean.shape[:2], len(clean.tokens)), np.nan, dtype=np.float32)
+    groups = np.full((len(METRICS), n_groups, mean.shape[1]), np.nan)
+    for column, place in enumerate(record.places):
+        if positions[column] >= 0:
+            grid[..., positions[column]] = mean[..., column]
+        if place < 0:
+            groups[:, -1 - place] = mean[..., column]
     return _Reduced(
         record.index,
         by_row.mean(axis=1),
         counts,
         by_row.swapaxes(0, 1) / divisor[:, None],
-        FactGrid(effects.mean(axis=1).astype(np.float32)),
+        FactGrid(grid),
+        groups,
+        record.shape[2],
     )
 
 
+def _positions(record: RestoredRecord) -> npt.NDArray[np.int64]:
+    """Of each place; -1 for a group of sources, but for the query itself, which has one."""
+    itself = -len(SOURCE_GROUPS)
+    # Sources are all positions before the query.
+    query = int((record.places >= 0).sum())
+    return np.where(record.places == itself, query, np.maximum(record.places, -1))
+
+
 def indirect_effects(restored: RestoredRecord, corrupted: CorruptedRecord, key: str) -> Array:
-    """`restored − corrupted` of one fact, of a mediator that noises `restored − clean`.
+    """`restored − corrupted` of one fact, of a mediator that noises or cuts `restored − clean`.
 
     Returns:
-        `(n_metrics, n_samples, n_layers, n_positions)`.
+        `(n_metrics, n_samples, n_layers, n_places)`; with heads, layers times heads.
     """
-    after = np.stack([restored.scores[metric] for metric in METRICS]).astype(np.float64)
+    after = np.stack([restored.by_unit(metric) for metric in METRICS]).astype(np.float64)
     base = corrupted.base(key)
     before = np.stack([base[metric] for metric in METRICS]).astype(np.float64)
     return after - before[:, :, None, None]

@@ -6,7 +6,7 @@ by `batches`. Neither reads activations.
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict
@@ -90,6 +90,10 @@ class Survey:
         if have == len(self.traced):
             return ""
         return f"{have} of {len(self.traced)} candidates are restored"
+
+
+# Sees some restorations of one mediator, by its key, on their way to the averages.
+Watch = Callable[[Survey, str, Sequence[RestoredRecord]], None]
 
 
 def survey(folders: RunFolders, limit: int | None = None, *, whole_dataset: bool) -> Survey:

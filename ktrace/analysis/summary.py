@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from ktrace.analysis.averaged_run import RunAverages, asked_limit
-from ktrace.analysis.estimate import AverageTotalEffect
+from ktrace.analysis.estimate import AverageTotalEffect, number
 from ktrace.analysis.layers import Layers, chosen_layers, in_words
 from ktrace.analysis.peaks import AveragePeak, average_peaks
 from ktrace.analysis.stored import MeasuredOn, Survey
 from ktrace.store.layout import Provenance, provenance_of
 from ktrace.store.schema import JsonObject
-from ktrace.terms import METRICS
+from ktrace.terms import METRICS, effects_fall
+
+_TOP_HEADS = 5  # of a mediator and role
 
 
 class RoleRules(TypedDict):
@@ -22,12 +24,22 @@ class RoleRules(TypedDict):
     single_token: str
 
 
+class TopHead(TypedDict):
+    """One of the heads with the strongest effects."""
+
+    layer: int
+    head: int
+    aie: float
+    ci: list[float | None]
+
+
 class Summary(TypedDict):
     """The content of `summary.json`, in its order.
 
     `p_clean`, `p_corrupted`, `ate`, `ate_ci`, `n_clusters` and `icc` are in the first metric, the
     probability; `metrics` has the same of each; `peaks`, by mediator and role, are in `metric`,
-    which the figures show; `layers` is the content of `layers.json`, `answer` the same in words.
+    which the figures show; `layers` is the content of `layers.json`, `answer` the same in words;
+    `heads`, by mediator and role, are the strongest in `metric`.
     """
 
     n_facts: int
@@ -58,6 +70,7 @@ class Summary(TypedDict):
     peaks: Mapping[str, Mapping[str, AveragePeak]]
     answer: str
     layers: Layers
+    heads: Mapping[str, Mapping[str, list[TopHead]]]
     model: str
     dataset: str
     noise: str
@@ -104,15 +117,35 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
         "cluster": averaging.cluster,
         "interval": averaging.interval,
         "smallest": averaging.smallest,
-        "settings": {key: found.folders.restored(key).fingerprint() for key in run.keys},
-        "provenance": provenance_of(found.folders, run.keys),
+        "settings": {key: found.folders.restored(key).fingerprint() for key in run.every_key},
+        "provenance": provenance_of(found.folders, run.every_key),
         "peaks": {key: average_peaks(aie[aie["mediator"] == key], metric) for key in run.keys},
         "answer": in_words(layers),
         "layers": layers,
+        "heads": _top_heads(run, metric),
         "model": run.names.model,
         "dataset": run.names.dataset,
         "noise": run.names.noise,
     }
+
+
+def _top_heads(run: RunAverages, metric: str) -> dict[str, dict[str, list[TopHead]]]:
+    found: dict[str, dict[str, list[TopHead]]] = {}
+    every = run.of_heads
+    for (key, role), cells in every[every["metric"] == metric].groupby(
+        ["mediator", "role"], sort=False
+    ):
+        order = cells["aie"].sort_values(ascending=effects_fall(metric, key)).index
+        found.setdefault(key, {})[role] = [
+            {
+                "layer": int(row["layer"]),
+                "head": int(row["head"]),
+                "aie": float(row["aie"]),
+                "ci": [number(row["ci_low"]), number(row["ci_high"])],
+            }
+            for row in cells.loc[order[:_TOP_HEADS]].to_dict("records")
+        ]
+    return found
 
 
 def _left_out(found: Survey) -> dict[str, int]:

@@ -28,6 +28,13 @@ def relation_table(run: RunAverages, metric: str) -> pd.DataFrame:
     return table
 
 
+def head_table(run: RunAverages) -> pd.DataFrame:
+    """The content of `heads.csv`: AIE of each head with its interval, by role, layer and head."""
+    columns = [*_NAMES, *_AIE[:4], "head", *_AIE[4:]]
+    table: pd.DataFrame = run.of_heads.assign(**run.names._asdict()).reindex(columns=columns)
+    return table
+
+
 def sample_table(run: RunAverages) -> pd.DataFrame:
     """The content of `samples.csv`: how much the AIE hangs on the noise that was drawn."""
     named = run.samples.assign(**run.names._asdict())

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from ktrace.analysis.effects import complete_mediators
 from ktrace.analysis.stored import batches
 from ktrace.errors import KtraceError
-from ktrace.terms import METRICS
+from ktrace.terms import METRICS, has_heads
 
 if TYPE_CHECKING:
     import xarray
@@ -36,7 +36,8 @@ def to_xarray(
         partial: whether to read what is there of a run that is not finished.
 
     Returns:
-        A variable for each mediator, by its key, `(fact, sample, layer, position)`, and `clean` and
+        A variable for each mediator, by its key, `(fact, sample, layer, position)`, of one with
+        heads `(fact, sample, layer, head, position)`; NaN where it did not act; and `clean` and
         `corrupted`, `(fact, sample)`, all float32. Coordinates: `fact`, the known_id; `prompt,
         subject, attribute, relation_id`, `(fact,)`; `token, role`, `(fact, position)`.
 
@@ -53,13 +54,14 @@ def to_xarray(
     n_positions = max(len(fact.tokens) for fact in facts)
     variables: dict[str, tuple[tuple[str, ...], npt.NDArray[np.float32]]] = {}
     for key in keys:
-        for record in (record for batch in batches(found, key) for record in batch):
-            own = record.scores[metric]
+        heads = ("head",) if has_heads(key) else ()
+        for record in (record.at_positions() for batch in batches(found, key) for record in batch):
+            own = record.scores[metric] if heads else record.by_unit(metric)
             if key not in variables:
-                shape = (len(facts), *own.shape[:2], n_positions)
+                shape = (len(facts), *own.shape[:-1], n_positions)
                 scores = np.full(shape, np.nan, dtype=np.float32)
-                variables[key] = (("fact", "sample", "layer", "position"), scores)
-            variables[key][1][place[record.index], :, :, : own.shape[2]] = own
+                variables[key] = (("fact", "sample", "layer", *heads, "position"), scores)
+            variables[key][1][place[record.index]][..., record.places] = own
     corrupted = [found.corrupted[index] for index in found.traced]
     for name in ("clean", "corrupted"):
         values = np.stack([getattr(record, name)[metric] for record in corrupted])

@@ -20,7 +20,7 @@ from ktrace.config.schema import (
     Stage,
 )
 from ktrace.errors import KtraceError
-from ktrace.terms import CLUSTERS
+from ktrace.terms import CLUSTERS, CONTRASTS, contrast_sides
 
 # One folder level, portable, and never "." or "..": a name from a config must not leave output_dir.
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
@@ -190,6 +190,14 @@ def _check_analysis(analysis: AnalysisConfig) -> None:
             f"analysis.cluster={analysis.cluster!r} is nothing that facts share: choose "
             f"from {', '.join(CLUSTERS)}, or null"
         )
+    for text in analysis.contrasts:
+        if text in CONTRASTS:
+            continue
+        try:
+            contrast_sides(text)
+        except (AttributeError, ValueError) as error:
+            why = error if isinstance(error, ValueError) else "is no text"
+            raise KtraceError(f"analysis.contrasts: {text!r} {why}") from error
 
 
 def _check_comparison(config: RunConfig) -> None:

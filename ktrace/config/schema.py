@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from ktrace.config.activations import ActivationsConfig
-from ktrace.terms import CLUSTERS, SMALLEST_EFFECT, Direction, Metric
+from ktrace.terms import CLUSTERS, CONTRASTS, SMALLEST_EFFECT, Direction, Metric
 
 
 class Stage(Enum):
@@ -123,6 +123,13 @@ class Palette(Enum):
 
     shared = "shared"
     rome = "rome"
+
+
+class Relations(Enum):
+    """Which of the mediators shown get a figure with a panel for each relation."""
+
+    first = "first"
+    all = "all"
 
 
 class Interval(Enum):
@@ -325,6 +332,10 @@ class AnalysisConfig:
     # Effects and differences below it count as none, in the metric's unit.
     smallest: float = field(default=SMALLEST_EFFECT, metadata={"least": 0})
     facts: list[int] = field(default_factory=list)  # known_ids that get heatmaps of their own
+    relations: Relations = Relations.first
+    # Paired differences of contrasts.csv: by name (ktrace.terms.CONTRASTS), or written out, such as
+    # "mlp: last subject minus attn: last subject" or "layers 0-5 minus layers 6-11".
+    contrasts: list[str] = field(default_factory=lambda: [*CONTRASTS])
 
 
 @dataclass

@@ -94,6 +94,7 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
             metric=config.metric.value,
             partial=config.analysis.partial,
             facts=config.analysis.facts,
+            relations=config.analysis.relations.value,
             palette=config.analysis.palette.value,
         )
 
@@ -115,6 +116,7 @@ def _averaging(config: RunConfig) -> "Averaging":
         cluster=analysis.cluster,
         interval=analysis.interval.value,
         smallest=analysis.smallest,
+        contrasts=tuple(dict.fromkeys(analysis.contrasts)),
     )
 
 

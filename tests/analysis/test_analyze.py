@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from benchmarks.analysis_scale import write_store
 from ktrace.analysis import analyze as analyze_module
 from ktrace.analysis.analyze import Analysis, analyze
-from ktrace.analysis.figures.draw import Drawn
+from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.style import Saved
 from ktrace.analysis.rows import Averaging
 from ktrace.errors import KtraceError
@@ -277,7 +277,7 @@ def test_a_mediator_that_was_asked_for_and_never_stored_is_missing(
         titles.append(figure.get_suptitle().replace("\n", " "))
         return NOT_SAVED
 
-    monkeypatch.setattr("ktrace.analysis.figures.draw.save", keep)
+    monkeypatch.setattr("ktrace.analysis.figures.style.save", keep)
     for asked in (["attn-w3"], ["hidden", "attn-w3"]):
         analysis = analyze(folders.run, asked=asked, partial=True)
         assert analysis.summary["missing"] == ["attn-w3: 0 of 5 candidates are restored"]
@@ -389,7 +389,7 @@ def test_side_by_side_stands_what_was_asked_for(
 ) -> None:
     calls: list[list[str]] = []
 
-    def record(*args: Any, shown: list[str], **options: Any) -> Drawn:
+    def record(*args: Any, shown: list[str], **options: Any) -> Drawing:
         calls.append(shown)
         return NO_FIGURES
 
@@ -465,9 +465,10 @@ READING = """
 import re, sys
 from pathlib import Path
 from ktrace.analysis import analyze as module
-from ktrace.analysis.figures.draw import Drawn
+from ktrace.analysis.figures.drawing import Drawing
+from ktrace.analysis.figures.processes import Artists
 
-module.draw_figures = lambda *args, **options: Drawn([], [], [])
+module.draw_figures = lambda *args, **options: Drawing(Path(), Artists())
 module.analyze(Path(sys.argv[1]))
 print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """

@@ -9,7 +9,6 @@ import pytest
 
 import ktrace
 from ktrace.analysis.analyze import analyze
-from ktrace.analysis.figures.curves import role_lines
 from ktrace.analysis.rows import Averaging
 from ktrace.errors import KtraceError
 from ktrace.terms import METRICS, ROLES
@@ -211,8 +210,22 @@ def test_the_averages_that_others_published(published: pd.DataFrame) -> None:
     assert (by_fact["clean"] - by_fact["corrupted"]).mean() == pytest.approx(0.197, abs=5e-4)
     assert (found["ci_low"] < found["aie"]).all()
     assert (found["aie"] < found["ci_high"]).all()
-    figure = role_lines(found, keys=["hidden"], roles=ROLES, title="GPT-2 XL", metric="probability")
+
+
+def test_the_lines_of_the_averages_that_others_published(
+    published: pd.DataFrame, tmp_path: Path
+) -> None:
+    found = ktrace.average(published, pool="positions")
+    figure = ktrace.plot_lines(found, title="GPT-2 XL")
     [axis] = figure.axes
-    drawn = {tuple(np.round(line.get_ydata(), 12)) for line in axis.get_lines()}
-    last = found[found["role"] == "last subject"]["aie"].round(12)
-    assert tuple(last) in drawn
+    shown = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
+    for number, role in enumerate(ROLES):
+        averages = found[found["role"] == role].sort_values("layer")
+        np.testing.assert_allclose(shown[role], averages["aie"], rtol=1e-12)
+        corners = axis.collections[number].get_paths()[0].vertices[:, 1]
+        assert corners.min() == pytest.approx(averages["ci_low"].min())
+        assert corners.max() == pytest.approx(averages["ci_high"].max())
+    assert int(np.argmax(shown["last subject"])) == 15
+    assert shown["last subject"].max() == pytest.approx(0.0675, abs=5e-5)
+    figure.savefig(tmp_path / "lines.png")
+    assert (tmp_path / "lines.png").stat().st_size > 10_000

@@ -47,7 +47,7 @@ def outputs(tmp_path: Path) -> Path:
 @pytest.fixture
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saving figures takes most of a comparison; tests of numbers do without."""
-    monkeypatch.setattr("ktrace.analysis.figures.draw.save", lambda *_: NOT_SAVED)
+    monkeypatch.setattr("ktrace.analysis.figures.style.save", lambda *_: NOT_SAVED)
 
 
 @pytest.mark.usefixtures("unsaved")

@@ -20,19 +20,19 @@ from ktrace.analysis.analyze import analyze
 from ktrace.analysis.compare import compare
 from ktrace.analysis.figures import fonts
 from ktrace.analysis.figures.curves import role_lines, severed_lines
+from ktrace.analysis.figures.draw import RUN_FIGURES
+from ktrace.analysis.figures.files import Saved
 from ktrace.analysis.figures.heatmaps import (
-    Look,
-    Prompt,
     aie_heatmaps,
     difference_heatmap,
     fact_heatmap,
     named_heatmaps,
+    scale_of,
 )
+from ktrace.analysis.figures.look import Limits, Look, Prompt
 from ktrace.analysis.figures.style import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
-    Limits,
-    Saved,
     effect_scale,
     limits_of,
     save,
@@ -63,7 +63,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
         found[stem.name] = figure
         return NOT_SAVED
 
-    monkeypatch.setattr("ktrace.analysis.figures.draw.save", keep)
+    monkeypatch.setattr("ktrace.analysis.figures.style.save", keep)
     return found
 
 
@@ -155,8 +155,8 @@ def test_where_falling_helps_the_hues_change_sides() -> None:
     rising, falling = (effect_scale(limits, ramp, lower_helps=one) for one in (False, True))
     helping = rising.colours(rising.norm(0.4)), falling.colours(falling.norm(-0.4))
     np.testing.assert_allclose(*helping, atol=0.02)
-    assert Look("kl").scale("hidden", limits).colours(0.0) == falling.colours(0.0)
-    assert Look("logit").scale("hidden", limits).colours(0.0) == rising.colours(0.0)
+    assert scale_of(Look("kl"), "hidden", limits).colours(0.0) == falling.colours(0.0)
+    assert scale_of(Look("logit"), "hidden", limits).colours(0.0) == rising.colours(0.0)
 
 
 def test_colour_bars_say_what_and_in_which_unit() -> None:
@@ -397,6 +397,20 @@ def test_relations_have_panels_the_largest_first(tmp_path: Path, kept: dict[str,
     last = of_river[of_river["role"] == "last"].sort_values("layer")["aie"]
     drawn_values = figure.axes[0].collections[0].get_array().reshape(len(ROLES), -1)
     np.testing.assert_allclose(drawn_values[ROLES.index("last")], last)
+
+
+def test_every_mediator_shown_has_its_relations_where_asked_for(
+    tmp_path: Path, kept: dict[str, Figure]
+) -> None:
+    run = write_named(tmp_path, "toy", 1, KEYS, {0: "river", 1: "tower", 3: "river"})
+    analyze(run, relations="all", asked=["hidden", "mlp-w3"])
+    assert {name for name in kept if name.startswith("relations")} == {
+        "relations",
+        "relations-mlp-w3",
+    }
+    assert "AIE of MLP outputs, window 3 by relation" in kept["relations-mlp-w3"].get_suptitle()
+    for name in ("relations-mlp-w3", "relations-hidden-noise", "aie-mlp-w3-noise"):
+        assert RUN_FIGURES.fullmatch(name), "it is removed when it is no longer drawn"
 
 
 def test_facts_without_relations_have_no_such_figure(drawn: dict[str, Figure]) -> None:

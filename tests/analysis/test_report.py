@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import zlib
+from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import yaml
 from ktrace.analysis.averaged_run import average_run
 from ktrace.analysis.intervals import t_quantile
 from ktrace.analysis.palettes import PALETTES, ramp_of
+from ktrace.analysis.report import CellCollector, write_report
 from ktrace.analysis.report import cells as cells_module
 from ktrace.analysis.report import page as page_module
-from ktrace.analysis.report import write_report
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
     MISSING,
@@ -73,9 +74,18 @@ SUMMARY: dict[str, Any] = {
 
 
 def written(folders: RunFolders, **changes: Any) -> str:
-    settings: dict[str, Any] = {"keys": KEYS, "limit": None, "figures": []}
-    settings |= {name: changes.pop(name) for name in ("figures", "palette") if name in changes}
-    path = write_report(folders, summary=SUMMARY | changes, **settings)
+    figures = changes.pop("figures", [])
+    settings = {name: changes.pop(name) for name in ("palette",) if name in changes}
+    cells, limit = CellCollector(), changes.pop("limit", None)
+    run = average_run(
+        folders.run, Averaging(), limit=limit, partial=True, watch=nullcontext(cells.add)
+    )
+    path = write_report(
+        *(run.survey, run.keys, cells.of(run.keys)),
+        summary=SUMMARY | changes,  # type: ignore[arg-type]
+        figures=lambda: figures,
+        **settings,
+    )
     assert path == folders.analysis / "report.html"
     return path.read_text("utf-8")
 
@@ -296,8 +306,8 @@ def test_the_subject_is_marked_where_its_tokens_stand(page: Page) -> None:
 
 
 def test_a_limit_leaves_later_facts_out(tmp_path: Path) -> None:
-    path = write_report(write_run(tmp_path, KEYS), keys=KEYS, limit=2, summary=SUMMARY, figures=[])
-    assert [fact["id"] for fact in Page(path.read_text("utf-8")).data["facts"]] == [1000, 1007]
+    text = written(write_run(tmp_path, KEYS), limit=2)
+    assert [fact["id"] for fact in Page(text).data["facts"]] == [1000, 1007]
 
 
 def test_hostile_texts_add_no_element(page: Page, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from tests.support.stores import CANDIDATES, known_id, write_run
 # One process for all: the first import is what takes the time.
 PROGRAM = """
 import sys
+from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 import ktrace
 import ktrace.analysis.analyze
-from ktrace.analysis.figures.draw import Drawn
+from ktrace.analysis.figures.drawing import Drawing
+from ktrace.analysis.figures.processes import Artists
 from ktrace.__main__ import main
 
 def light(what):
@@ -41,7 +43,8 @@ for command in commands:
     GlobalHydra.instance().clear()
     main()
     light(command)
-    ktrace.analysis.analyze.draw_figures = lambda *_, **__: Drawn([], [], [])  # once is enough
+    nothing = Drawing(Path(), Artists())  # once is enough
+    ktrace.analysis.analyze.draw_figures = lambda *_, **__: nothing
 """
 
 

@@ -1,8 +1,11 @@
 """Figures that are not drawn, or not saved: they take most of an analysis."""
 
-from ktrace.analysis.figures.draw import Drawn
-from ktrace.analysis.figures.style import Saved
+from pathlib import Path
 
-NO_FIGURES = Drawn([], [], [])
+from ktrace.analysis.figures.drawing import Drawing
+from ktrace.analysis.figures.files import KINDS, Saved
+from ktrace.analysis.figures.processes import Artists
+
+NO_FIGURES = Drawing(Path(), Artists())
 NOT_SAVED = Saved([], frozenset())
-KINDS = ("png", "pdf", "svg")
+__all__ = ["KINDS", "NOT_SAVED", "NO_FIGURES"]

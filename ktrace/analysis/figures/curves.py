@@ -45,7 +45,13 @@ class _Pen(NamedTuple):
 
 
 def role_lines(
-    aie: pd.DataFrame, *, keys: Sequence[str], roles: Sequence[str], title: str, metric: str
+    aie: pd.DataFrame,
+    *,
+    keys: Sequence[str],
+    roles: Sequence[str],
+    title: str,
+    metric: str,
+    quantity: str = "",
 ) -> Figure:
     """AIE over layers, a line with its interval for each role, a panel for each mediator.
 
@@ -55,6 +61,7 @@ def role_lines(
         roles: lines.
         title: stands above the panels.
         metric: names the y axis.
+        quantity: names it in place of the AIE in that metric.
     """
     n_layers = int(aie["layer"].max()) + 1
     wide = n_layers >= _MANY_LAYERS
@@ -68,7 +75,7 @@ def role_lines(
             _curve(axis, line, "aie", pen, label=role, place=_place(number, len(pens)))
         label_layers(axis, n_layers)
         if is_leftmost(axis):
-            axis.set_ylabel(value_label("AIE", metric), fontsize=SMALL)
+            axis.set_ylabel(quantity or value_label("AIE", metric), fontsize=SMALL)
     legend_below(figure, axes[0], 3 if len(keys) == 1 and not wide else len(roles))
     return figure
 

@@ -3,135 +3,183 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ktrace.analysis.averaged_run import RunAverages
-from ktrace.analysis.figures.curves import peak_histogram, role_lines, severed_lines
-from ktrace.analysis.figures.heatmaps import (
-    Look,
-    Prompt,
-    aie_heatmaps,
-    difference_heatmap,
-    fact_heatmap,
-    named_heatmaps,
-)
-from ktrace.analysis.figures.style import save
+from ktrace.analysis.figures.drawing import Drawing
+from ktrace.analysis.figures.look import Look, Prompt
+from ktrace.analysis.knockout import knockout_table
 from ktrace.analysis.peaks import peak_layers
+from ktrace.analysis.per_fact import MediatorEffects
 from ktrace.analysis.rows import rows
 from ktrace.analysis.tokens import shortened, visible
 from ktrace.errors import KtraceError
-from ktrace.terms import MEDIATOR_TITLES, METRICS, mediator_title, metric_title
+from ktrace.terms import (
+    MEDIATOR_TITLES,
+    METRICS,
+    SOURCE_GROUPS,
+    MediatorKey,
+    cuts_edges,
+    mediator_title,
+    metric_title,
+)
 
-_KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-w\d+)?"
+_KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-[a-z0-9_+-]+)?"
 # The figures' names without their suffix: what is no longer drawn is removed.
-RUN_FIGURES = re.compile(rf"aie|lines|severed|peaks|relations|aie-{_KEY}|fact--?\d+-{_KEY}")
+RUN_FIGURES = re.compile(
+    rf"aie|lines|severed|peaks|relations|windows|(aie|relations|heads|knockout)-{_KEY}"
+    rf"|fact--?\d+-{_KEY}"
+)
 COMPARISON_FIGURES = re.compile(r"(models|difference)-.*")
 _MARKS = (
     "open dot: the 95 % interval of the cell excludes 0; filled: so does that of all cells at once"
 )
-_MOST_LETTERS = 5  # that a note names
 _MOST_RELATIONS = 24  # panels of a page
-_PEAK_ROLES = ("last subject", "last")
-
-
-class Drawn(NamedTuple):
-    """Figures.
-
-    Attributes:
-        files: every file.
-        page: the PNG files that a page shows, in its order: nothing stands there twice.
-        notes: what is to be said about them.
-    """
-
-    files: list[Path]
-    page: list[Path]
-    notes: list[str]
-
-
-class _Folder:
-    """Where figures are written."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: list[Path] = []
-        self._page: list[Path] = []
-        self._lacking: set[str] = set()
-
-    def add(self, figure: Figure, name: str, *, on_page: bool = True) -> None:
-        """Write a figure."""
-        saved = save(figure, self._folder / name)
-        self._files += saved.paths
-        self._page += saved.paths[:1] if on_page else []
-        self._lacking |= saved.lacking
-
-    @property
-    def drawn(self) -> Drawn:
-        """What was written."""
-        if not self._lacking:
-            return Drawn(self._files, self._page, [])
-        letters = sorted(self._lacking)
-        named = ", ".join(f"{one!r} (U+{ord(one):04X})" for one in letters[:_MOST_LETTERS])
-        more = ", ..." if len(letters) > _MOST_LETTERS else ""
-        what = f"figures show boxes for {len(letters)} letters that no installed font has"
-        return Drawn(self._files, self._page, [f"{what}: {named}{more}"])
+_KEY_ROLE = "last subject"
+_PEAK_ROLES = (_KEY_ROLE, "last")
 
 
 def draw_figures(
     run: RunAverages,
-    folder: Path,
+    into: Drawing,
     *,
     shown: Sequence[str],
-    metric: str,
+    look: Look,
     facts: Sequence[int] = (),
-    palette: str = "shared",
-) -> Drawn:
-    """Draw a run's figures as PNG, PDF and SVG.
+    by_relation: Sequence[str] = (),
+) -> Drawing:
+    """Begin a run's figures, as PNG, PDF and SVG.
 
     Args:
         run: the averages.
-        folder: where they go.
+        into: where they go, and what draws them.
         shown: mediators in the figures that show several.
-        metric: what they show.
+        look: what they show, and in which colours.
         facts: known_ids that get a heatmap of their own for each mediator shown.
-        palette: of the heatmaps.
+        by_relation: mediators that get a panel for each relation; a page shows the first.
 
     Raises:
         KtraceError: one of `facts` was not traced.
     """
     chosen = _fact_indices(run, facts)
-    aie, look = run.aie_in(metric), Look(metric, palette)
-    roles = rows(run.averaging.scheme)
+    for heads in run.heads:
+        _heads(run, into, heads, look)
+    if run.effects:
+        _whole(run, into, shown, look, chosen, by_relation)
+    return into
+
+
+def _whole(
+    run: RunAverages,
+    into: Drawing,
+    shown: Sequence[str],
+    look: Look,
+    chosen: Sequence[int],
+    by_relation: Sequence[str],
+) -> None:
+    """Of mediators without heads."""
+    metric, roles = look.metric, rows(run.averaging.scheme)
+    aie = run.aie_in(metric)
     title = f"{_about(run, 'average indirect effect')}\n{_noise(run)}"
-    into = _Folder(folder)
-    together = aie_heatmaps(aie, keys=shown, roles=roles, title=title, look=look)
-    into.add(together, "aie")
-    for key in run.keys:
-        one = aie_heatmaps(aie, keys=[key], roles=roles, title=title, look=look)
-        into.add(one, f"aie-{key}", on_page=key not in shown)
-    lines = role_lines(aie, keys=shown, roles=roles, title=title, metric=metric)
-    into.add(lines, "lines")
-    _severed(run, into, shown, metric, title)
+    # What takes longest is begun first.
+    for number, key in enumerate(by_relation):
+        _relations(run, into, key, look, first=number == 0)
+    heatmaps = "heatmaps.aie_heatmaps"
+    titled: dict[str, Any] = {"roles": roles, "title": title}
+    into.add("aie", heatmaps, aie, keys=shown, look=look, **titled)
+    into.add("lines", "curves.role_lines", aie, keys=shown, metric=metric, **titled)
     _peaks(run, into, shown, metric)
-    _relations(run, into, shown[0], look)
+    for key in run.keys:
+        on_page = key not in shown
+        into.add(f"aie-{key}", heatmaps, aie, keys=[key], look=look, on_page=on_page, **titled)
     for index in chosen:
         _fact(run, into, shown, look, index)
-    return into.drawn
+    _severed(run, into, shown, metric, title)
+    _windows(run, into, look)
+    for key in filter(cuts_edges, run.keys):
+        _knockout(run, into, key)
+
+
+def _heads(run: RunAverages, into: Drawing, one: MediatorEffects, look: Look) -> None:
+    """Heads down, layers across, a panel for each role."""
+    table = run.of_heads
+    table = table[(table["mediator"] == one.key) & (table["metric"] == look.metric)]
+    n_layers = one.n_layers // one.n_heads
+    grids = {}
+    for role, own in table.groupby("role", sort=False):
+        grid = own.pivot(index="head", columns="layer", values="aie")
+        grid = grid.reindex(index=range(one.n_heads), columns=range(n_layers))
+        grids[f"{role}\nn = {own['n_facts'].max()}"] = grid
+    title = f"{_about(run, f'AIE of {mediator_title(one.key)}')}\n{_noise(run)}"
+    into.add(
+        *(f"heads-{one.key}", "heatmaps.named_heatmaps", grids),
+        key=one.key,
+        title=title,
+        look=look,
+        side="head",
+    )
+
+
+def _windows(run: RunAverages, into: Drawing, look: Look) -> None:
+    """Windows down, layers across, for mediators that were traced in several."""
+    aie = run.aie_in(look.metric)
+    aie = aie[aie["role"] == _KEY_ROLE]
+    by_window: dict[str, dict[int, str]] = {}
+    for key in run.keys:
+        parts = MediatorKey.parse(key)
+        if parts.window and key in set(aie["mediator"]):
+            by_window.setdefault(str(parts._replace(window=0)), {})[parts.window] = key
+    grids = {}
+    for name, keys in by_window.items():
+        if len(keys) > 1:
+            own = [aie[aie["mediator"] == key].set_index("layer")["aie"] for key in keys.values()]
+            grid = pd.DataFrame(own, index=list(keys))
+            grids[mediator_title(name)] = grid
+            any_key = next(iter(keys.values()))
+    if grids:
+        title = f"{_about(run, f'AIE at {_KEY_ROLE} by window')}\n{_noise(run)}"
+        into.add(
+            *("windows", "heatmaps.named_heatmaps", grids),
+            key=any_key,
+            title=title,
+            look=look,
+            side="window",
+        )
+
+
+def _knockout(run: RunAverages, into: Drawing, key: str) -> None:
+    """A line for each group of sources: how much of the probability is lost."""
+    table = knockout_table(run)
+    table = table[(table["mediator"] == key) & (table["metric"] == METRICS[0])]
+    lines = table.assign(
+        role=table["sources"],
+        aie=table["relative"],
+        ci_low=table["relative_low"],
+        ci_high=table["relative_high"],
+    )
+    what = f"{mediator_title(key)}, change of p by sources"
+    into.add(
+        *(f"knockout-{key}", "curves.role_lines", lines),
+        keys=[key],
+        roles=[name for name in SOURCE_GROUPS if name in set(table["sources"])],
+        title=f"{_about(run, what)}",
+        metric=METRICS[0],
+        quantity="(p without edges − p) / p",
+    )
 
 
 def _about(run: RunAverages, what: str) -> str:
     names = run.names
-    sizes = sorted({len(one.indices) for one in run.effects})
+    sizes = sorted({len(one.indices) for one in (*run.effects, *run.heads)})
     n_facts = "–".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
     unfinished = " (unfinished)" if run.missing else ""
     return f"{names.model} on {names.dataset}: {what}, n = {n_facts} facts{unfinished}"
 
 
 def _noise(run: RunAverages) -> str:
-    n_samples = len(run.effects[0].by_sample)
+    n_samples = run.total.clean.shape[-1]
     source = run.survey.sigma_measured_on
     measured = f" ({source['facts']} facts, {source['tokens']} tokens)" if source else ""
     sigma = _sigma([run.survey.example.sigma])
@@ -148,26 +196,27 @@ def _sigma(values: Sequence[float]) -> list[str]:
 
 
 def _severed(
-    run: RunAverages, into: _Folder, shown: Sequence[str], metric: str, title: str
+    run: RunAverages, into: Drawing, shown: Sequence[str], metric: str, title: str
 ) -> None:
     keys = [key for key in shown if key.startswith("hidden")]
     aie = run.aie_in(metric)
-    aie = aie[aie["role"] == "last subject"]
+    aie = aie[aie["role"] == _KEY_ROLE]
     if len(set(keys) & set(aie["mediator"])) < 2:
         return
-    apart = run.contrasts
-    apart = apart[(apart["contrast"] == "mediators") & (apart["metric"] == metric)]
-    figure = severed_lines(
+    apart = run.mediators_apart
+    apart = apart[apart["metric"] == metric]
+    into.add(
+        "severed",
+        "curves.severed_lines",
         *(aie, apart[apart["left"] == "hidden"]),
         keys=keys,
-        role="last subject",
+        role=_KEY_ROLE,
         title=title,
         metric=metric,
     )
-    into.add(figure, "severed")
 
 
-def _peaks(run: RunAverages, into: _Folder, shown: Sequence[str], metric: str) -> None:
+def _peaks(run: RunAverages, into: Drawing, shown: Sequence[str], metric: str) -> None:
     chosen = [one for one in run.effects if one.key in shown]
     peaks = {
         one.key: {
@@ -177,10 +226,11 @@ def _peaks(run: RunAverages, into: _Folder, shown: Sequence[str], metric: str) -
     }
     what = f"layer of each fact's strongest effect ({metric_title(metric)})"
     title = f"{_about(run, what)}\n{_noise(run)}"
-    into.add(peak_histogram(peaks, n_layers=chosen[0].n_layers, title=title), "peaks")
+    n_layers = chosen[0].n_layers
+    into.add("peaks", "curves.peak_histogram", peaks, n_layers=n_layers, title=title)
 
 
-def _relations(run: RunAverages, into: _Folder, key: str, look: Look) -> None:
+def _relations(run: RunAverages, into: Drawing, key: str, look: Look, *, first: bool) -> None:
     """A panel for each relation, those of most facts first, of one mediator."""
     table = run.by_relation(look.metric)
     if table.empty:  # facts without relations
@@ -199,8 +249,14 @@ def _relations(run: RunAverages, into: _Folder, key: str, look: Look) -> None:
     few = "" if len(largest) == len(sizes) else f", the largest {len(largest)} of {len(sizes)}"
     what = f"AIE of {mediator_title(key)} by relation{few}"
     title = f"{_about(run, what)}\n{_noise(run)}"
-    figure = named_heatmaps(grids, key=key, title=title, look=look, abreast=4)
-    into.add(figure, "relations")
+    into.add(
+        *("relations" if first else f"relations-{key}", "heatmaps.named_heatmaps", grids),
+        on_page=first,
+        key=key,
+        title=title,
+        look=look,
+        abreast=4,
+    )
 
 
 def _fact_indices(run: RunAverages, facts: Sequence[int]) -> list[int]:
@@ -214,7 +270,7 @@ def _fact_indices(run: RunAverages, facts: Sequence[int]) -> list[int]:
     return [by_id[known_id] for known_id in facts]
 
 
-def _fact(run: RunAverages, into: _Folder, shown: Sequence[str], look: Look, index: int) -> None:
+def _fact(run: RunAverages, into: Drawing, shown: Sequence[str], look: Look, index: int) -> None:
     fact, scores = run.survey.clean[index], run.survey.corrupted[index]
     for one in run.effects:
         if one.key not in shown or index not in one.grids:
@@ -224,47 +280,48 @@ def _fact(run: RunAverages, into: _Folder, shown: Sequence[str], look: Look, ind
             f"({fact.attribute.strip()})\np clean {scores.clean['probability'].mean():.3f}, "
             f"corrupted {scores.corrupted['probability'].mean():.3f}\n{_noise(run)}"
         )
-        figure = fact_heatmap(
+        into.add(
+            f"fact-{fact.known_id}-{one.key}",
+            "heatmaps.fact_heatmap",
             one.grids[index].mean[METRICS.index(look.metric)],
             Prompt(fact.tokens, fact.span),
             key=one.key,
             title=title,
             look=look,
+            on_page=False,
         )
-        into.add(figure, f"fact-{fact.known_id}-{one.key}", on_page=False)
 
 
 def draw_comparison(
     runs: Mapping[str, RunAverages],
-    folder: Path,
+    into: Drawing,
     aie: pd.DataFrame,
     differences: pd.DataFrame,
-    metric: str,
-    palette: str = "shared",
-) -> Drawn:
-    """Draw a comparison's figures as PNG, PDF and SVG: two for each mediator.
+    look: Look,
+) -> Drawing:
+    """Begin a comparison's figures, as PNG, PDF and SVG: two for each mediator.
 
     Args:
         runs: by their labels.
-        folder: where they go.
+        into: where they go, and what draws them.
         aie: of all runs, with columns `run, mediator, metric, role, layer, aie, n_facts`.
         differences: to the first run, with columns `run, baseline, mediator, role, depth,
             difference, n_facts, beyond, beyond_all`.
-        metric: what they show.
-        palette: of the heatmaps.
+        look: what they show, and in which colours.
     """
-    into, look = _Folder(folder), Look(metric, palette)
     for key in dict.fromkeys(key for run in runs.values() for key in run.keys):
-        cells = aie[(aie["mediator"] == key) & (aie["metric"] == metric)]
+        cells = aie[(aie["mediator"] == key) & (aie["metric"] == look.metric)]
         holders = {label: run for label, run in runs.items() if key in run.keys}
-        into.add(_models(holders, key, cells, look), f"models-{key}")
+        _models(into, holders, key, cells, look)
         of_key = differences[differences["mediator"] == key]
         if len(of_key):
-            into.add(_difference(holders, key, of_key, look), f"difference-{key}")
-    return into.drawn
+            _difference(into, holders, key, of_key, look)
+    return into
 
 
-def _models(runs: Mapping[str, RunAverages], key: str, cells: pd.DataFrame, look: Look) -> Figure:
+def _models(
+    into: Drawing, runs: Mapping[str, RunAverages], key: str, cells: pd.DataFrame, look: Look
+) -> None:
     grids = {}
     for label, run in runs.items():
         own = cells[cells["run"] == label]
@@ -273,12 +330,18 @@ def _models(runs: Mapping[str, RunAverages], key: str, cells: pd.DataFrame, look
         grids[f"{label}\nn = {own['n_facts'].max()}"] = grid.reindex(roles)
     title = f"Average indirect effect: {mediator_title(key)}\n{_in_common(runs)}"
     by_depth = not _same_model(runs)
-    return named_heatmaps(grids, key=key, title=title, look=look, by_depth=by_depth)
+    into.add(
+        *(f"models-{key}", "heatmaps.named_heatmaps", grids),
+        key=key,
+        title=title,
+        look=look,
+        by_depth=by_depth,
+    )
 
 
 def _difference(
-    runs: Mapping[str, RunAverages], key: str, differences: pd.DataFrame, look: Look
-) -> Figure:
+    into: Drawing, runs: Mapping[str, RunAverages], key: str, differences: pd.DataFrame, look: Look
+) -> None:
     panels = {
         f"{label}\nn = {one['n_facts'].max()} shared": one
         for label, one in differences.groupby("run", sort=False)
@@ -287,8 +350,8 @@ def _difference(
     # Those that share no fact with the baseline have no panel.
     drawn = {label: runs[label] for label in (baseline, *differences["run"].unique())}
     title = f"{mediator_title(key)}: difference to {baseline}\n{_in_common(drawn)}\n{_MARKS}"
-    return difference_heatmap(
-        panels,
+    into.add(
+        *(f"difference-{key}", "heatmaps.difference_heatmap", panels),
         roles=list(rows(runs[baseline].averaging.scheme)),
         key=key,
         title=title,

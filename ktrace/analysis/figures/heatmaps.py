@@ -4,8 +4,6 @@ Axes: n_layers, of a model; n_positions, of a prompt.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,23 +12,22 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ktrace.analysis.figures.look import Limits, Look, Prompt
 from ktrace.analysis.figures.style import (
     COLUMN_WIDTH,
     SMALL,
-    TEXT,
-    Limits,
     Scale,
     colour_bar,
     effect_scale,
     is_leftmost,
     label_layers,
     limits_of,
+    panel_title,
     panels,
     value_label,
 )
-from ktrace.analysis.palettes import PALETTES, panel_place, ramp_of
+from ktrace.analysis.palettes import panel_place, ramp_of
 from ktrace.analysis.tokens import shortened, visible
-from ktrace.errors import KtraceError
 from ktrace.terms import lower_helps, mediator_title
 
 _ROW_HEIGHT = 0.15  # inches: a line of text
@@ -44,64 +41,6 @@ _ROME_ROLES = {
     "further": "Further tokens",
     "last": "Last token",
 }
-
-
-class Prompt(NamedTuple):
-    """The rows of one fact's heatmap.
-
-    Attributes:
-        tokens: of the prompt, `(n_positions,)`.
-        subject: first position of the subject, and one past its last.
-    """
-
-    tokens: Sequence[str]
-    subject: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a heatmap shows its values.
-
-    Attributes:
-        metric: of the values.
-        palette: one of `ktrace.analysis.palettes.PALETTES`.
-        limits: of the colours; None for those of the values and zero.
-    """
-
-    metric: str
-    palette: str = "shared"
-    limits: Limits | None = None
-
-    def scale(self, key: str, limits: Limits) -> Scale:
-        """The colours of one mediator."""
-        ramp = ramp_of(self.palette, key)
-        return effect_scale(self.limits or limits, ramp, lower_helps=lower_helps(self.metric))
-
-    def label(self, quantity: str) -> str:
-        """Of a colour bar: `AIE (probability)`."""
-        if self.palette == "rome" and self.metric == "probability":
-            return quantity
-        return value_label(quantity, self.metric)
-
-    def role(self, role: str) -> str:
-        """What a row is called."""
-        return _ROME_ROLES.get(role, role) if self.palette == "rome" else role
-
-
-def chosen_look(metric: str, palette: str, limits: tuple[float, float] | None) -> Look:
-    """A look from what a person gives.
-
-    Raises:
-        KtraceError: an unknown palette, or limits without 0 between them.
-    """
-    if palette not in PALETTES:
-        raise KtraceError(f"palette={palette!r} is unknown: choose from {', '.join(PALETTES)}")
-    if limits is None:
-        return Look(metric, palette)
-    low, high = limits
-    if not low <= 0 <= high or low == high:
-        raise KtraceError(f"limits={limits} must have 0 between them, which is the light colour")
-    return Look(metric, palette, Limits(low, high))
 
 
 def aie_heatmaps(
@@ -122,13 +61,14 @@ def aie_heatmaps(
     height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(roles)
     figure, axes = panels(len(keys), height, title=title, share_y=False)
     for axis, key, grid in zip(axes, keys, grids, strict=True):
-        _panel(axis, grid, look.scale(key, limits))
-        _finish(axis, mediator_title(key), grid, look)
+        _panel(axis, grid, scale_of(look, key, limits))
+        _name_rows(axis, mediator_title(key), grid, look)
+        label_layers(axis, grid.shape[1], centred=True)
     if look.palette == "rome":  # each panel has colours of its own
         for axis, key in zip(axes, keys, strict=True):
-            colour_bar(figure, [axis], look.scale(key, limits), look.label("AIE"))
+            colour_bar(figure, [axis], scale_of(look, key, limits), _label(look, "AIE"))
     else:
-        colour_bar(figure, axes, look.scale(keys[0], limits), look.label("AIE"))
+        colour_bar(figure, axes, scale_of(look, keys[0], limits), _label(look, "AIE"))
     return figure
 
 
@@ -140,8 +80,9 @@ def named_heatmaps(
     look: Look,
     by_depth: bool = False,
     abreast: int = 3,
+    side: str = "",
 ) -> Figure:
-    """Heatmaps of one mediator on one scale: of several models, noises or relations.
+    """Heatmaps of one mediator on one scale: of several models, noises, relations or roles.
 
     Args:
         grids: by the panel's title; roles down, columns by layer. Each is drawn as wide as any
@@ -152,19 +93,22 @@ def named_heatmaps(
         by_depth: whether relative depth stands below, for models of which layer l of one is not
             layer l of the other.
         abreast: panels in a row, at most.
+        side: what stands down in place of roles.
     """
-    scale = look.scale(key, _limits(list(grids.values())))
+    scale = scale_of(look, key, _limits(list(grids.values())))
     n_rows = max(len(grid) for grid in grids.values())
     height = _TOP_AND_BOTTOM + _ROW_HEIGHT * n_rows
     figure, axes = panels(len(grids), height, title=title, share_y=False, abreast=abreast)
     for number, (axis, (name, grid)) in enumerate(zip(axes, grids.items(), strict=True)):
         _panel(axis, grid, scale)
-        _finish(axis, name, grid, look)
+        _name_rows(axis, name, grid, look)
+        if side and is_leftmost(axis):
+            axis.set_ylabel(side, fontsize=SMALL)
         if by_depth:
             _label_depth(axis, grid.shape[1])
-        if number + abreast < len(axes) and not by_depth:  # said below, of the same layers
-            axis.set(xlabel="", xticks=[])
-    colour_bar(figure, axes, scale, look.label("AIE"))
+        elif number + abreast >= len(axes):  # those above are of the same layers
+            label_layers(axis, grid.shape[1], centred=True)
+    colour_bar(figure, axes, scale, _label(look, "AIE"))
     return figure
 
 
@@ -197,17 +141,19 @@ def difference_heatmap(
 
     grids = {name: in_cells(name, "difference") for name in tables}
     reach = max(float(np.nanmax(np.abs(grid.to_numpy()))) for grid in grids.values()) or 1.0
-    scale = look.scale(key, Limits(-reach, reach))
+    scale = scale_of(look, key, Limits(-reach, reach))
     height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(roles)
     figure, axes = panels(len(grids), height, title=title, share_y=False)
     for axis, (name, grid) in zip(axes, grids.items(), strict=True):
         _panel(axis, grid, scale)
         _mark(axis, in_cells(name, "beyond"), "white")
         _mark(axis, in_cells(name, "beyond_all"), "black")
-        _finish(axis, name, grid, look)
+        _name_rows(axis, name, grid, look)
         if by_depth:
             _label_depth(axis, grid.shape[1])
-    colour_bar(figure, axes, scale, look.label("difference of AIE"))
+        else:
+            label_layers(axis, grid.shape[1], centred=True)
+    colour_bar(figure, axes, scale, _label(look, "difference of AIE"))
     return figure
 
 
@@ -236,8 +182,8 @@ def fact_heatmap(
         figure, [axis] = panels(1, height, title=title)
     else:
         figure = axis.figure.get_figure(root=True)
-        axis.set_title(title, fontsize=TEXT, parse_math=False)
-    scale = look.scale(key, limits_of(float(np.nanmin(effects)), float(np.nanmax(effects))))
+        panel_title(axis, title)
+    scale = scale_of(look, key, limits_of(float(np.nanmin(effects)), float(np.nanmax(effects))))
     _panel(axis, pd.DataFrame(effects.T), scale)
     start, stop = prompt.subject
     names = [
@@ -252,10 +198,28 @@ def fact_heatmap(
     axis.axhline(stop, color="black", linewidth=0.6, linestyle="--")
     label_layers(axis, len(effects), centred=True)
     axis.tick_params(axis="y", labelsize=SMALL)
-    colour_bar(figure, [axis], scale, look.label("IE"))
+    colour_bar(figure, [axis], scale, _label(look, "IE"))
     if given is None:
         figure.set_figwidth(COLUMN_WIDTH)
     return figure
+
+
+def scale_of(look: Look, key: str, limits: Limits) -> Scale:
+    """The colours of one mediator."""
+    ramp = ramp_of(look.palette, key)
+    return effect_scale(look.limits or limits, ramp, lower_helps=lower_helps(look.metric))
+
+
+def _label(look: Look, quantity: str) -> str:
+    """Of a colour bar: `AIE (probability)`."""
+    if look.palette == "rome" and look.metric == "probability":
+        return quantity
+    return value_label(quantity, look.metric)
+
+
+def _row(look: Look, role: str) -> str:
+    """What a row is called."""
+    return _ROME_ROLES.get(role, role) if look.palette == "rome" else role
 
 
 def _grid(cells: pd.DataFrame, roles: Sequence[str]) -> pd.DataFrame:
@@ -293,10 +257,10 @@ def _label_depth(axis: Axes, n_layers: int) -> None:
     axis.set_xlabel("relative depth", fontsize=SMALL)
 
 
-def _finish(axis: Axes, name: str, grid: pd.DataFrame, look: Look) -> None:
-    axis.set_title(name, fontsize=TEXT, parse_math=False)
-    label_layers(axis, grid.shape[1], centred=True)
+def _name_rows(axis: Axes, name: str, grid: pd.DataFrame, look: Look) -> None:
+    panel_title(axis, name)
+    axis.tick_params(labelsize=SMALL, rotation=0, length=2)
     axis.set_ylabel("")
     # Said once a row. Ticks take most of the time that a figure takes.
     rows = [str(role) for role in grid.index] if is_leftmost(axis) else []
-    axis.set_yticks(np.arange(len(rows)) + 0.5, [look.role(role) for role in rows], rotation=0)
+    axis.set_yticks(np.arange(len(rows)) + 0.5, [_row(look, role) for role in rows], rotation=0)

@@ -1,9 +1,8 @@
 """What all figures share: sizes, colours, names, and how they are saved."""
 
 import io
-import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -22,7 +21,9 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ktrace.analysis.figures.files import KINDS, Saved
 from ktrace.analysis.figures.fonts import use_installed_fonts
+from ktrace.analysis.figures.look import Limits
 from ktrace.analysis.palettes import Ramp
 from ktrace.files import new_file
 from ktrace.terms import lower_helps, metric_label
@@ -45,13 +46,6 @@ _PIXELS_PER_INCH = 300
 _COLOURS = 511  # steps of a scale
 _STEPS = (1, 2, 5, 10, 20, 50)  # between layers that are named
 _MOST_LAYERS_NAMED = 9
-
-
-class Limits(NamedTuple):
-    """The lowest and the highest value that a colour bar shows; zero lies between them."""
-
-    low: float
-    high: float
 
 
 class Scale(NamedTuple):
@@ -163,9 +157,14 @@ def label_layers(axis: Axes, n_layers: int, *, centred: bool = False) -> None:
     axis.tick_params(labelsize=SMALL, rotation=0, length=2)
 
 
+def panel_title(axis: Axes, title: str) -> None:
+    """What a panel shows; nothing above it could be in the way, which takes long to find out."""
+    axis.set_title(title, fontsize=TEXT, parse_math=False, y=1.0)
+
+
 def plain_axis(axis: Axes, title: str) -> None:
     """A panel of curves or bars."""
-    axis.set_title(title, fontsize=TEXT)
+    panel_title(axis, title)
     axis.axhline(0, color="0.6", linewidth=0.6, zorder=0)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=SMALL, length=2)
@@ -203,13 +202,6 @@ def shown_by_jupyter(figure: Figure) -> Figure:
     return figure
 
 
-class Saved(NamedTuple):
-    """Files of a figure, and letters in it that no installed font has."""
-
-    paths: list[Path]
-    lacking: frozenset[str]
-
-
 def save(figure: Figure, stem: Path) -> Saved:
     """Write PNG, PDF and SVG. The same numbers give the same files."""
     lacking = use_installed_fonts(figure)
@@ -240,18 +232,4 @@ def _write_svg(figure: Figure, path: Path) -> None:
     FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})  # type: ignore[no-untyped-call]
 
 
-_WRITERS = {"png": _write_png, "pdf": _write_pdf, "svg": _write_svg}
-
-
-def remove_older(folder: Path, names: re.Pattern[str], drawn: Collection[Path]) -> None:
-    """Remove figures of what is no longer drawn: they would contradict the tables.
-
-    Args:
-        folder: where the figures lie. Other files in it are the user's.
-        names: of figures, without their suffix.
-        drawn: figures that stay.
-    """
-    for kind in _WRITERS:
-        for path in folder.glob(f"*.{kind}"):
-            if path not in drawn and names.fullmatch(path.stem):
-                path.unlink(missing_ok=True)  # another process may do the same
+_WRITERS = dict(zip(KINDS, (_write_png, _write_pdf, _write_svg), strict=True))

@@ -11,7 +11,7 @@ n_samples, n_layers and n_positions, of a fact.
 import base64
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TypedDict
 
@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from ktrace.analysis.clusters import Array
 from ktrace.analysis.intervals import t_quantile
-from ktrace.store import CorruptedRecord, RestoredRecord, RunFolders
-from ktrace.terms import METRICS
+from ktrace.analysis.stored import Survey
+from ktrace.store import CorruptedRecord, RestoredRecord
+from ktrace.terms import METRICS, has_heads
 
 # Facts in one chunk: the page inflates a chunk when one of its facts is first looked at.
 CHUNK_FACTS = 32
@@ -95,40 +96,44 @@ def shown_in_full(n_traced: int) -> list[ShownMetric]:
     return [{"name": m, "decimals": DECIMALS[m][0], "n_facts": n_traced} for m in METRICS]
 
 
-def read_cells(
-    folders: RunFolders, keys: Sequence[str], corrupted: Mapping[int, CorruptedRecord]
-) -> dict[int, Cells]:
-    """Reduce the noise samples of every cell, one part in memory at a time.
+@dataclass(frozen=True)
+class CellCollector:
+    """Reduces the noise samples of every cell while restorations are read for the averages."""
 
-    Args:
-        folders: of the run.
-        keys: mediators, such as `mlp-w10`.
-        corrupted: by index, the facts to read.
+    _cells: dict[int, Cells] = field(default_factory=dict)  # a column for each stored mediator
+    _keys: list[str] = field(default_factory=list)
 
-    Returns:
-        By index; facts that no mediator holds are not in it.
-    """
-    found: dict[int, Cells] = {}
-    for column, key in enumerate(keys):
-        for record in RestoredRecord.read(folders.restored(key)):
-            if record.index not in corrupted:
-                continue
-            if record.index not in found:
-                shape = (len(METRICS), len(keys), _N_PLANES, *record.shape[1:])
-                found[record.index] = np.full(shape, np.nan, dtype=np.float32)
-            found[record.index][:, column] = _reduced(record, corrupted[record.index], key)
-    return found
+    def add(self, found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
+        """Take in some restorations of one mediator (`ktrace.analysis.averaged_run.Watch`)."""
+        self._keys[:] = [one for one in found.restored if not has_heads(one)]
+        if has_heads(key):  # a map of every head at every token is no map to read
+            return
+        column = self._keys.index(key)
+        for record in (one.at_positions() for one in batch):
+            if record.index not in self._cells:
+                n_positions = len(found.clean[record.index].tokens)
+                shape = (len(METRICS), len(self._keys), _N_PLANES, record.shape[1], n_positions)
+                self._cells[record.index] = np.full(shape, np.nan, dtype=np.float32)
+            reduced = _reduced(record, found.corrupted[record.index], key)
+            self._cells[record.index][:, column][..., record.places] = reduced
+
+    def of(self, keys: Sequence[str]) -> dict[int, Cells]:
+        """Of some mediators, such as `mlp-w10`, by index; facts without one are not in it."""
+        if list(keys) == self._keys:
+            return dict(self._cells)
+        columns = [self._keys.index(key) for key in keys]
+        return {index: cells[:, columns] for index, cells in self._cells.items()}
 
 
 def _reduced(record: RestoredRecord, corrupted: CorruptedRecord, key: str) -> Array:
     """Of one mediator, `(n_metrics, 4, n_layers, n_positions)`."""
-    by_metric = []
-    for metric in METRICS:
-        restored = record.scores[metric].astype(np.float64)
-        effect = restored - corrupted.base(key)[metric].astype(np.float64)[:, None, None]
-        means = (effect.mean(axis=0), restored.mean(axis=0))
-        by_metric.append(np.stack([*means, half_width(effect), half_width(restored)]))
-    return np.stack(by_metric)
+    base = corrupted.base(key)
+    # (n_samples, n_metrics, n_layers, n_positions)
+    restored = np.stack([record.by_unit(metric) for metric in METRICS], axis=1).astype(np.float64)
+    before = np.stack([base[metric] for metric in METRICS], axis=1).astype(np.float64)
+    effect = restored - before[..., None, None]
+    means = (effect.mean(axis=0), restored.mean(axis=0))
+    return np.stack([*means, half_width(effect), half_width(restored)], axis=1)
 
 
 def half_width(samples: Array) -> Array:

@@ -1,6 +1,6 @@
 """What the report says about each fact: its row in the table, and how its cells are labelled.
 
-`read_facts` reads the stores once, `page_data` turns what it read into JSON. How many digits and
+`reported_run` puts together what was read, `page_data` turns it into JSON. How many digits and
 facts of a metric the page has room for is decided between the two (cells.py).
 """
 
@@ -19,12 +19,11 @@ from ktrace.analysis.report.cells import (
     Cells,
     Means,
     ShownMetric,
-    read_cells,
     units,
 )
+from ktrace.analysis.stored import Survey
 from ktrace.analysis.tokens import visible
-from ktrace.errors import KtraceError
-from ktrace.store import CleanRecord, CorruptedRecord, RunFolders
+from ktrace.store import CleanRecord, CorruptedRecord
 from ktrace.terms import METRICS, changes_clean_run, lower_helps, mediator_title, metric_label
 
 
@@ -151,34 +150,23 @@ class PageData(TypedDict):
     scores: Mapping[str, ScoreColumns]
 
 
-def read_facts(folders: RunFolders, keys: Sequence[str], limit: int | None) -> ReportedRun:
-    """Read the stores of a run.
+def reported_run(found: Survey, keys: Sequence[str], cells: Mapping[int, Cells]) -> ReportedRun:
+    """Put together what a page can hold.
 
     Args:
-        folders: of the run.
+        found: the run.
         keys: mediators, in the order in which they are offered.
-        limit: only facts among the first `limit` of the dataset.
-
-    Raises:
-        KtraceError: the stores hold no traced fact, or a damaged part.
+        cells: of these, by the fact's index; at least one.
     """
-    examined = [r for r in CleanRecord.read(folders.clean) if limit is None or r.index < limit]
-    examined.sort(key=lambda record: record.index)
-    corrupted = {record.index: record for record in CorruptedRecord.read(folders.corrupted)}
-    candidates = [r.index for r in examined if r.is_candidate and r.index in corrupted]
-    usable = {index: corrupted[index] for index in candidates if not corrupted[index].left_out}
-    cells = read_cells(folders, keys, usable)
-    if not cells:
-        raise KtraceError(f"{folders.run} holds no restorations of these facts")
     facts, left_out = [], []
-    for record in examined:
-        scores = corrupted.get(record.index)
-        if scores is not None and record.index in cells:
+    for index, record in sorted(found.clean.items()):
+        scores = found.corrupted.get(index)
+        if scores is not None and index in cells:
             means = _means(scores.clean), _means(scores.corrupted)
-            facts.append(ReportedFact(record, *means, cells[record.index]))
+            facts.append(ReportedFact(record, *means, cells[index]))
         else:
             left_out.append((record, _why_left_out(record, scores)))
-    n_samples = len(usable[facts[0].record.index].corrupted[METRICS[0]])
+    n_samples = len(found.example.corrupted[METRICS[0]])
     return ReportedRun(keys, n_samples, facts, left_out)
 
 

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -16,12 +16,12 @@ from string import Template
 import yaml
 
 from ktrace.analysis.layers import RoleLayers
-from ktrace.analysis.report.cells import PackedCells, pack_cells, shown_in_full
-from ktrace.analysis.report.data import page_data, read_facts
+from ktrace.analysis.report.cells import Cells, PackedCells, pack_cells, shown_in_full
+from ktrace.analysis.report.data import page_data, reported_run
+from ktrace.analysis.stored import Survey
 from ktrace.analysis.summary import Summary
 from ktrace.analysis.tokens import shortened
 from ktrace.files import write_text
-from ktrace.store import RunFolders
 from ktrace.terms import mediator_title
 
 # A page of 25 MB still opens in a few seconds and passes most mail servers and issue trackers.
@@ -39,22 +39,22 @@ _SCRIPTS = (
 
 
 def write_report(
-    folders: RunFolders,
-    *,
+    found: Survey,
     keys: Sequence[str],
-    limit: int | None,
+    cells: Mapping[int, Cells],
+    *,
     summary: Summary,
-    figures: Sequence[Path],
+    figures: Callable[[], Sequence[Path]],
     palette: str = "shared",
 ) -> Path:
     """Write `analysis/report.html`.
 
     Args:
-        folders: of the run.
+        found: the run.
         keys: mediators, in the order in which they are offered.
-        limit: only facts among the first `limit` of the dataset.
+        cells: of these, by the fact's index; at least one.
         summary: the content of `summary.json`.
-        figures: PNG files, in the order in which they are shown.
+        figures: gives PNG files, in the order in which they are shown; it may wait for them.
         palette: of the heatmaps.
 
     Returns:
@@ -62,20 +62,21 @@ def write_report(
         the page gives its numbers with fewer decimals, and says so.
 
     Raises:
-        KtraceError: the stores hold no traced fact or a damaged part, or the file cannot be
-            written.
+        KtraceError: the file cannot be written.
     """
-    parts = _parts(summary, figures, folders.run_yaml)
+    run, metric = reported_run(found, keys, cells), summary["metric"]
+    n_traced = len(run.facts)
+    in_full = shown_in_full(n_traced)
+    longest = _json(page_data(run, metric, palette, in_full))
+    parts = _parts(summary, figures(), found.folders.run_yaml)
     template = _asset("template.html")
     room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
-    run, metric = read_facts(folders, keys, limit), summary["metric"]
-    n_traced = len(run.facts)
-    longest = _json(page_data(run, metric, palette, shown_in_full(n_traced)))
     budget = max(room - len(longest), _LEAST_CELL_BYTES)
-    cells = pack_cells(run.cells, run.corrupted, metric, budget)
-    data = _json(page_data(run, metric, palette, cells.shown(n_traced)))
-    text = Template(template).substitute(parts, data=data, cells="\n".join(_cells(cells)))
-    path = folders.analysis / "report.html"
+    packed = pack_cells(run.cells, run.corrupted, metric, budget)
+    shown = packed.shown(n_traced)
+    data = longest if shown == in_full else _json(page_data(run, metric, palette, shown))
+    text = Template(template).substitute(parts, data=data, cells="\n".join(_cells(packed)))
+    path = found.folders.analysis / "report.html"
     write_text(path, text)
     return path
 
