@@ -85,6 +85,8 @@ CLUSTERS = ("relation_id", "subject", "attribute")
 # Effects and differences below it count as none, in the metric's unit, unless the config says
 # otherwise.
 SMALLEST_EFFECT = 0.01
+# Of the total effect, what a window of layers is to bring back, unless the config says otherwise.
+ENOUGH = 0.5
 
 # By name, in the order of panels and tables: from what is restored as a whole to its parts.
 # ktrace/tracing/mediators.py says what each restores, severs and cuts.

@@ -108,8 +108,8 @@ def analyze(
             write_text(files[-1], json.dumps(content, indent=2) + "\n")
         report = write_report(
             run.survey,
-            run.keys,
-            cells.of(run.keys),
+            run.every_key,
+            cells.of(run.every_key),
             summary=summary,
             figures=lambda: drawing.finished().page,
             palette=palette,

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 import pandas as pd
 
 from ktrace.analysis.estimate import number
-from ktrace.terms import mediator_name, mediator_title
+from ktrace.terms import ENOUGH, MediatorKey, cuts_edges, mediator_name, mediator_title
 
 _ROLE = "last subject"
 _MEDIATOR = "mlp"  # what editors change
@@ -39,8 +39,23 @@ class RoleLayers(TypedDict):
     n_nothing: int
 
 
+class SmallestWindow(TypedDict):
+    """The smallest of several windows that brings back `share` of the total effect, and where.
+
+    `window` and `layer` are missing where none of them does; `ie_te` is the largest share then.
+    """
+
+    share: float
+    window: int | None
+    layer: int | None
+    ie_te: float
+
+
 class Layers(TypedDict):
-    """The content of `layers.json`; `layers` is the form in which EasyEdit takes them."""
+    """The content of `layers.json`; `layers` is the form in which EasyEdit takes them.
+
+    `windows` are by mediator and role, of mediators that were traced in several.
+    """
 
     layers: list[int]
     mediator: str
@@ -48,6 +63,7 @@ class Layers(TypedDict):
     metric: str
     caution: str
     mediators: Mapping[str, Mapping[str, RoleLayers]]
+    windows: Mapping[str, Mapping[str, SmallestWindow]]
 
 
 _NOTHING: Layers = {
@@ -57,24 +73,29 @@ _NOTHING: Layers = {
     "metric": "",
     "caution": CAUTION,
     "mediators": {},
+    "windows": {},
 }
 
 
-def chosen_layers(peaks: pd.DataFrame, metric: str, smallest: float) -> Layers:
+def chosen_layers(
+    peaks: pd.DataFrame, metric: str, smallest: float, share: float = ENOUGH
+) -> Layers:
     """The contiguous layers around each peak that an editor would be given.
 
     Args:
         peaks: from `peak_table`, of all mediators.
         metric: of the peaks.
         smallest: peaks below it are none.
+        share: of the total effect, which a window is to bring back.
     """
     mediators: dict[str, dict[str, RoleLayers]] = {}
     for row in peaks.to_dict("records"):
         by_role = mediators.setdefault(str(row["mediator"]), {})
         by_role[str(row["role"])] = _of_role(row, smallest)
-    if not mediators:  # heads alone
-        return {**_NOTHING, "metric": metric}
-    mediator = min(mediators, key=lambda key: mediator_name(key) != _MEDIATOR)
+    restoring = [key for key in mediators if not cuts_edges(key)]
+    if not restoring:
+        return {**_NOTHING, "metric": metric, "mediators": mediators}
+    mediator = min(restoring, key=lambda key: mediator_name(key) != _MEDIATOR)
     role = _ROLE if _ROLE in mediators[mediator] else next(iter(mediators[mediator]))
     return {
         "layers": mediators[mediator][role]["layers"],
@@ -83,6 +104,40 @@ def chosen_layers(peaks: pd.DataFrame, metric: str, smallest: float) -> Layers:
         "metric": metric,
         "caution": CAUTION,
         "mediators": mediators,
+        "windows": _smallest_windows(mediators, share),
+    }
+
+
+def _smallest_windows(
+    mediators: Mapping[str, Mapping[str, RoleLayers]], share: float
+) -> dict[str, dict[str, SmallestWindow]]:
+    by_name: dict[str, dict[int, str]] = {}
+    for key in mediators:
+        parts = MediatorKey.parse(key)
+        if parts.window and not cuts_edges(key):
+            by_name.setdefault(str(parts._replace(window=0)), {})[parts.window] = key
+    found: dict[str, dict[str, SmallestWindow]] = {}
+    for name, keys in by_name.items():
+        roles = dict.fromkeys(role for key in keys.values() for role in mediators[key])
+        for role in roles if len(keys) > 1 else ():
+            told = {
+                window: one
+                for window, key in sorted(keys.items())
+                if (one := mediators[key].get(role)) is not None and one["ie_te"] is not None
+            }
+            if told:
+                found.setdefault(name, {})[role] = _first_enough(told, share)
+    return found
+
+
+def _first_enough(told: Mapping[int, RoleLayers], share: float) -> SmallestWindow:
+    shares = {window: float(one["ie_te"] or 0.0) for window, one in told.items()}
+    enough = next((window for window in told if shares[window] >= share), None)
+    return {
+        "share": share,
+        "window": enough,
+        "layer": None if enough is None else told[enough]["peak"],
+        "ie_te": max(shares.values()) if enough is None else shares[enough],
     }
 
 
@@ -111,7 +166,7 @@ def _of_role(cell: Mapping[Hashable, Any], smallest: float) -> RoleLayers:
 def in_words(found: Layers) -> str:
     """The answer as a paragraph: which layers, how sure, and what that does not tell."""
     if not found["mediator"]:
-        return f"No layers can be named: heads alone were traced. {CAUTION}"
+        return f"No layers can be named: whole outputs were not restored. {CAUTION}"
     one = found["mediators"][found["mediator"]][found["role"]]
     where = f"At the {found['role']} token, {mediator_title(found['mediator'])}"
     low, high = one["ci"]

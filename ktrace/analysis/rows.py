@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.terms import CLUSTERS, CONTRASTS, ROLES, SMALLEST_EFFECT
+from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, ROLES, SMALLEST_EFFECT
 
 SCHEMES: dict[str, dict[str, str]] = {
     "rome": {role: role for role in ROLES},
@@ -39,6 +39,7 @@ class Averaging:
             where facts count as independent.
         interval: what intervals say was drawn: `facts`, or `facts_and_samples` of the noise.
         smallest: effects and differences below it count as none, in the metric's unit.
+        share: of the total effect, which the smallest window named brings back.
         contrasts: paired differences within a run: of `ktrace.terms.CONTRASTS`, or written out
             (`ktrace.terms.contrast_sides`).
     """
@@ -49,6 +50,7 @@ class Averaging:
     cluster: str | None = CLUSTERS[0]
     interval: str = "facts"
     smallest: float = SMALLEST_EFFECT
+    share: float = ENOUGH
     contrasts: tuple[str, ...] = CONTRASTS
 
 

@@ -91,7 +91,7 @@ def summarize(run: RunAverages, metric: str, limit: int | None) -> Summary:
     found, averaging, example = run.survey, run.averaging, run.survey.example
     metrics = {name: run.total_effect(name) for name in METRICS}
     first, aie = metrics[METRICS[0]], run.aie_in(metric)
-    layers = chosen_layers(run.peaks(metric), metric, averaging.smallest)
+    layers = chosen_layers(run.peaks(metric), metric, averaging.smallest, averaging.share)
     return {
         "n_facts": len(found.clean),
         "n_candidates": len(found.candidates),

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from ktrace.config.activations import ActivationsConfig
-from ktrace.terms import CLUSTERS, CONTRASTS, SMALLEST_EFFECT, Direction, Metric
+from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Direction, Metric
 
 
 class Stage(Enum):
@@ -331,6 +331,8 @@ class AnalysisConfig:
     interval: Interval = Interval.facts
     # Effects and differences below it count as none, in the metric's unit.
     smallest: float = field(default=SMALLEST_EFFECT, metadata={"least": 0})
+    # Of the total effect: layers.json names the smallest window that brings back so much.
+    share: float = field(default=ENOUGH, metadata={"above": 0, "most": 1})
     facts: list[int] = field(default_factory=list)  # known_ids that get heatmaps of their own
     relations: Relations = Relations.first
     # Paired differences of contrasts.csv: by name (ktrace.terms.CONTRASTS), or written out, such as

@@ -87,9 +87,26 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         table.add_column(role, justify="right")
     for key, peaks in summary["peaks"].items():
         table.add_row(key, *(_peak(peaks.get(role)) for role in roles))
-    console.print(table)
+    if summary["peaks"]:
+        console.print(table)
+    for key, by_role in summary["heads"].items():
+        for role, heads in by_role.items():
+            strongest = ", ".join(f"{h['layer']}.{h['head']} ({h['aie']:.3f})" for h in heads)
+            console.print(f"{key}, strongest at {role} (layer.head): {strongest}", soft_wrap=True)
+    for name, by_role in summary["layers"]["windows"].items():
+        console.print(_windows_in_words(name, by_role), soft_wrap=True)
     console.print(summary["answer"], soft_wrap=True)
     _print_files(console, files)
+
+
+def _windows_in_words(name: str, by_role: Mapping[str, Mapping[str, Any]]) -> str:
+    """The smallest window of a mediator that suffices at each role."""
+    said = []
+    for role, found in by_role.items():
+        where = f"window {found['window']} at layer {found['layer']}"
+        said.append(f"{role} {'none' if found['window'] is None else where} ({found['ie_te']:.0%})")
+    share = next(iter(by_role.values()))["share"]
+    return f"{name}, smallest window with {share:.0%} of the total effect: {', '.join(said)}"
 
 
 def print_runs(runs: Sequence[Mapping[Any, Any]], files: Sequence[Path]) -> None:

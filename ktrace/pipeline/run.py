@@ -116,6 +116,7 @@ def _averaging(config: RunConfig) -> "Averaging":
         cluster=analysis.cluster,
         interval=analysis.interval.value,
         smallest=analysis.smallest,
+        share=analysis.share,
         contrasts=tuple(dict.fromkeys(analysis.contrasts)),
     )
 

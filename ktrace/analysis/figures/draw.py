@@ -29,8 +29,7 @@ from ktrace.terms import (
 _KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-[a-z0-9_+-]+)?"
 # The figures' names without their suffix: what is no longer drawn is removed.
 RUN_FIGURES = re.compile(
-    rf"aie|lines|severed|peaks|relations|windows|(aie|relations|heads|knockout)-{_KEY}"
-    rf"|fact--?\d+-{_KEY}"
+    rf"aie|lines|severed|peaks|relations|windows|((aie|relations|fact--?\d+)-)?{_KEY}"
 )
 COMPARISON_FIGURES = re.compile(r"(models|difference)-.*")
 _MARKS = (
@@ -114,7 +113,7 @@ def _heads(run: RunAverages, into: Drawing, one: MediatorEffects, look: Look) ->
         grids[f"{role}\nn = {own['n_facts'].max()}"] = grid
     title = f"{_about(run, f'AIE of {mediator_title(one.key)}')}\n{_noise(run)}"
     into.add(
-        *(f"heads-{one.key}", "heatmaps.named_heatmaps", grids),
+        *(one.key, "heatmaps.named_heatmaps", grids),
         key=one.key,
         title=title,
         look=look,
@@ -161,7 +160,7 @@ def _knockout(run: RunAverages, into: Drawing, key: str) -> None:
     )
     what = f"{mediator_title(key)}, change of p by sources"
     into.add(
-        *(f"knockout-{key}", "curves.role_lines", lines),
+        *(key, "curves.role_lines", lines),
         keys=[key],
         roles=[name for name in SOURCE_GROUPS if name in set(table["sources"])],
         title=f"{_about(run, what)}",

@@ -105,9 +105,7 @@ class CellCollector:
 
     def add(self, found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
         """Take in some restorations of one mediator (`ktrace.analysis.averaged_run.Watch`)."""
-        self._keys[:] = [one for one in found.restored if not has_heads(one)]
-        if has_heads(key):  # a map of every head at every token is no map to read
-            return
+        self._keys[:] = found.restored
         column = self._keys.index(key)
         for record in (one.at_positions() for one in batch):
             if record.index not in self._cells:
@@ -126,14 +124,22 @@ class CellCollector:
 
 
 def _reduced(record: RestoredRecord, corrupted: CorruptedRecord, key: str) -> Array:
-    """Of one mediator, `(n_metrics, 4, n_layers, n_positions)`."""
+    """Of one mediator, `(n_metrics, 4, n_layers, n_places)`; of each layer's strongest head."""
     base = corrupted.base(key)
     # (n_samples, n_metrics, n_layers, n_positions)
     restored = np.stack([record.by_unit(metric) for metric in METRICS], axis=1).astype(np.float64)
     before = np.stack([base[metric] for metric in METRICS], axis=1).astype(np.float64)
     effect = restored - before[..., None, None]
     means = (effect.mean(axis=0), restored.mean(axis=0))
-    return np.stack([*means, half_width(effect), half_width(restored)], axis=1)
+    planes = np.stack([*means, half_width(effect), half_width(restored)], axis=1)
+    if not has_heads(key):
+        return planes
+    _, n_layers, n_heads, n_places = record.shape
+    by_head = planes.reshape(*planes.shape[:2], n_layers, n_heads, n_places)
+    # Heads that a layer has not are NaN, and never the strongest.
+    strength = np.nan_to_num(np.abs(by_head[:, :1]), nan=-1.0)
+    strongest: Array = np.take_along_axis(by_head, strength.argmax(axis=3, keepdims=True), axis=3)
+    return strongest[:, :, :, 0]
 
 
 def half_width(samples: Array) -> Array:

@@ -24,7 +24,14 @@ from ktrace.analysis.report.cells import (
 from ktrace.analysis.stored import Survey
 from ktrace.analysis.tokens import visible
 from ktrace.store import CleanRecord, CorruptedRecord
-from ktrace.terms import METRICS, changes_clean_run, lower_helps, mediator_title, metric_label
+from ktrace.terms import (
+    METRICS,
+    changes_clean_run,
+    has_heads,
+    lower_helps,
+    mediator_title,
+    metric_label,
+)
 
 
 @dataclass(frozen=True)
@@ -220,7 +227,8 @@ def _mediator_choice(key: str, palette: str) -> MediatorChoice:
     ramp = ramp_of(palette, key)
     colours: Colours = {"helps": ramp.helps, "hurts": ramp.hurts}
     base = "clean" if changes_clean_run(key) else "corrupted"
-    return {"key": key, "title": mediator_title(key), "colours": colours, "base": base}
+    title = mediator_title(key) + (", the strongest of each layer" if has_heads(key) else "")
+    return {"key": key, "title": title, "colours": colours, "base": base}
 
 
 def _traced_row(record: CleanRecord, roles: Sequence[str]) -> TracedRow:
