@@ -10,10 +10,11 @@ may lie in.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import betaincinv, ndtr
 
 from ktrace.analysis.clusters import Array, Clusters
 from ktrace.analysis.intervals import averages
@@ -184,22 +185,41 @@ def ratio_coverage(n_facts: int, sizes: Sequence[int], repetitions: int, seed: i
     return float(np.nanmean(held))
 
 
-def heatmap_coverage(n_units: int, repetitions: int, seed: int = 0) -> tuple[float, float]:
+# From a normal draw of variance 1 to an effect, and the mean of that.
+SHAPES: Mapping[str, tuple[Callable[[Array], Array], float]] = {
+    "normal": (lambda drawn: drawn, 0.0),
+    "skewed": (lambda drawn: betaincinv(0.3, 3, ndtr(drawn)), 0.3 / 3.3),
+    "lognormal": (np.exp, float(np.exp(0.5))),
+}
+
+
+def heatmap_coverage(
+    n_units: int, repetitions: int, seed: int = 0, shape: str = "normal"
+) -> tuple[float, float]:
     """Shares of heatmaps (72 cells, alike along layers) that bounds hold as a whole.
+
+    Args:
+        n_units: of each heatmap.
+        repetitions: heatmaps.
+        seed: of the draws.
+        shape: of the effects, one of `SHAPES`.
 
     Returns:
         For bounds of all cells at once, and for single ones.
     """
     generator = np.random.default_rng(seed)
-    held = []
+    (bent, mean), held = SHAPES[shape], []
     for _ in range(repetitions):
         steps = generator.normal(size=(n_units, 6, 12))
         effects = np.cumsum(steps, axis=-1).reshape(n_units, -1) + generator.normal(
             size=(n_units, 1)
         )
+        if shape != "normal":  # which is the same at any scale
+            effects = effects / np.tile(np.sqrt(np.arange(12) + 2), 6)
+        effects = bent(effects)
         cells = averages(effects, np.ones(n_units), Clusters.none(n_units))
         bounds = (cells.at_once(fewest=0), cells.interval())
-        held.append([bool(((low <= 0) & (high >= 0)).all()) for low, high in bounds])
+        held.append([bool(((low <= mean) & (high >= mean)).all()) for low, high in bounds])
     together, alone = np.mean(held, axis=0)
     return float(together), float(alone)
 
@@ -241,10 +261,12 @@ def main(arguments: Sequence[str] | None = None) -> str:
     for n_facts, sizes in ((20, ()), (400, ()), (408, (24,) * 17)):
         name = "17 × 24" if sizes else f"{n_facts} facts"
         say(f"| IE over TE, {name} | {ratio_coverage(n_facts, sizes, fewer):.3f} | | | |")
-    say("\n| units | all cells at once | each alone, all held |\n| --- | --- | --- |")
-    for n_units in (8, 17, 40, 100, 400):
-        together, alone = heatmap_coverage(n_units, fewer)
-        say(f"| {n_units} | {together:.3f} | {alone:.3f} |")
+    say("\n| effects | units | all cells at once | each alone, all held |")
+    say("| --- | --- | --- | --- |")
+    for shape in SHAPES:
+        for n_units in (8, 17, 40, 100, 400):
+            together, alone = heatmap_coverage(n_units, fewer, shape=shape)
+            say(f"| {shape} | {n_units} | {together:.3f} | {alone:.3f} |")
     say("\n| units | curve | the set holds the peak | layers in it |\n| --- | --- | --- | --- |")
     for n_units in (17, 40, 400):
         for flat in (True, False):

@@ -80,6 +80,17 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
         ("mediator.names=[]", ["mediator.names is empty"]),
         ("mediator.direction=up", ["mediator.direction", "'up'", "[denoise, noise]"]),
         ("mediator.names=[hiden]", ["mediator", "'hiden'", "hidden, hidden_attn_severed, hidden"]),
+        (
+            "activations.clean=[mpl]",
+            ["activations.clean: 'mpl' is no site", "hidden, attn, mlp, or []"],
+        ),
+        (
+            "activations.positions=[last subject]",
+            ["activations.positions: 'last subject'", "mean last_subject?", "all, or a list of ro"],
+        ),
+        ("activations.positions=end", ["activations.positions='end'", "further, last"]),
+        ("activations.layers=[3]", ["activations.layers: 3 is out of range", "0 to 2"]),
+        ("activations.samples=0", ["activations.samples=0 is out of range: at least 1"]),
         ("output_dir=", ["output_dir is empty"]),
         ("model=tiny,gpt2", ["Ambiguous value for argument 'model=tiny,gpt2'", "--multirun"]),
         ("samples", ["'samples' cannot be read as key=value"]),

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ktrace.config import ModulesConfig, RunConfig
-from ktrace.store.schema import CLEAN, CORRUPTED, RESTORED
+from ktrace.store.schema import ACTIVATIONS, CLEAN, CORRUPTED, RESTORED
 from tests.support.places import ROOT
 from tests.support.stores import CANDIDATES, known_id, p_corrupted, p_restored, write_run
 
@@ -169,8 +169,9 @@ def test_the_citation_names_this_version() -> None:
 
 def test_the_fields_of_the_stores_are_those_of_the_schema() -> None:
     text = (ROOT / "docs" / "store.md").read_text("utf-8").split("### Fields")[1].split("\n## ")[0]
-    tables = re.split(r"^`\w+/.*`:$", text, flags=re.MULTILINE)[1:]
-    for table, schema in zip(tables, (CLEAN, CORRUPTED, RESTORED), strict=True):
+    tables = re.split(r"^`\w+/[^`]*`[^|]*?:$", text, flags=re.MULTILINE)[1:]
+    schemas = (CLEAN, CORRUPTED, RESTORED, *ACTIVATIONS.values())
+    for table, schema in zip(tables, schemas, strict=True):
         rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
         assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(schema)
 

@@ -103,7 +103,7 @@ def test_the_stored_outputs_are_those_of_the_cells(ran: list[tuple[str, Any]]) -
 
 def test_what_is_shown_is_what_the_text_says(ran: list[tuple[str, Any]]) -> None:
     values = [value for _, value in ran if value is not None]
-    figure, by_role, at_last, other_figure, many = values
+    figure, by_role, at_last, other_figure, many, probed = values
     for drawn in (figure, other_figure):
         assert drawn._repr_png_().startswith(b"\x89PNG")
     assert list(by_role.columns) == list(range(6))
@@ -119,6 +119,12 @@ def test_what_is_shown_is_what_the_text_says(ran: list[tuple[str, Any]]) -> None
     assert list(many.columns) == list(range(6))
     assert many[0].idxmax() == "last subject"
     assert many[5].idxmax() == "last"
+    # "The last token knows the question from the first layer on, and gives it up in the last one."
+    assert (probed.loc["last", :4] > 0.9).all()
+    assert probed.loc["last", 5] < 0.85
+    # "The subject's last token comes to know it layer by layer."
+    assert (probed.loc["last_subject"].diff().iloc[1:] > -0.02).all()
+    assert probed.loc["last_subject", 5] > probed.loc["last_subject", 0] + 0.1
 
 
 def test_the_file_is_small_and_a_notebook() -> None:

@@ -1,6 +1,7 @@
 """Every shipped config composes into a checked RunConfig; what no type can refuse is refused."""
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,15 +9,18 @@ import pytest
 from ktrace.config import (
     Dtype,
     EngineName,
+    KeptStates,
     ModulesConfig,
     NoiseConfig,
     RoleScheme,
     RunConfig,
     Stage,
 )
+from ktrace.config.activations import kept_states
 from ktrace.config.checks import check
 from ktrace.config.compose import composed as compose_run
 from ktrace.errors import KtraceError
+from ktrace.terms import SITES
 from tests.support.places import ROOT
 
 CONF = ROOT / "conf"
@@ -75,6 +79,13 @@ def test_defaults() -> None:
     assert run.roles.scheme is RoleScheme.rome
     assert run.stage is Stage.all
     assert run.output_dir == "outputs"
+    assert vars(run.activations) == {
+        "clean": [*SITES],
+        "corrupted": [],
+        "layers": None,
+        "positions": "all",
+        "samples": None,
+    }
     assert run.model.modules is None
 
 
@@ -112,6 +123,7 @@ def test_an_experiment_overrides_the_groups_and_yields_to_the_command_line() -> 
     run = composed("experiment=seed", "model=gpt2")
     assert run.mediator.names == ["hidden", "hidden_attn_severed", "hidden_mlp_severed"]
     assert run.roles.scheme is RoleScheme.seed
+    assert (run.activations.clean, run.activations.corrupted) == ([*SITES], ["attn", "mlp"])
     assert run.model.name == "gpt2"
     assert composed("experiment=seed", "roles.scheme=rome").roles.scheme is RoleScheme.rome
 
@@ -302,3 +314,48 @@ def test_what_is_compared_is_named_by_patterns() -> None:
             composed("stage=compare", runs)
     with pytest.raises(KtraceError, match=r"analysis\.pool=positions has no meaning for stage=com"):
         composed("stage=compare", "runs=x", "analysis.pool=positions")
+
+
+def test_what_is_kept_is_said_in_one_way() -> None:
+    """The same choice in another order is the same store."""
+    asked = composed(
+        "activations.clean=[mlp,attn,mlp]",
+        "activations.corrupted=[attn]",
+        "activations.layers=[4,1,4]",
+        "activations.positions=[last,first_subject]",
+        "activations.samples=99",
+    )
+    found = kept_states(asked.activations, n_samples=10)
+    assert found["clean"].fingerprint == {
+        "sites": ["attn", "mlp"],
+        "layers": [1, 4],
+        "positions": ["first_subject", "last"],
+    }
+    # As many as there are.
+    assert found["corrupted"].fingerprint["samples"] == 10
+    assert all(KeptStates.of(kept.fingerprint) == kept for kept in found.values())
+    nothing = composed("activations.clean=[]").activations
+    assert kept_states(nothing, n_samples=10) == {}
+
+
+@pytest.mark.parametrize(
+    ("other", "covered"),
+    [
+        ({}, True),
+        ({"sites": ("mlp",)}, True),
+        ({"sites": ("hidden", "mlp")}, False),
+        ({"layers": (4,)}, True),
+        ({"layers": (0, 4)}, False),
+        ({"layers": None}, False),
+        ({"positions": ("last",)}, True),
+        ({"positions": ("further",)}, False),
+        ({"positions": None}, False),
+        ({"samples": 1}, True),
+        ({"samples": 3}, False),
+    ],
+)
+def test_what_is_stored_covers_what_is_a_part_of_it(other: dict[str, Any], covered: bool) -> None:
+    stored = KeptStates(("attn", "mlp"), (1, 4), ("last_subject", "last"), 2)
+    assert stored.covers(replace(stored, **other)) == covered
+    everything = KeptStates(("hidden", "attn", "mlp"), samples=3)
+    assert everything.covers(replace(stored, **other))
