@@ -36,14 +36,12 @@ def _job(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig) -> None:
-    from ktrace.pipeline.console import print_counts, print_runs, print_summary
+    from ktrace.pipeline.console import print_compared, print_counts, print_summary
     from ktrace.pipeline.run import run
 
     outcome = run(to_run_config(config))
     if outcome.comparison is not None:
-        for note in outcome.comparison.notes:
-            print(note, file=sys.stderr)
-        print_runs(outcome.comparison.runs.to_dict("records"), outcome.comparison.files)
+        print_compared(outcome.comparison)
         return
     if outcome.analysis is None:
         print_counts(outcome.counts, outcome.folder, outcome.candidates)

@@ -92,6 +92,11 @@ class RunAverages:
         """Mediators, in the order of panels."""
         return sorted([*self.keys, *(one.key for one in self.heads)], key=panel_order)
 
+    @property
+    def n_layers(self) -> int:
+        """Of the model."""
+        return next(one.n_layers // one.n_heads for one in (*self.effects, *self.heads))
+
     def of(self, key: str) -> MediatorEffects:
         """The effects of one mediator."""
         return self.effects[self.keys.index(key)]

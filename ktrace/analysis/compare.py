@@ -14,6 +14,7 @@ from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.files import remove_older
 from ktrace.analysis.figures.look import Look
 from ktrace.analysis.figures.processes import artists
+from ktrace.analysis.methods import method_tables
 from ktrace.analysis.paired import (
     effect_differences,
     shared_effects,
@@ -47,6 +48,7 @@ class Comparison:
         runs: the content of `runs.csv`: a row for each run.
         aie: the content of `aie.csv`: that of every run, with the relative depth of each layer.
         differences: the content of `differences.csv`: each run minus its baseline.
+        methods: the content of `methods.csv`: the layers that each mediator of each run names.
         files: what was written.
         notes: what was left out, and why.
     """
@@ -54,6 +56,7 @@ class Comparison:
     runs: pd.DataFrame
     aie: pd.DataFrame
     differences: pd.DataFrame
+    methods: pd.DataFrame
     files: list[Path]
     notes: list[str]
 
@@ -95,14 +98,16 @@ def compare(
         differences, unpaired = _differences(runs, metric)
         into, look = Drawing(folder, drawers), Look(metric, palette)
         drawing = draw_comparison(runs, into, aie, differences, look)
-        files = write_tables(folder, {"runs": run_table, "aie": aie, "differences": differences})
+        methods, agreement = method_tables(runs)
+        tables = {"runs": run_table, "aie": aie, "differences": differences}
+        files = write_tables(folder, tables | {"methods": methods, "agreement": agreement})
         drawn = drawing.finished()
     remove_older(folder, COMPARISON_FIGURES, drawn.files)
     left_out = [
         f"{label}: {words}" for label, run in runs.items() for words in (*run.missing, *run.notes)
     ]
     notes = [*left_out, *unpaired, *drawn.notes]
-    return Comparison(run_table, aie, differences, [*files, *drawn.files], notes)
+    return Comparison(run_table, aie, differences, methods, [*files, *drawn.files], notes)
 
 
 def _run_folders(patterns: Sequence[str]) -> list[Path]:
@@ -141,7 +146,7 @@ def _run_row(label: str, run: RunAverages, baseline: RunAverages, metric: str) -
         "run": label,
         **run.names._asdict(),
         "metric": metric,
-        "n_layers": run.effects[0].n_layers,
+        "n_layers": run.n_layers,
         "n_facts": len(run.survey.clean),
         "n_candidates": len(run.survey.candidates),
         "n_traced": len(run.survey.traced),

@@ -197,6 +197,15 @@ def as_ranges(layers: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
+def layers_in(ranges: str) -> set[int]:
+    """What `as_ranges` put in words."""
+    found: set[int] = set()
+    for one in filter(None, ranges.split(", ")):
+        first, _, last = one.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
 def _halves(totals: Array, weights: Array, clusters: Clusters) -> Array:
     """Averages over random halves of the units, one after the other, `(2 × n_splits, n_layers)`.
 

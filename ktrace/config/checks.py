@@ -20,7 +20,7 @@ from ktrace.config.schema import (
     Stage,
 )
 from ktrace.errors import KtraceError
-from ktrace.terms import CLUSTERS, CONTRASTS, contrast_sides
+from ktrace.terms import CLUSTERS, CONTRASTS, Direction, contrast_sides
 
 # One folder level, portable, and never "." or "..": a name from a config must not leave output_dir.
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
@@ -90,6 +90,15 @@ def _check_mediator(mediator: MediatorConfig) -> None:
     for name in mediator.names:
         if not isinstance(name, str):  # OmegaConf lets a list within the list through
             raise KtraceError(f"mediator.names: {name!r} is not the name of a mediator")
+    directions = (
+        mediator.direction if isinstance(mediator.direction, list) else [mediator.direction]
+    )
+    known = [direction.value for direction in Direction]
+    if not directions or not all(one in known for one in directions):
+        raise KtraceError(
+            f"mediator.direction={given} is no direction: choose from "
+            f"{', '.join(known)}, or give a list of both"
+        )
     windows = mediator.windows
     if not windows or not all(type(window) is int and window >= 1 for window in windows):
         raise KtraceError(

@@ -191,7 +191,8 @@ class MediatorConfig:
     names: list[str] = MISSING
     # Layers together, for mlp, attn and knockout; a list takes every window of it.
     window: Any = "${model.window}"
-    direction: Direction = Direction.denoise
+    # denoise, noise, or a list of both; mediators without a direction are taken once.
+    direction: Any = Direction.denoise.value
     # Where: all, or a list of roles (first_subject, last_subject, last, ...); null: each
     # mediator's own, which is all but for head.
     positions: Any = None
@@ -201,6 +202,12 @@ class MediatorConfig:
     def windows(self) -> list[int]:
         """Every window that is asked for."""
         return self.window if isinstance(self.window, list) else [self.window]
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Every direction that is asked for."""
+        given = self.direction if isinstance(self.direction, list) else [self.direction]
+        return [Direction(one) for one in given]
 
     @property
     def roles(self) -> list[str] | None:
@@ -364,5 +371,6 @@ class RunConfig:
     metric: Metric = Metric.probability  # of figures and closing table; aie.csv holds all
     stage: Stage = Stage.all
     runs: Any = None  # for stage=compare: a pattern of run folders, or a list of patterns
+    compare: bool = False  # whether a sweep ends in stage=compare of what its jobs stored
     shard: str = "1/1"  # k/n: of n parts of equal cost, the k-th; all go into the same stores
     output_dir: str = "outputs"

@@ -3,11 +3,12 @@
 Progress goes to stderr, and only to a terminal; results go to stdout.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -28,6 +29,8 @@ from ktrace.pipeline.jobs import DONE, Job
 # A pipe or a log file has no width of its own.
 _PIPE_WIDTH = 110
 _UNBOUNDED = 10_000
+if TYPE_CHECKING:
+    from ktrace.analysis.compare import Comparison
 
 
 def _stdout(pipe_width: int = _PIPE_WIDTH) -> Console:
@@ -109,8 +112,11 @@ def _windows_in_words(name: str, by_role: Mapping[str, Mapping[str, Any]]) -> st
     return f"{name}, smallest window with {share:.0%} of the total effect: {', '.join(said)}"
 
 
-def print_runs(runs: Sequence[Mapping[Any, Any]], files: Sequence[Path]) -> None:
-    """The closing table of a comparison: one row for each run."""
+def print_compared(comparison: "Comparison") -> None:
+    """The closing tables of a comparison: a row for each run, and for each method."""
+    for note in comparison.notes:
+        print(note, file=sys.stderr)
+    runs = comparison.runs.to_dict("records")
     console = _stdout()
     table = Table(title=f"Total effect ({runs[0]['metric']})", title_justify="left")
     table.add_column("run", no_wrap=True)
@@ -125,7 +131,26 @@ def print_runs(runs: Sequence[Mapping[Any, Any]], files: Sequence[Path]) -> None
             _difference(run),
         )
     console.print(table)
-    _print_files(console, files)
+    console.print(_methods(comparison.methods.to_dict("records")))
+    _print_files(console, comparison.files)
+
+
+def _methods(methods: Sequence[Mapping[Any, Any]]) -> Table:
+    """Which layers each method names, and how far it agrees with the others."""
+    table = Table(title="Layers named at the last subject token", title_justify="left")
+    for name in ("run", "mediator", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in ("AIE", "peak", "may peak in", "agreement"):
+        table.add_column(name, justify="right")
+    for row in methods:
+        table.add_row(
+            *(str(row[name]) for name in ("run", "mediator", "metric")),
+            _with_interval(row["aie"], (row["ci_low"], row["ci_high"])),
+            str(row["layer"]),
+            str(row["layers"]),
+            "" if isnan(row["agreement"]) else f"{row['agreement']:.2f}",
+        )
+    return table
 
 
 def _print_files(console: Console, files: Sequence[Path]) -> None:

@@ -52,7 +52,8 @@ def run(config: RunConfig) -> Outcome:
         KtraceError: something the user can mend.
     """
     if config.stage is Stage.compare:
-        return _compare(config)
+        runs = [config.runs] if isinstance(config.runs, str) else config.runs
+        return compare_runs(config, runs)
     mediators = make_mediators(config.mediator)
     dataset = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
     folders = RunFolders(dataset / noise_key(config.noise))
@@ -121,13 +122,22 @@ def _averaging(config: RunConfig) -> "Averaging":
     )
 
 
-def _compare(config: RunConfig) -> Outcome:
+def compare_runs(config: RunConfig, runs: Sequence[str]) -> Outcome:
+    """Set stored runs side by side, in `<output_dir>/comparison`.
+
+    Args:
+        config: how they are averaged and shown.
+        runs: patterns of their folders.
+
+    Raises:
+        KtraceError: see `ktrace.analysis.compare.compare`.
+    """
     from ktrace.analysis.compare import compare
 
     folder = Path(config.output_dir) / "comparison"
     require_writable(folder)
     comparison = compare(
-        [config.runs] if isinstance(config.runs, str) else config.runs,
+        runs,
         folder,
         averaging=_averaging(config),
         metric=config.metric.value,

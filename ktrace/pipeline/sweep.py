@@ -4,6 +4,7 @@ The report reads the files, not this process's memory, so it works whatever laun
 A job writes its file before it starts: one that is killed is seen to have no end.
 """
 
+import glob
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config.complaints import explain
@@ -190,8 +191,23 @@ class SweepReport(Callback):
         current_command().sweep = folder
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """See Hydra's callbacks."""
-        current_command().report()
+        """See Hydra's callbacks. What it raises Hydra would only warn of, so this exits."""
+        jobs = current_command().report()
+        if not config.compare or any(job.status != DONE for job in jobs):
+            return
+        from ktrace.pipeline.console import print_compared
+        from ktrace.pipeline.run import compare_runs
+
+        folders = list(dict.fromkeys(glob.escape(str(job.folder)) for job in jobs))
+        own = config.copy()
+        with open_dict(own):
+            del own["hydra"]  # of no job, so that parts of it are not set
+        try:
+            outcome = compare_runs(to_run_config(own), folders)
+        except (KtraceError, OmegaConfBaseException) as error:
+            sys.exit(f"ktrace: {explain(error)}")
+        assert outcome.comparison is not None
+        print_compared(outcome.comparison)
 
 
 def _wait_for_submitted(folder: Path) -> list[str]:

@@ -18,7 +18,6 @@ from ktrace.terms import (
     EVERYWHERE,
     HEAD,
     ROLES,
-    SITES,
     SOURCE_GROUPS,
     Direction,
     MediatorKey,
@@ -178,6 +177,9 @@ _MEDIATORS = {
 }
 
 
+_UNDIRECTED = {name for name, mediator in _MEDIATORS.items() if mediator.severs or mediator.cuts}
+
+
 def make_mediator(
     name: str,
     window: int,
@@ -205,7 +207,7 @@ def make_mediator(
         )
     if window < 1:
         raise KtraceError(f"mediator.window={window} is out of range: at least 1 layer")
-    if direction is not Direction.denoise and (mediator.severs or mediator.cuts):
+    if direction is not Direction.denoise and name in _UNDIRECTED:
         why = (
             "which changes the clean run by itself"
             if mediator.cuts
@@ -213,7 +215,7 @@ def make_mediator(
         )
         raise KtraceError(
             f"mediator.direction={direction.value} has no meaning for {name}, {why}: choose from "
-            f"{', '.join(n for n, one in _MEDIATORS.items() if one.name in (*SITES, HEAD))}"
+            f"{', '.join(other for other in _MEDIATORS if other not in _UNDIRECTED)}"
         )
     window = window if mediator.window else 0
     if mediator.cuts:
@@ -240,8 +242,10 @@ def make_mediators(config: MediatorConfig) -> list[Mediator]:
             for is cut.
     """
     made = [
-        make_mediator(name, window, config.direction, config.roles, config.query)
-        for name, window in product(config.names, config.windows)
+        make_mediator(name, window, direction, config.roles, config.query)
+        for name, window, direction in product(config.names, config.windows, config.directions)
+        # With both asked for, those without a direction are taken once.
+        if direction is Direction.denoise or name not in _UNDIRECTED or len(config.directions) == 1
     ]
     if config.roles is not None and all(mediator.cuts for mediator in made):
         raise KtraceError(

@@ -11,6 +11,7 @@ from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.look import Look, Prompt
 from ktrace.analysis.knockout import knockout_table
+from ktrace.analysis.methods import method_profiles
 from ktrace.analysis.peaks import peak_layers
 from ktrace.analysis.per_fact import MediatorEffects
 from ktrace.analysis.rows import rows
@@ -31,7 +32,7 @@ _KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-[a-z0-9_+-]+)?"
 RUN_FIGURES = re.compile(
     rf"aie|lines|severed|peaks|relations|windows|((aie|relations|fact--?\d+)-)?{_KEY}"
 )
-COMPARISON_FIGURES = re.compile(r"(models|difference)-.*")
+COMPARISON_FIGURES = re.compile(r"(models|difference)-.*|methods")
 _MARKS = (
     "open dot: the 95 % interval of the cell excludes 0; filled: so does that of all cells at once"
 )
@@ -315,6 +316,11 @@ def draw_comparison(
         of_key = differences[differences["mediator"] == key]
         if len(of_key):
             _difference(into, holders, key, of_key, look)
+    into.add(
+        *("methods", "heatmaps.method_map", method_profiles(runs, look.metric)),
+        title=f"Layers that methods name at the last subject token\n{_in_common(runs)}\n"
+        "colour: AIE by the strongest of a row; dot: the peak may lie there",
+    )
     return into
 
 
@@ -362,7 +368,7 @@ def _difference(
 def _same_model(runs: Mapping[str, RunAverages]) -> bool:
     """Whether layer l is the same layer in all of them."""
     prints = [run.survey.folders.clean.fingerprint() or {} for run in runs.values()]
-    layers = {run.effects[0].n_layers for run in runs.values()}
+    layers = {run.n_layers for run in runs.values()}
     return len(layers) == 1 and all(one.get("model") == prints[0].get("model") for one in prints)
 
 

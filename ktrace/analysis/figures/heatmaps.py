@@ -157,6 +157,31 @@ def difference_heatmap(
     return figure
 
 
+def method_map(profiles: pd.DataFrame, *, title: str) -> Figure:
+    """Methods down, layers across: where each is strongest, and where its peak may lie.
+
+    Args:
+        profiles: from `ktrace.analysis.methods.method_profiles`.
+        title: stands above.
+    """
+    order = list(profiles["method"].unique())
+    grid, named = (
+        profiles.pivot(index="method", columns="layer", values=name).reindex(order)
+        for name in ("share", "named")
+    )
+    look = Look("share", "shared", Limits(min(0.0, float(np.nanmin(grid))), 1.0))
+    scale = scale_of(look, "hidden", look.limits or Limits(0.0, 1.0))
+    height = _TOP_AND_BOTTOM + 0.75 * _ROW_HEIGHT * len(grid)
+    figure, axes = panels(1, height, title=title, wide=True)
+    _panel(axes[0], grid, scale)
+    _name_rows(axes[0], "", grid, look)
+    for row, column in np.argwhere(named.to_numpy(dtype=bool, na_value=False)):
+        axes[0].plot(column + 0.5, row + 0.5, "o", color="black", markersize=3)
+    label_layers(axes[0], grid.shape[1], centred=True)
+    colour_bar(figure, axes, scale, "AIE by the row's strongest")
+    return figure
+
+
 def fact_heatmap(
     effects: npt.NDArray[np.floating],
     prompt: Prompt,
