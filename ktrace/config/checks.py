@@ -90,9 +90,8 @@ def _check_mediator(mediator: MediatorConfig) -> None:
     for name in mediator.names:
         if not isinstance(name, str):  # OmegaConf lets a list within the list through
             raise KtraceError(f"mediator.names: {name!r} is not the name of a mediator")
-    directions = (
-        mediator.direction if isinstance(mediator.direction, list) else [mediator.direction]
-    )
+    given = mediator.direction
+    directions = given if isinstance(given, list) else [given]
     known = [direction.value for direction in Direction]
     if not directions or not all(one in known for one in directions):
         raise KtraceError(
