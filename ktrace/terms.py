@@ -77,7 +77,7 @@ RUN_KINDS = ("clean", "corrupted")
 # What a query sees, in groups whose edges are cut together: before the subject, the subject, behind
 # it, and the query itself, which is in none of the others. Stores number them -1, -2, ... where a
 # source's position would stand.
-SOURCE_GROUPS = ("before the subject", "subject", "after the subject", "the query itself")
+SOURCE_GROUPS = ("before subject", "subject", "after subject", "query itself")
 
 # What facts may share that makes them dependent: the units of intervals. The first by default.
 CLUSTERS = ("relation_id", "subject", "attribute")

@@ -166,7 +166,7 @@ def _knockout(run: RunAverages, into: Drawing, key: str) -> None:
         roles=[name for name in SOURCE_GROUPS if name in set(table["sources"])],
         title=f"{_about(run, what)}",
         metric=METRICS[0],
-        quantity="(p without edges − p) / p",
+        quantity="relative change of p",
     )
 
 
@@ -319,7 +319,7 @@ def draw_comparison(
     into.add(
         *("methods", "heatmaps.method_map", method_profiles(runs, look.metric)),
         title=f"Layers that methods name at the last subject token\n{_in_common(runs)}\n"
-        "colour: AIE by the strongest of a row; dot: the peak may lie there",
+        "dot: the peak may lie there",
     )
     return into
 
