@@ -176,8 +176,9 @@ def method_map(profiles: pd.DataFrame, *, title: str) -> Figure:
     _panel(axes[0], grid, scale)
     _name_rows(axes[0], "", grid, look)
     for row, column in np.argwhere(named.to_numpy(dtype=bool, na_value=False)):
-        dot = {"color": "black", "markeredgecolor": "white", "markersize": 4.5}
-        axes[0].plot(column + 0.5, row + 0.5, "o", **dot)
+        axes[0].plot(
+            *(column + 0.5, row + 0.5, "o"), color="black", markeredgecolor="white", markersize=4.5
+        )
     label_layers(axes[0], grid.shape[1], centred=True)
     colour_bar(figure, axes, scale, "share of the row's strongest AIE")
     return figure
