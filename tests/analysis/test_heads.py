@@ -86,6 +86,18 @@ def test_every_head_has_its_average_and_interval(folder: Path, effects: pd.DataF
     assert (own["ci_low"] < own["ci_high"]).any()
 
 
+def test_an_average_over_heads_is_beside_those_without(folder: Path, effects: pd.DataFrame) -> None:
+    """From the folder and from the frame, in which others miss a head."""
+    expected = by_hand(effects[effects["metric"] == "probability"], ["mediator", "role", "layer"])
+    for given in (folder, effects):
+        found = ktrace.average(given).set_index(["mediator", "role", "layer"])["aie"]
+        assert len(found) == len(expected)
+        for cell, value in found.items():
+            assert value == pytest.approx(expected[cell], abs=1e-6)
+    only = ktrace.average(effects, by=("mediator", "head"))
+    assert set(only["mediator"]) == set(HEADS)
+
+
 def test_heads_are_in_no_other_table(folder: Path) -> None:
     """Their layers are layers of one head: no peak, no role's line is of them."""
     for name in ("aie", "peaks", "samples", "intervals"):

@@ -76,6 +76,7 @@ def test_the_protocol_names_the_layers_that_its_stores_do(
     for row in methods.to_dict("records"):
         run, key, metric = (row[name] for name in METHOD)
         curve = expected[run, key, metric]
+        assert len(curve), (run, key, metric)
         peak = curve.idxmin() if effects_fall(metric, key) else curve.idxmax()
         assert row["layer"] == peak, (run, key, metric)
         assert row["aie"] == pytest.approx(curve[peak], abs=1e-5)
