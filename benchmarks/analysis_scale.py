@@ -104,7 +104,7 @@ def _averages(run: Path) -> None:
 
 def _averages_and_effects(run: Path) -> None:
     from ktrace.analysis.averaged_run import average_run
-    from ktrace.analysis.effects import effects_written
+    from ktrace.analysis.effects_file import effects_written
     from ktrace.analysis.rows import Averaging
 
     average_run(run, Averaging(), watch=effects_written(run / "effects.parquet"))

@@ -17,7 +17,7 @@ from ktrace.facts import Span, role_of_positions
 from ktrace.terms import (
     EVERYWHERE,
     HEAD,
-    ROLES,
+    ROLE_KEYS,
     SOURCE_GROUPS,
     Direction,
     MediatorKey,
@@ -28,9 +28,8 @@ from ktrace.terms import (
 # the n-th of `SOURCE_GROUPS`.
 Place = int
 
-_ROLES = tuple(role.replace(" ", "_") for role in ROLES)
 # Roles that one position of a prompt has, at the most: the others say nothing of which.
-_SINGLE_ROLES = tuple(role for role in _ROLES if role not in ("middle_subject", "further"))
+_SINGLE_ROLES = tuple(role for role in ROLE_KEYS if role not in ("middle_subject", "further"))
 
 
 @dataclass(frozen=True)
@@ -223,8 +222,8 @@ def make_mediator(
         return replace(mediator, window=window, query=query)
     where = mediator.positions if positions is None else tuple(dict.fromkeys(positions))
     if where != EVERYWHERE:
-        _require_roles("mediator.positions", where, _ROLES)
-        where = tuple(role for role in _ROLES if role in where)  # however they were ordered
+        _require_roles("mediator.positions", where, ROLE_KEYS)
+        where = tuple(role for role in ROLE_KEYS if role in where)  # however they were ordered
     return replace(mediator, window=window, direction=direction, positions=where)
 
 
