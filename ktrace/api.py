@@ -229,12 +229,14 @@ def trace(
         prompt: ends where the answer begins.
         subject: the part of the prompt to corrupt; with a `corrupted_prompt` it is optional, and
             what differs takes its roles.
-        mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp` or `attn`.
+        mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp`, `attn`, `head` (at the
+            last subject token and the last) or `knockout` (of the last token's edges).
         answer: must be what the model predicts, as only candidates are traced; None takes the
             prediction. Of a list of right answers one must be it; their probabilities are added.
-        window: layers restored together by `mlp` and `attn`; None for the model's own.
-        direction: `denoise` puts clean states into the corrupted run; `noise`, for `hidden`, `mlp`
-            and `attn`, corrupted ones into the clean run.
+        window: layers restored together by `mlp` and `attn`, cut together by `knockout`; None for
+            the model's own, of which `knockout` takes 9 at most.
+        direction: `denoise` puts clean states into the corrupted run; `noise`, for `hidden`, `mlp`,
+            `attn` and `head`, corrupted ones into the clean run.
         whole_answer: whether all tokens of the answer are scored (`dataset.answer=full`), not the
             first alone.
         subject_start: first character of the subject, where the prompt holds it more than once.
