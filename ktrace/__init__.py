@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from ktrace.analysis.effects import load_effects
     from ktrace.analysis.figures.curves import plot_lines
     from ktrace.analysis.xarray_view import to_xarray
-    from ktrace.api import Trace, load_model, trace
+    from ktrace.api import load_model, trace
+    from ktrace.api.traced import Trace
     from ktrace.errors import KtraceError
 
 _HOMES = {
     "KtraceError": "ktrace.errors",
-    "Trace": "ktrace.api",
+    "Trace": "ktrace.api.traced",
     "average": "ktrace.analysis.average",
     "load_activations": "ktrace.analysis.activations",
     "load_effects": "ktrace.analysis.effects",

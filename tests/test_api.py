@@ -60,6 +60,93 @@ def test_a_trace_is_what_the_command_line_stores(
         run(other)
 
 
+@pytest.mark.parametrize(
+    ("mediator", "options"),
+    [
+        ("head", {"direction": "noise"}),
+        ("head", {"positions": ["last", "first_subject"]}),
+        ("knockout", {"window": 2}),
+        ("knockout", {"query": "last_subject"}),
+        ("attn", {"positions": ["last_subject"]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_parts_of_attention_are_what_the_command_line_stores(
+    mediator: str,
+    options: dict[str, Any],
+    model_folder: Path,
+    model: LanguageModel,
+    in_folder: Path,
+) -> None:
+    told = {name: str(value).replace("'", "") for name, value in options.items()}
+    overrides = [
+        *("model=auto", f"model.path={model_folder}", f"mediator={mediator}", "stage=restore"),
+        *("dataset=prompt", f"dataset.prompt='{PROMPT}'", f"dataset.subject='{SUBJECT}'"),
+        *(f"mediator.{name}={value}" for name, value in told.items()),
+        "noise.samples=2",
+    ]
+    stored = ktrace.load_effects(run(composed(overrides)).folder)
+    trace = ktrace.trace(model, PROMPT, SUBJECT, mediator, samples=2, **options)
+    frame = trace.to_frame()
+    pd.testing.assert_frame_equal(frame, stored, check_exact=True, check_categorical=False)
+    assert ("head" in frame) == (mediator == "head")
+    assert set(frame["position"]) == set(trace.positions) < set(range(len(trace.tokens)))
+
+
+def test_groups_of_sources_are_apart(model: LanguageModel) -> None:
+    trace = ktrace.trace(model, PROMPT, SUBJECT, "knockout", window=2, samples=2)
+    n_sources = len(trace.tokens) - 1
+    assert trace.positions == tuple(range(n_sources))
+    assert trace.p_restored.shape == (2, 3, n_sources)
+    assert trace.source_groups == ("before subject", "subject", "after subject", "query itself")
+    assert trace.of_groups["probability"].shape == (2, 3, 4)
+    # A group of one source is that source.
+    assert trace.span.stop == n_sources - 1
+    after = trace.of_groups["probability"][..., 2]
+    np.testing.assert_allclose(after, trace.p_restored[..., -1], rtol=0, atol=1e-6)
+    assert np.abs(after - trace.p_clean).max() > 1e-3
+    effect = (trace.p_restored - trace.p_clean).mean(axis=0)
+    np.testing.assert_array_equal(trace.indirect_effect(), effect)
+
+
+def drawn(figure: Figure, n_tokens: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Effects in the cells of a heatmap, `(n_layers, n_tokens)`; NaN where a cell is empty."""
+    cells = np.ma.asarray(figure.axes[0].collections[0].get_array(), dtype=np.float64)
+    return cells.filled(np.nan).reshape(n_tokens, -1).T
+
+
+def test_the_figure_of_heads_has_the_strongest_or_one(model: LanguageModel) -> None:
+    trace = ktrace.trace(model, PROMPT, SUBJECT, "head", samples=2)
+    effects = trace.indirect_effect("logit")
+    n_layers, n_heads, n_places = effects.shape
+    assert (n_heads, n_places) == (4, 2)
+    at = list(trace.positions)
+    strongest = [
+        [max(effects[layer, :, place], key=abs) for place in range(n_places)]
+        for layer in range(n_layers)
+    ]
+    figure = trace.plot("logit")
+    cells = drawn(figure, len(trace.tokens))
+    np.testing.assert_allclose(cells[:, at], strongest)
+    assert np.isnan(np.delete(cells, at, axis=1)).all()
+    assert "head, the strongest: p(" in figure.get_suptitle()
+    one = trace.plot("logit", head=2)
+    np.testing.assert_allclose(drawn(one, len(trace.tokens))[:, at], effects[:, 2])
+    assert "head 2: p(" in one.get_suptitle()
+    for head in (-1, n_heads):
+        with pytest.raises(ktrace.KtraceError, match=f"head={head} is out of range: 0 to 3"):
+            trace.plot(head=head)
+
+
+def test_the_figure_of_sources_has_no_query(model: LanguageModel, traced: ktrace.Trace) -> None:
+    trace = ktrace.trace(model, PROMPT, SUBJECT, "knockout", samples=1)
+    cells = drawn(trace.plot(), len(trace.tokens))
+    np.testing.assert_allclose(cells[:, :-1], trace.indirect_effect())
+    assert np.isnan(cells[:, -1]).all()
+    with pytest.raises(ktrace.KtraceError, match="head=0 is out of range: mlp-w2 has none"):
+        traced.plot(head=0)
+
+
 def test_what_a_trace_holds(model: LanguageModel, traced: ktrace.Trace) -> None:
     n_positions = len(traced.input_ids)
     assert traced.mediator == "mlp-w2"
@@ -297,6 +384,15 @@ def test_a_model_that_is_refused(path: str, overrides: dict[str, Any], message: 
         ({"multiple": "big"}, "noise.multiple: Value 'big' of type 'str' could not be converted"),
         ({"kind": "zero", "samples": 3}, "noise.samples=3 has no meaning for noise.kind=zero"),
         ({"kind": "token_replacement", "subject": "The"}, "noise.kind=token_replacement cannot co"),
+        (
+            {"positions": ["end"]},
+            "mediator.positions: 'end' is no role: choose from first_subject,",
+        ),
+        ({"positions": ["first_subsequent"], "prompt": SUBJECT}, "mediator.positions=first_subseq"),
+        ({"mediator": "knockout", "query": "further"}, "mediator.query: 'further' is no role: cho"),
+        ({"mediator": "knockout", "positions": "all"}, "mediator.positions=all has no meaning for"),
+        ({"mediator": "knockout", "direction": "noise"}, "mediator.direction=noise has no meaning"),
+        ({"direction": "both"}, "mediator.direction=both is no direction: choose from denoise, no"),
         ({"window": 0}, "mediator.window=0 is out of range: at least 1"),
         ({"noise_facts": "none.csv"}, "dataset.noise_facts=none.csv is not a file"),
         ({"model": "tiny"}, "model='tiny' is no model with a tokenizer: give what ktrace.load_mo"),

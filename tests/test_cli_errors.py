@@ -29,7 +29,7 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
     ("override", "parts"),
     [
         ("model=gpt9", ["model=gpt9 is unknown", "choose from auto, bloom_7b1, falcon_7b"]),
-        ("mediator=hiden", ["mediator=hiden", "did you mean hidden?", "all, attn, hidden, "]),
+        ("mediator=hiden", ["mediator=hiden", "did you mean hidden?", "all, attn, head, hidden, "]),
         ("noise=unifrom", ["noise=unifrom is unknown (did you mean uniform?): choose from"]),
         (
             "dataset=known",
@@ -39,7 +39,7 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
             ],
         ),
         ("engine=fast", ["engine=fast is unknown", "reference"]),
-        ("experiment=none", ["experiment=none is unknown: choose from seed"]),
+        ("experiment=none", ["experiment=none is unknown: choose from localize, seed, sh"]),
         ("modle.path=x", ["unknown key modle (did you mean model?)", "model, mediator, noise"]),
         ("modle=tiny", ["unknown key modle (did you mean model?)"]),
         ("model.pth=x", ["unknown key model.pth (did you mean path?)", "name, path, revision"]),
@@ -78,7 +78,21 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
         ("noise.std=-0.1", ["noise.std=-0.1 is out of range: at least 0"]),
         ("model.name=../../x", ["model.name='../../x' cannot name a folder"]),
         ("mediator.names=[]", ["mediator.names is empty"]),
-        ("mediator.direction=up", ["mediator.direction", "'up'", "[denoise, noise]"]),
+        (
+            "mediator.direction=up",
+            ["mediator.direction=up is no direction: choose from denoise, n"],
+        ),
+        ("mediator.direction=[noise,up]", ["mediator.direction=['noise', 'up'] is no direction"]),
+        ("mediator.window=[1,0]", ["mediator.window=[1, 0] is out of range: at least 1 layer"]),
+        ("mediator.window=[]", ["mediator.window=[] is out of range", "[1,3,5,10]"]),
+        ("mediator.window=[1,x]", ["mediator.window=[1, 'x'] is out of range"]),
+        ("mediator.window=wide", ["mediator.window=wide is out of range: at least 1 layer"]),
+        ("mediator.positions=[]", ["mediator.positions=[] names no positions: give all, or a li"]),
+        ("mediator.positions=[all,last]", ["mediator.positions=['all', 'last']: all stands alone"]),
+        (
+            "mediator.positions=[end]",
+            ["mediator.positions: 'end' is no role: choose from first_subject, middle_subject, "],
+        ),
         ("mediator.names=[hiden]", ["mediator", "'hiden'", "hidden, hidden_attn_severed, hidden"]),
         (
             "activations.clean=[mpl]",
@@ -108,6 +122,109 @@ def test_a_bad_value(
         assert part in message
     assert "\n" not in message
     assert not list(in_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (
+            ["mediator=hidden_mlp_severed", "mediator.direction=noise"],
+            ["mediator.direction=noise has no meaning for hidden_mlp_severed", "hidden, mlp, at"],
+        ),
+        (
+            ["mediator=all", "mediator.direction=noise"],
+            ["mediator.direction=noise has no meaning for hidden_attn_severed", "hidden, mlp, at"],
+        ),
+        (
+            ["mediator=knockout", "mediator.direction=noise"],
+            ["mediator.direction=noise has no meaning for knockout", "changes the clean run"],
+        ),
+        (
+            ["mediator=knockout", "mediator.query=further"],
+            ["mediator.query: 'further' is no role: choose from first_subject, last_subject, "],
+        ),
+        (["mediator=knockout", "mediator.query=end"], ["mediator.query: 'end' is no role"]),
+        (
+            ["mediator=knockout", "mediator.positions=[last]"],
+            ["mediator.positions=['last'] has no meaning for knockout: edges have a query"],
+        ),
+    ],
+    ids=lambda given: "-".join(given) if "=" in given[0] else "",
+)
+def test_what_a_mediator_cannot_do(
+    ktrace: Ktrace, own: tuple[str, ...], overrides: list[str], parts: list[str], in_folder: Path
+) -> None:
+    refused(ktrace(*own, *overrides), *parts)
+    assert not list(in_folder.iterdir())
+
+
+# One token, the last.
+ALONE = {"known_id": 8, "prompt": "The river Lissom", "subject": "Lissom", "attribute": "stands"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["mediator=head", "mediator.positions=[first_subsequent,further]"],
+            "mediator.positions=first_subsequent,further: none of the 1 facts has such a position",
+        ),
+        (
+            ["mediator.names=[mlp,hidden]", "mediator.positions=[middle_subject]"],
+            "mediator.positions=middle_subject: none of the 1 facts has such a position",
+        ),
+        (
+            ["mediator=knockout", "mediator.query=first_subsequent"],
+            "mediator.query=first_subsequent: none of the 1 facts has such a position",
+        ),
+    ],
+    ids=["heads", "outputs", "query"],
+)
+def test_positions_that_no_fact_has(
+    ktrace: Ktrace, own: tuple[str, ...], overrides: list[str], words: str, in_folder: Path
+) -> None:
+    Path("facts.jsonl").write_text(json.dumps(ALONE))
+    refused(ktrace(*own, "dataset.path=facts.jsonl", *overrides), words)
+    assert not list(in_folder.rglob("*.h5"))
+
+
+def test_pairs_of_unequal_length_are_left_out(
+    ktrace: Ktrace, own: tuple[str, ...], facts_file: Path, in_folder: Path
+) -> None:
+    """With the reason; and where no other pair is left, there is nothing to trace."""
+    first, second = (json.loads(line) for line in facts_file.read_text().splitlines()[:2])
+    pairs = [
+        {**first, "corrupted_prompt": first["prompt"].replace("stands", "speak")},
+        {**second, "corrupted_prompt": second["prompt"].replace("town", "old town")},
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    Path("unequal.jsonl").write_text(json.dumps(pairs[1]))
+    reason = "corrupted_prompt has more or fewer tokens than the prompt"
+    ended = ktrace(*own, "dataset.path=pairs.jsonl", "noise=pair", "stage=restore")
+    assert ended.code == 0
+    assert "traced: 1" in ended.stdout
+    [table] = Path("outputs").rglob("candidates.csv")
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert [row["left_out"] for row in rows] == ["", reason]
+    ended = ktrace(*own, "dataset.path=unequal.jsonl", "noise=pair")
+    refused(ended, "noise.kind=pair can corrupt none of the 1 candidates", reason)
+    assert not list(in_folder.rglob("outputs/*/unequal/pair/restored"))
+
+
+def test_a_foil_is_needed_where_it_is_compared_with(
+    ktrace: Ktrace, own: tuple[str, ...], facts_file: Path, in_folder: Path
+) -> None:
+    """Before work; and before figures of a run that was made without."""
+    fact = json.loads(facts_file.read_text().splitlines()[0])
+    other = fact["prompt"].replace("stands", "speak")
+    Path("pairs.jsonl").write_text(json.dumps({**fact, "corrupted_prompt": other}))
+    asked = (*own, "dataset.path=pairs.jsonl", "noise=pair")
+    words = ("has no foil, which metric=logit_difference compares the answer with", "noise.foil=c")
+    refused(ktrace(*asked, "metric=logit_difference"), "known_id=100", *words)
+    assert not Path("outputs").exists()
+    assert ktrace(*asked, "stage=restore").code == 0
+    refused(ktrace(*asked, "metric=logit_difference", "stage=analyze"), "known_id=100", *words)
+    assert not list(in_folder.rglob("summary.json"))
 
 
 def test_a_choice_that_is_none(ktrace: Ktrace, own: tuple[str, ...], in_folder: Path) -> None:

@@ -21,7 +21,6 @@ from ktrace.analysis.rows import rows
 from ktrace.analysis.stored import Survey, batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import CleanRecord, RestoredRecord, RunFolders
-from ktrace.store.records import Scores
 from ktrace.terms import METRICS, has_heads
 
 OF_FACT = ("relation_id", "subject", "prompt")
@@ -243,61 +242,3 @@ def _texts(values: Sequence[str], cells: _Cells) -> pa.DictionaryArray:
     number = {text: code for code, text in enumerate(texts)}
     codes = np.repeat(np.array([number.get(value, -1) for value in values], np.int32), cells.sizes)
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes == -1), texts)
-
-
-def case_frame(
-    *,
-    model: str,
-    mediator: str,
-    prompt: str,
-    subject: str,
-    tokens: Sequence[str],
-    roles: Sequence[str | None],
-    clean: Scores,
-    corrupted: Scores,
-    restored: Scores,
-) -> pd.DataFrame:
-    """The frame of one fact that no store holds, with the columns of `load_effects`.
-
-    Args:
-        model: its name.
-        mediator: its key, such as `mlp-w10`.
-        prompt: its text.
-        subject: the part of it that was corrupted; empty where a pair has none.
-        tokens: of the prompt, `(n_positions,)`.
-        roles: in the scheme `rome`, None before the subject, `(n_positions,)`.
-        clean: `(n_samples,)` for each metric.
-        corrupted: likewise.
-        restored: `(n_samples, n_layers, n_positions)` for each metric.
-
-    Returns:
-        A row for each metric, sample, layer and position; `known_id` is 0, `relation_id` missing.
-    """
-    frames = []
-    for metric in METRICS:
-        sample, layer, position = np.indices(restored[metric].shape, dtype=np.int16).reshape(3, -1)
-        frames.append(
-            pd.DataFrame(
-                {
-                    "metric": metric,
-                    "sample": sample,
-                    "layer": layer,
-                    "position": position,
-                    "clean": clean[metric].astype(np.float32)[sample],
-                    "corrupted": corrupted[metric].astype(np.float32)[sample],
-                    "restored": restored[metric].astype(np.float32).ravel(),
-                }
-            )
-        )
-    frame: pd.DataFrame = pd.concat(frames, ignore_index=True).assign(known_id=np.int64(0))
-    at = frame["position"].to_numpy()
-    frame["token"] = pd.Categorical(np.asarray(tokens, dtype=object)[at])
-    frame["role"] = pd.Categorical(np.asarray(roles, dtype=object)[at], categories=rows("rome"))
-    same = {"model": model, "mediator": mediator, "subject": subject, "prompt": prompt}
-    nothing = pd.Index([], dtype=object)
-    for name, value in (same | {"relation_id": ""}).items():
-        known = None if value else nothing
-        frame[name] = pd.Categorical([value or None] * len(frame), categories=known)
-    frame["metric"] = pd.Categorical(frame["metric"], categories=METRICS)
-    ordered: pd.DataFrame = frame[list(COLUMNS)]
-    return ordered

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ktrace.config import DatasetConfig, Dtype, ModelConfig, RunConfig
+from ktrace.config import Dtype, ModelConfig, RunConfig
 from ktrace.config.identity import (
     Fingerprint,
     dataset_fingerprint,
@@ -17,7 +17,7 @@ from ktrace.config.identity import (
     noise_fingerprint,
     resolved_dtype,
 )
-from ktrace.facts.dataset import facts_of
+from ktrace.facts.dataset import facts_of, require_fit
 from ktrace.lm.source import checkpoint_dtype, local_folder
 from ktrace.store import RunFolders
 
@@ -29,13 +29,14 @@ def require_same_settings(config: RunConfig, folders: RunFolders) -> None:
 
     Raises:
         KtraceError: stores of another dtype, quantization, module paths, noise or dataset content,
-            with both values; or a file of the model or the dataset that cannot be read.
+            with both values; pairs without the foil that the metric compares with; or a file of the
+            model or the dataset that cannot be read.
     """
     stored = folders.clean.fingerprint()
     if stored is None:  # the analysis says what to do
         return
     model = _model(config.model, stored.get("model", {}))
-    dataset = _dataset(config.dataset, stored.get("dataset", {}))
+    dataset = _dataset(config, stored.get("dataset", {}))
     # Not `Store.done`: that sets damaged parts aside to have them computed again, which an analysis
     # never does, and reads every activation to find them.
     folders.clean.require({**stored, "model": model, "dataset": dataset})
@@ -56,7 +57,9 @@ def _model(config: ModelConfig, stored: dict[str, Any]) -> Fingerprint:
     return model_fingerprint(config, stored["identity"])
 
 
-def _dataset(config: DatasetConfig, stored: dict[str, Any]) -> Fingerprint:
+def _dataset(run: RunConfig, stored: dict[str, Any]) -> Fingerprint:
+    """Facts that are at hand must hold what the metric compares with: stores do not tell."""
+    config = run.dataset
     on_disk = config.hub is None and config.path and Path(config.path).expanduser().is_file()
     if config.prompt is None and not on_disk:
         log.info(
@@ -67,7 +70,9 @@ def _dataset(config: DatasetConfig, stored: dict[str, Any]) -> Fingerprint:
             stored.get("sha256"),
         )
         return stored
-    return dataset_fingerprint(config, facts_of(config).content)
+    facts = facts_of(config)
+    require_fit(facts, run.noise, run.metric)
+    return dataset_fingerprint(config, facts.content)
 
 
 def _note_other_model(config: ModelConfig, folders: RunFolders, stored: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ from ktrace.config.activations import kept_states
 from ktrace.config.checks import check
 from ktrace.config.compose import composed as compose_run
 from ktrace.errors import KtraceError
-from ktrace.terms import SITES
+from ktrace.terms import SITES, MediatorKey
+from ktrace.tracing.mediators import make_mediators
 from tests.support.places import ROOT
 
 CONF = ROOT / "conf"
@@ -96,6 +97,45 @@ def test_a_mediator_is_chosen_by_its_name(mediator: str) -> None:
 
 def test_all_mediators() -> None:
     assert sorted(composed("mediator=all").mediator.names) == sorted(MEDIATORS)
+
+
+@pytest.mark.parametrize("mediator", ["head", "knockout"])
+def test_parts_of_attention_are_chosen_by_name(mediator: str) -> None:
+    assert composed(f"mediator={mediator}").mediator.names == [mediator]
+
+
+@pytest.mark.parametrize(("model", "window"), [("tiny", 3), ("gpt2_xl", 9)])
+def test_edges_are_cut_in_nine_layers_or_in_fewer(model: str, window: int) -> None:
+    assert composed(f"model={model}", "mediator=knockout").mediator.windows == [window]
+    given = composed(f"model={model}", "mediator=knockout", "mediator.window=[4,12]")
+    assert given.mediator.windows == [4, 12]
+
+
+def keys(*overrides: str) -> list[str]:
+    return [mediator.key for mediator in make_mediators(composed(*overrides).mediator)]
+
+
+def test_every_window_direction_and_place_is_a_store_of_its_own() -> None:
+    """What has no window, or no direction, is taken once."""
+    several = "mediator.names=[hidden,mlp,head,knockout]"
+    assert keys(several, "mediator.window=[1,3,1]") == [
+        *("hidden", "mlp-w1", "mlp-w3", "head", "knockout-w1", "knockout-w3"),
+    ]
+    assert keys(several, "mediator.direction=[denoise,noise]") == [
+        *("hidden", "hidden-noise", "mlp-w3", "mlp-w3-noise", "head", "head-noise", "knockout-w3"),
+    ]
+    at = keys(several, "mediator.positions=[last,first_subject]")
+    assert at == [
+        *("hidden-at-first_subject+last", "mlp-w3-at-first_subject+last"),
+        *("head-at-first_subject+last", "knockout-w3"),
+    ]
+    assert keys("mediator=head", "mediator.positions=[last,last_subject]") == ["head"]
+    assert keys("mediator=hidden", "mediator.positions=all") == ["hidden"]
+    assert keys("mediator=knockout", "mediator.query=last_subject") == [
+        "knockout-w3-from-last_subject"
+    ]
+    for key in (*at, "knockout-w3-from-last_subject", "mlp-w3-noise", "head-at-all"):
+        assert str(MediatorKey.parse(key)) == key
 
 
 @pytest.mark.parametrize("engine", choices("engine"))
@@ -186,6 +226,28 @@ def on_a_cpu() -> RunConfig:
         ("dataset.limit", 0, "dataset.limit=0 is out of range: at least 1"),
         ("dataset.limit", -3, "dataset.limit=-3 is out of range: at least 1"),
         ("mediator.window", 0, "mediator.window=0 is out of range: at least 1"),
+        *(
+            ("mediator.window", window, f"mediator.window={window} is out of range: at least 1 lay")
+            for window in ([], [1, 0], [3, -1], [1, "2"], ["x"], "x", "", 1.5, True, [[1]], None)
+        ),
+        *(
+            (
+                "mediator.direction",
+                given,
+                f"mediator.direction={given} is no direction: choose from",
+            )
+            for given in ("up", "", [], ["denoise", "up"], [["noise"]], None, 1, {"noise": 1})
+        ),
+        *(
+            (
+                "mediator.positions",
+                given,
+                f"mediator.positions={given} names no positions: give all",
+            )
+            for given in ([], [1], 3, [["last"]], {"last": 1}, True)
+        ),
+        ("mediator.positions", ["all", "last"], "mediator.positions=['all', 'last']: all stands a"),
+        ("analysis.share", -0.5, "analysis.share=-0.5 is out of range: "),
         ("noise.samples", 0, "noise.samples=0 is out of range: at least 1"),
         ("noise.samples", -1, "noise.samples=-1 is out of range: at least 1"),
         ("noise.seed", -1, "noise.seed=-1 is out of range: at least 0"),

@@ -12,7 +12,7 @@ import torch
 from ktrace.config import EngineConfig
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
-from ktrace.terms import PUBLISHED_MEDIATORS
+from ktrace.terms import PUBLISHED_MEDIATORS, Direction
 from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
@@ -343,6 +343,97 @@ def test_and_a_wrong_cell_is_above_what_is_measured(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(walk.Walk, "_edits", edits_without_severing)
     assert isinstance(made(model_of("GPTJForCausalLM", torch.float64)), ReferenceEngine)
+
+
+def of_the_next_head(change: walk.Change, n_heads: int) -> walk.Change:
+    """Put where the next head is: its own values there."""
+    width = change.values.shape[-1] // n_heads
+    start = (change.features.start + width) % change.values.shape[-1]
+    return change._replace(features=slice(start, start + width))
+
+
+def of_half_a_head_more(change: walk.Change, n_heads: int) -> walk.Change:
+    """Only of the last head, whose slice begins too early."""
+    features, width = change.features, change.values.shape[-1] // n_heads
+    if features.stop < change.values.shape[-1]:
+        return change
+    return change._replace(features=slice(features.start - width // 2, features.stop))
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("wrong", [of_the_next_head, of_half_a_head_more])
+def test_a_wrong_slice_of_a_head_is_found(
+    wrong: Callable[[walk.Change, int], walk.Change],
+    direction: Direction,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lm = language_model(llama())
+    heads = [make_mediator("head", 1, direction)]
+    assert isinstance(engine_of(lm, heads), SuffixEngine)
+    original = walk.Walk._changes
+
+    def changes(self: Any, step: Any, layer: int, *rest: Any) -> Any:
+        for change in original(self, step, layer, *rest):
+            yield wrong(change, lm.n_heads(layer))
+
+    monkeypatch.setattr(walk.Walk, "_changes", changes)
+    with caplog.at_level(logging.WARNING, logger="ktrace"):
+        assert isinstance(engine_of(lm, heads), ReferenceEngine)
+    assert f"log p of {heads[0].key} at layer 0, head " in caplog.text
+
+
+def the_next_source(sources: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(source + 1 for source in sources)
+
+
+def all_but_the_last(sources: tuple[int, ...]) -> tuple[int, ...]:
+    """Where a group is cut."""
+    return sources[:-1] or sources
+
+
+def none_before_the_last(sources: tuple[int, ...]) -> tuple[int, ...]:
+    return sources[-1:]
+
+
+@pytest.mark.parametrize("wrong", [the_next_source, all_but_the_last, none_before_the_last])
+def test_a_cut_of_other_sources_is_found(
+    wrong: Callable[[tuple[int, ...]], tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lm = language_model(llama())
+    edges = [make_mediator("knockout", 2)]
+    assert isinstance(engine_of(lm, edges), SuffixEngine)
+    original = walk.call_block
+
+    def call_block(*arguments: Any) -> Any:
+        *others, cut = arguments
+        last = max((source for sources in cut.values() for source in sources), default=0)
+        changed = {row: wrong(sources) for row, sources in cut.items()}
+        kept = {r: tuple(s for s in sources if s <= last) for r, sources in changed.items()}
+        return original(*others, kept)
+
+    monkeypatch.setattr(walk, "call_block", call_block)
+    with caplog.at_level(logging.WARNING, logger="ktrace"):
+        assert isinstance(engine_of(lm, edges), ReferenceEngine)
+    assert "log p of knockout-w" in caplog.text
+
+
+def test_a_cut_in_one_layer_too_few_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only windows of several layers tell."""
+    lm = language_model(llama())
+    edges = [make_mediator("knockout", 2)]
+    original, layers = walk.call_block, []
+
+    def call_block(recording: Any, layer: int, *arguments: Any) -> Any:
+        *others, cut = arguments
+        layers.append(layer)
+        return original(recording, layer, *others, {} if layer == lm.n_layers - 1 else cut)
+
+    monkeypatch.setattr(walk, "call_block", call_block)
+    assert isinstance(engine_of(lm, edges), ReferenceEngine)
+    assert lm.n_layers - 1 in layers
 
 
 def test_a_model_is_judged_once_for_a_use_and_again_when_it_changes(

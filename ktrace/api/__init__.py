@@ -5,173 +5,35 @@ called here; the same schema checks them.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any, TypedDict
 
-import numpy as np
-import numpy.typing as npt
-
-from ktrace.analysis.effects import case_frame
-from ktrace.analysis.figures.fonts import use_installed_fonts
-from ktrace.analysis.figures.heatmaps import fact_heatmap
-from ktrace.analysis.figures.look import Prompt, chosen_look
-from ktrace.analysis.figures.style import shown_by_jupyter
+from ktrace.api.traced import Trace
 from ktrace.config import Answer, NoiseKind, RunConfig
 from ktrace.config.compose import choice, choices, composed
 from ktrace.config.identity import noise_key
 from ktrace.errors import KtraceError
-from ktrace.facts import Span, role_of_positions
+from ktrace.facts import role_of_positions
 from ktrace.facts.dataset import facts_of, noise_facts_of, require_fit
 from ktrace.facts.text import trimmed
 from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import find_model
 from ktrace.lm.tokens import decoded
-from ktrace.terms import MEDIATOR_NAMES, METRICS, changes_clean_run
+from ktrace.terms import MEDIATOR_NAMES, METRICS, SOURCE_GROUPS
 from ktrace.tracing.answers import baselines, restorations
 from ktrace.tracing.candidates import required_candidate
-from ktrace.tracing.checks import require_mediators, require_numbers, require_scores
-from ktrace.tracing.engine import Scores, Use
+from ktrace.tracing.checks import (
+    require_mediators,
+    require_numbers,
+    require_places,
+    require_scores,
+)
+from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.measure import measured_noise
-from ktrace.tracing.mediators import make_mediators
+from ktrace.tracing.mediators import Mediator, make_mediators
 from ktrace.tracing.pairs import encoded_for
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Trace:
-    """One prompt traced with one mediator.
-
-    Axes are (sample, layer, position). Scores are by metric: `probability` (unitless, in [0, 1]),
-    `log_probability`, `logit`, `logit_difference`, `kl` (nats).
-
-    Attributes:
-        model: name of the model.
-        prompt: the text.
-        subject: the part of it that was corrupted.
-        answer: what is scored, as text: one token unless whole answers were asked for.
-        answer_ids: its token ids.
-        foils: what `logit_difference` compares with, as text, one for each sample.
-        tokens: the prompt's tokens as text, `(n_positions,)`.
-        input_ids: their ids.
-        span: positions of the subject, half-open.
-        roles: of each position in the scheme `rome`; None before the subject.
-        mediator: with its window, such as `mlp-w10`.
-        noise: kind, level, samples and seed, such as `gaussian-x3-n10-seed1`.
-        sigma: standard deviation of the embeddings of the subjects that the noise was measured on.
-        sigma_facts: how many facts these subjects are of.
-        noise_level: what draws were multiplied with; NaN for kinds without a level.
-        clean: scores of the clean run, `(n_samples,)`: what each sample is compared with. All
-            alike, but for `logit_difference` where each sample has its own foil.
-        corrupted: scores of the corrupted run, `(n_samples,)`.
-        restored: scores with a state restored (or noised), `(n_samples, n_layers, n_positions)`.
-        also: other right answers, as text: probabilities are of all of them together.
-        corrupted_prompt: what the corrupted run read, where that was another prompt.
-    """
-
-    model: str
-    prompt: str
-    subject: str
-    answer: str
-    answer_ids: tuple[int, ...]
-    foils: tuple[str, ...]
-    tokens: tuple[str, ...]
-    input_ids: tuple[int, ...]
-    span: Span
-    roles: tuple[str | None, ...]
-    mediator: str
-    noise: str
-    sigma: float
-    sigma_facts: int
-    noise_level: float
-    clean: Scores
-    corrupted: Scores
-    restored: Scores
-    also: tuple[str, ...] = ()
-    corrupted_prompt: str = ""
-
-    @property
-    def p_clean(self) -> float:
-        """Probability of the answer in the clean run."""
-        return float(self.clean["probability"][0])
-
-    @property
-    def p_corrupted(self) -> npt.NDArray[np.float64]:
-        """Probability of the answer in the corrupted run, `(n_samples,)`."""
-        return self.corrupted["probability"]
-
-    @property
-    def p_restored(self) -> npt.NDArray[np.float64]:
-        """Its probability with a state restored, `(n_samples, n_layers, n_positions)`."""
-        return self.restored["probability"]
-
-    def indirect_effect(self, metric: str = "probability") -> npt.NDArray[np.float64]:
-        """Restored minus corrupted (noised minus clean), the mean, `(n_layers, n_positions)`.
-
-        Raises:
-            KtraceError: unknown metric.
-        """
-        _require_metric(metric)
-        base = self.clean if changes_clean_run(self.mediator) else self.corrupted
-        effect = self.restored[metric] - base[metric][:, None, None]
-        return np.asarray(effect.mean(axis=0))
-
-    def to_frame(self) -> "pd.DataFrame":
-        """Every score, in the columns of `ktrace.load_effects`; `known_id` is 0."""
-        return case_frame(
-            model=self.model,
-            mediator=self.mediator,
-            prompt=self.prompt,
-            subject=self.subject,
-            tokens=self.tokens,
-            roles=self.roles,
-            clean=self.clean,
-            corrupted=self.corrupted,
-            restored=self.restored,
-        )
-
-    def plot(
-        self,
-        metric: str = "probability",
-        *,
-        ax: "Axes | None" = None,
-        palette: str = "shared",
-        limits: tuple[float, float] | None = None,
-    ) -> "Figure":
-        """A heatmap of the indirect effect: tokens down, layers across, subject marked with `*`.
-
-        Args:
-            metric: of the effect.
-            ax: where to draw, with a colour bar beside it; None makes a figure.
-            palette: `shared`, or `rome` for the colours of Meng et al. 2022.
-            limits: lowest and highest value of the colours, around 0, so that several plots
-                compare; None for those of this plot.
-
-        Returns:
-            A matplotlib figure, which Jupyter shows and `.savefig(path)` writes; that of `ax`, if
-            given.
-
-        Raises:
-            KtraceError: unknown metric or palette, or limits without 0 between them.
-        """
-        measured = f", σ = {self.sigma:.3g} over {self.sigma_facts} facts"
-        figure = fact_heatmap(
-            self.indirect_effect(metric),
-            Prompt(self.tokens, self.span),
-            key=self.mediator,
-            title=f"{self.model}, {self.mediator}: p({self.answer.strip()!r}) "
-            f"{self.p_clean:.3f} clean, {self.p_corrupted.mean():.3f} corrupted\n"
-            f"{self.noise}{measured if self.sigma_facts else ''}",
-            look=chosen_look(metric, palette, limits),
-            axis=ax,
-        )
-        use_installed_fonts(figure)
-        return figure if ax is not None else shown_by_jupyter(figure)
 
 
 def load_model(path_or_preset: str, **overrides: Any) -> LanguageModel:
@@ -207,6 +69,8 @@ def trace(
     *,
     window: int | None = None,
     direction: str = "denoise",
+    positions: str | Sequence[str] | None = None,
+    query: str = "last",
     whole_answer: bool = False,
     subject_start: int | None = None,
     separator: str = "auto",
@@ -229,14 +93,17 @@ def trace(
         prompt: ends where the answer begins.
         subject: the part of the prompt to corrupt; with a `corrupted_prompt` it is optional, and
             what differs takes its roles.
-        mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp`, `attn`, `head` (at
-            the last subject token and the last) or `knockout` (of the last token's edges).
+        mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp`, `attn`, `head` or
+            `knockout`.
         answer: must be what the model predicts, as only candidates are traced; None takes the
             prediction. Of a list of right answers one must be it; their probabilities are added.
-        window: layers restored together by `mlp` and `attn`, cut together by `knockout`; None for
-            the model's own, of which `knockout` takes 9 at most.
+        window: layers restored together by `mlp` and `attn`, or cut together by `knockout`; None
+            for the model's own, of `knockout` 9 at the most.
         direction: `denoise` puts clean states into the corrupted run; `noise`, for `hidden`, `mlp`,
             `attn` and `head`, corrupted ones into the clean run.
+        positions: `all`, or roles such as `["last_subject", "last"]`; None for the mediator's own:
+            these two for `head`, all for others.
+        query: role of the position whose edges `knockout` cuts.
         whole_answer: whether all tokens of the answer are scored (`dataset.answer=full`), not the
             first alone.
         subject_start: first character of the subject, where the prompt holds it more than once.
@@ -280,7 +147,8 @@ def trace(
             "model": {"window": model.window},
             "dataset": asked,
             "noise": noise,
-            "mediator": {"direction": direction} | ({} if window is None else {"window": window}),
+            "mediator": {"direction": direction, "positions": positions, "query": query}
+            | ({} if window is None else {"window": window}),
         },
     )
     return _traced(model, config)
@@ -311,6 +179,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     for reason in measured.unusable.values():
         what = f"{config.noise.kind.value} cannot corrupt {fact.subject or fact.prompt!r}"
         raise KtraceError(f"noise.kind={what}: {reason}")
+    require_places([(case.span, len(case.input_ids))], [mediator])
     longest = case.shape._replace(n_answer=encoded.n_answer)
     engine = make_engine(config.engine, lm, measured.noise, Use([mediator], [longest]))
     [(_, baseline)] = baselines(engine, [case])
@@ -336,12 +205,29 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         noise_level=measured.level,
         clean=baseline.clean,
         corrupted=baseline.corrupted,
-        restored=restored[mediator.key],
+        **_by_place(mediator, case, restored[mediator.key]),
         also=tuple(decoded(lm.tokenizer, other) for other in case.also),
         corrupted_prompt=fact.corrupted_prompt if is_pair else "",
     )
 
 
-def _require_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise KtraceError(f"metric={metric!r} is unknown: choose from {', '.join(METRICS)}")
+class _ByPlace(TypedDict):
+    """Fields of a `Trace`."""
+
+    positions: tuple[int, ...]
+    restored: Scores
+    source_groups: tuple[str, ...]
+    of_groups: Scores
+
+
+def _by_place(mediator: Mediator, case: Case, scores: Scores) -> _ByPlace:
+    """Positions, and groups of sources, which are behind them."""
+    places = mediator.places(case.span, len(case.input_ids))
+    n_positions = sum(place >= 0 for place in places)
+    groups = tuple(SOURCE_GROUPS[-1 - place] for place in places[n_positions:])
+    return {
+        "positions": tuple(places[:n_positions]),
+        "restored": {metric: values[..., :n_positions] for metric, values in scores.items()},
+        "source_groups": groups,
+        "of_groups": {m: values[..., n_positions:] for m, values in scores.items() if groups},
+    }

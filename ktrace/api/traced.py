@@ -1,0 +1,197 @@
+"""One prompt, traced: its scores, as a frame and as a heatmap."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ktrace.analysis.case import case_frame
+from ktrace.analysis.figures.fonts import use_installed_fonts
+from ktrace.analysis.figures.heatmaps import fact_heatmap
+from ktrace.analysis.figures.look import Prompt, chosen_look
+from ktrace.analysis.figures.style import shown_by_jupyter
+from ktrace.errors import KtraceError
+from ktrace.facts import Span
+from ktrace.terms import METRICS, changes_clean_run, has_heads
+from ktrace.tracing.engine import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One prompt traced with one mediator.
+
+    Axes are (sample, layer, position), with heads (sample, layer, head, position). Scores are by
+    metric: `probability` (unitless, in [0, 1]), `log_probability`, `logit`, `logit_difference`,
+    `kl` (nats).
+
+    Attributes:
+        model: name of the model.
+        prompt: the text.
+        subject: the part of it that was corrupted.
+        answer: what is scored, as text: one token unless whole answers were asked for.
+        answer_ids: its token ids.
+        foils: what `logit_difference` compares with, as text, one for each sample.
+        tokens: the prompt's tokens as text, `(n_positions,)`.
+        input_ids: their ids.
+        span: positions of the subject, half-open.
+        roles: of each position in the scheme `rome`; None before the subject.
+        mediator: with its window, such as `mlp-w10`.
+        noise: kind, level, samples and seed, such as `gaussian-x3-n10-seed1`.
+        sigma: standard deviation of the embeddings of the subjects that the noise was measured on.
+        sigma_facts: how many facts these subjects are of.
+        noise_level: what draws were multiplied with; NaN for kinds without a level.
+        clean: scores of the clean run, `(n_samples,)`: what each sample is compared with. All
+            alike, but for `logit_difference` where each sample has its own foil.
+        corrupted: scores of the corrupted run, `(n_samples,)`.
+        restored: scores with a state restored (or noised), or an edge cut, `(n_samples, n_layers,
+            n_positions)`; of heads `(n_samples, n_layers, n_heads, n_positions)`.
+        positions: that the last axis of `restored` is of, in the prompt: all, those of the roles
+            that were asked for, or sources of cut edges.
+        source_groups: of a knockout, names of sources whose edges were cut together.
+        of_groups: scores of these, `(n_samples, n_layers, n_groups)`.
+        also: other right answers, as text: probabilities are of all of them together.
+        corrupted_prompt: what the corrupted run read, where that was another prompt.
+    """
+
+    model: str
+    prompt: str
+    subject: str
+    answer: str
+    answer_ids: tuple[int, ...]
+    foils: tuple[str, ...]
+    tokens: tuple[str, ...]
+    input_ids: tuple[int, ...]
+    span: Span
+    roles: tuple[str | None, ...]
+    mediator: str
+    noise: str
+    sigma: float
+    sigma_facts: int
+    noise_level: float
+    clean: Scores
+    corrupted: Scores
+    restored: Scores
+    positions: tuple[int, ...]
+    source_groups: tuple[str, ...]
+    of_groups: Scores
+    also: tuple[str, ...] = ()
+    corrupted_prompt: str = ""
+
+    @property
+    def p_clean(self) -> float:
+        """Probability of the answer in the clean run."""
+        return float(self.clean["probability"][0])
+
+    @property
+    def p_corrupted(self) -> npt.NDArray[np.float64]:
+        """Probability of the answer in the corrupted run, `(n_samples,)`."""
+        return self.corrupted["probability"]
+
+    @property
+    def p_restored(self) -> npt.NDArray[np.float64]:
+        """Its probability with a state restored, or an edge cut, in the shape of `restored`."""
+        return self.restored["probability"]
+
+    def indirect_effect(self, metric: str = "probability") -> npt.NDArray[np.float64]:
+        """Restored minus corrupted (noised or cut: minus clean), the mean over samples.
+
+        Returns:
+            `(n_layers, n_positions)`, of heads `(n_layers, n_heads, n_positions)`.
+
+        Raises:
+            KtraceError: unknown metric.
+        """
+        _require_metric(metric)
+        base = self.clean if changes_clean_run(self.mediator) else self.corrupted
+        scores = self.restored[metric]
+        effect = scores - base[metric].reshape(-1, *[1] * (scores.ndim - 1))
+        return np.asarray(effect.mean(axis=0))
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Every score, in the columns of `ktrace.load_effects`; `known_id` is 0."""
+        return case_frame(
+            model=self.model,
+            mediator=self.mediator,
+            prompt=self.prompt,
+            subject=self.subject,
+            tokens=self.tokens,
+            roles=self.roles,
+            positions=self.positions,
+            clean=self.clean,
+            corrupted=self.corrupted,
+            restored=self.restored,
+        )
+
+    def plot(
+        self,
+        metric: str = "probability",
+        *,
+        head: int | None = None,
+        ax: "Axes | None" = None,
+        palette: str = "shared",
+        limits: tuple[float, float] | None = None,
+    ) -> "Figure":
+        """A heatmap of the indirect effect: tokens down, layers across, subject marked with `*`.
+
+        Positions that were not traced stay grey; of a knockout, tokens are sources.
+
+        Args:
+            metric: of the effect.
+            head: which, of a mediator with heads; None for the one with the largest effect, in each
+                layer and position.
+            ax: where to draw, with a colour bar beside it; None makes a figure.
+            palette: `shared`, or `rome` for the colours of Meng et al. 2022.
+            limits: lowest and highest value of the colours, around 0, so that several plots
+                compare; None for those of this plot.
+
+        Returns:
+            A matplotlib figure, which Jupyter shows and `.savefig(path)` writes; that of `ax`, if
+            given.
+
+        Raises:
+            KtraceError: unknown metric, palette or head, or limits without 0 between them.
+        """
+        measured = f", σ = {self.sigma:.3g} over {self.sigma_facts} facts"
+        named = "" if not has_heads(self.mediator) else ", the strongest"
+        named = named if head is None else f" {head}"
+        figure = fact_heatmap(
+            self._at_tokens(metric, head),
+            Prompt(self.tokens, self.span),
+            key=self.mediator,
+            title=f"{self.model}, {self.mediator}{named}: p({self.answer.strip()!r}) "
+            f"{self.p_clean:.3f} clean, {self.p_corrupted.mean():.3f} corrupted\n"
+            f"{self.noise}{measured if self.sigma_facts else ''}",
+            look=chosen_look(metric, palette, limits),
+            axis=ax,
+        )
+        use_installed_fonts(figure)
+        return figure if ax is not None else shown_by_jupyter(figure)
+
+    def _at_tokens(self, metric: str, head: int | None) -> npt.NDArray[np.float64]:
+        """Effects of one head in each layer, `(n_layers, n_tokens)`; NaN where none was traced."""
+        effects = self.indirect_effect(metric)
+        n_heads = effects.shape[1] if has_heads(self.mediator) else 0
+        if head is not None and not 0 <= head < n_heads:
+            have = f"0 to {n_heads - 1}" if n_heads else f"{self.mediator} has none"
+            raise KtraceError(f"head={head} is out of range: {have}")
+        if head is not None:
+            effects = effects[:, head]
+        elif n_heads:
+            # Heads that a layer has not are NaN, and never the strongest.
+            strength = np.nan_to_num(np.abs(effects), nan=-1.0)
+            strongest = strength.argmax(axis=1, keepdims=True)
+            effects = np.take_along_axis(effects, strongest, axis=1)[:, 0]
+        found = np.full((len(effects), len(self.tokens)), np.nan)
+        found[:, list(self.positions)] = effects
+        return found
+
+
+def _require_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise KtraceError(f"metric={metric!r} is unknown: choose from {', '.join(METRICS)}")
