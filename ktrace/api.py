@@ -229,8 +229,8 @@ def trace(
         prompt: ends where the answer begins.
         subject: the part of the prompt to corrupt; with a `corrupted_prompt` it is optional, and
             what differs takes its roles.
-        mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp`, `attn`, `head` (at the
-            last subject token and the last) or `knockout` (of the last token's edges).
+        mediator: `hidden`, `hidden_attn_severed`, `hidden_mlp_severed`, `mlp`, `attn`, `head` (at
+            the last subject token and the last) or `knockout` (of the last token's edges).
         answer: must be what the model predicts, as only candidates are traced; None takes the
             prediction. Of a list of right answers one must be it; their probabilities are added.
         window: layers restored together by `mlp` and `attn`, cut together by `knockout`; None for
