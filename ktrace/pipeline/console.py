@@ -141,7 +141,7 @@ def _methods(methods: Sequence[Mapping[Any, Any]]) -> Table:
     for name in ("run", "mediator", "metric"):
         table.add_column(name, overflow="fold")
     for name in ("AIE", "peak", "may peak in", "agreement"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in methods:
         table.add_row(
             *(str(row[name]) for name in ("run", "mediator", "metric")),
