@@ -311,7 +311,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     for reason in measured.unusable.values():
         what = f"{config.noise.kind.value} cannot corrupt {fact.subject or fact.prompt!r}"
         raise KtraceError(f"noise.kind={what}: {reason}")
-    longest = case.shape._replace(n_answer=encoded.n_answer)
+    longest = case.shape._replace(n_answer=encoded.n_answer).and_longer()
     engine = make_engine(config.engine, lm, measured.noise, Use([mediator], [longest]))
     [(_, baseline)] = baselines(engine, [case])
     require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
