@@ -26,10 +26,11 @@ from ktrace.terms import (
     metric_title,
 )
 
-_KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-[a-z0-9_+-]+)?"
+_REST = r"(-w\d+)?(-noise)?(-at-[a-z_+]+)?(-from-[a-z_]+)?"  # of a key, behind its name
 # The figures' names without their suffix: what is no longer drawn is removed.
 RUN_FIGURES = re.compile(
-    rf"aie|lines|severed|peaks|relations|windows|((aie|relations|fact--?\d+)-)?{_KEY}"
+    rf"aie|lines|severed|peaks|relations|windows|(head|knockout){_REST}"
+    rf"|(aie|relations|fact--?\d+)-({'|'.join(MEDIATOR_TITLES)}){_REST}"
 )
 _MOST_RELATIONS = 24  # panels of a page
 _KEY_ROLE = "last subject"
