@@ -49,9 +49,9 @@ def write_store(run: Path, *, facts: int, layers: int, samples: int, seed: int =
     for key in KEYS:
         with folders.restored(key).writer(settings | {"mediator": key}) as writer:
             for index, length in enumerate(lengths):
-                shape = (samples, layers, length)
+                shape = (samples, layers, 1, length)
                 scores = {m: generator.random(shape, dtype=np.float32) for m in METRICS}
-                writer.add(RestoredRecord(index, index, key, scores).row())
+                writer.add(RestoredRecord(index, index, key, np.arange(length), scores).row())
 
 
 def _clean(index: int, length: int, generator: np.random.Generator) -> CleanRecord:
@@ -104,7 +104,7 @@ def _averages(run: Path) -> None:
 
 def _averages_and_effects(run: Path) -> None:
     from ktrace.analysis.averaged_run import average_run
-    from ktrace.analysis.effects import effects_written
+    from ktrace.analysis.effects_file import effects_written
     from ktrace.analysis.rows import Averaging
 
     average_run(run, Averaging(), watch=effects_written(run / "effects.parquet"))

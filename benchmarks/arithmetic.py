@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ktrace.facts import Span
 from ktrace.lm.linear import onednn_products
 from ktrace.tracing.mediators import Mediator
+from ktrace.tracing.suffix.grid import walking_together
 from ktrace.tracing.suffix.plan import Cell, make_plan
+from ktrace.tracing.suffix.runs import Base, recorded_rows
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Shape:
         vocabulary: rows of the head.
         keys_values: weights of the key and value projections in one block.
         rest: weights of its query and output projections and of its MLP.
+        n_heads: of a layer's attention.
     """
 
     n_layers: int
@@ -30,6 +34,7 @@ class Shape:
     vocabulary: int
     keys_values: int
     rest: int
+    n_heads: int = 1
 
     @property
     def head(self) -> int:
@@ -37,30 +42,58 @@ class Shape:
         return self.d_model * self.vocabulary
 
 
-def gpt2_shape(n_layers: int = 12, d_model: int = 768, vocabulary: int = 50257) -> Shape:
+def gpt2_shape(
+    n_layers: int = 12, d_model: int = 768, vocabulary: int = 50257, n_heads: int = 12
+) -> Shape:
     """GPT-2: attention of 4 d², MLP of 8 d²."""
-    return Shape(n_layers, d_model, vocabulary, 2 * d_model**2, 10 * d_model**2)
+    return Shape(n_layers, d_model, vocabulary, 2 * d_model**2, 10 * d_model**2, n_heads)
 
 
 def operations(
-    shape: Shape, mediators: Sequence[Mediator], n_positions: int, start: int, samples: int
+    shape: Shape, mediators: Sequence[Mediator], n_positions: int, span: Span, samples: int
 ) -> float:
     """Operations (two for each multiply-add) to trace one fact; attention scores left out.
 
-    Counted: the clean row and the corrupted rows once; for each position t >= start and layer, the
-    rows that differ from the corrupted run, on positions t and later; in the last layer keys and
-    values of those positions, everything else of the last position alone; the head at the last
-    position for every row that ends there.
+    Counted: the clean row and the corrupted rows once, for mediators that walk together; for each
+    position where states are put and layer, the rows that differ from the base, on that position
+    and later ones; in the last layer keys and values of those positions, everything else of the
+    last position alone; the head at the last position for every row that ends there. Where edges
+    are cut, one clean row, and rows from the query on.
     """
+    return sum(
+        _together(shape, base, some, n_positions, span, samples)
+        for base, some in walking_together(mediators)
+    )
+
+
+def _together(
+    shape: Shape,
+    base: Base,
+    mediators: Sequence[Mediator],
+    n_positions: int,
+    span: Span,
+    samples: int,
+) -> float:
     block = shape.keys_values + shape.rest
-    total = (1 + samples) * (n_positions * shape.n_layers * block + shape.head)
-    cells = [Cell(mediator, layer) for mediator in mediators for layer in range(shape.n_layers)]
-    plan = make_plan(cells, shape.n_layers)
-    for position in range(start, n_positions):
+    total = recorded_rows(samples, base) * (n_positions * shape.n_layers * block + shape.head)
+    first = mediators[0]
+    places = first.places(span, n_positions)
+    sources = {first.sources(p, span, n_positions) for p in places} if first.cuts else {()}
+    cells = [
+        Cell(mediator, layer, head, cut)
+        for mediator in mediators
+        for layer in range(shape.n_layers)
+        for head in range(shape.n_heads if mediator.has_heads else 1)
+        for cut in sorted(sources)
+    ]
+    plan, rows = make_plan(cells, shape.n_layers), base.rows(samples)
+    query = first.query_position(span, n_positions) if first.cuts else None
+    begins = [place for place in places if place >= span.start] if query is None else [query]
+    for position in begins:
         later = n_positions - position
         for step in plan.steps[:-1]:
-            total += step.n_rows * samples * later * block
-        last = plan.steps[-1].n_rows * samples
+            total += step.n_rows * rows * later * block
+        last = plan.steps[-1].n_rows * rows
         total += last * (later * shape.keys_values + shape.rest + shape.head)
     return 2.0 * total
 

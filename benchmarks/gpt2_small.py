@@ -31,6 +31,7 @@ from ktrace.config import EngineConfig
 from ktrace.facts import Span
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
+from ktrace.terms import Direction
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.groups import group_cases
@@ -65,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> str:
     cases = _cases(options)
     noise = RandomNoise(3 * 0.02, options.samples)
     measured = _measure(lm, public, cases, noise, options)
-    windows = _windows(lm, cases[:5], noise, options)
+    walks = _mediators(lm, cases[:5], noise, options)
     alone = _one_sample(lm, cases[:5])
-    report = _report(options, cases, measured, windows, alone, _growth(options))
+    report = _report(options, cases, measured, walks, alone, _growth(options))
     print(report)
     if options.write:
         options.write.write_text(report, encoding="utf-8")
@@ -207,26 +208,74 @@ def _spread_cells(lm: LanguageModel, case: Case, n_cells: int) -> list[tuple[int
     return list(zip(layers.tolist(), positions.tolist()[::-1], strict=True))
 
 
-def _windows(
+@dataclass(frozen=True)
+class Walked:
+    """What mediators that walk together cost: medians over the facts.
+
+    Attributes:
+        title: of the row.
+        seconds: a fact.
+        times_hidden: of pairs, as long as `hidden` alone.
+        operations: of pairs, as many as `hidden` alone needs.
+        share: of the ceiling, which is measured beside each.
+    """
+
+    title: str
+    seconds: float
+    times_hidden: float
+    operations: float
+    share: float
+
+
+def _walks() -> dict[str, list[Mediator]]:
+    """Mediators by the row's title."""
+    at_last = make_mediator("head", 1, positions=["last"])
+    return {
+        "`hidden`": [HIDDEN],
+        "`mlp-w10`": [make_mediator("mlp", 10)],
+        "`attn-w10`": [make_mediator("attn", 10)],
+        "`mlp`, windows 1, 3, 5, 10 in one walk": [make_mediator("mlp", w) for w in (1, 3, 5, 10)],
+        "`head` at the last position": [at_last],
+        "`head` at last subject and last": [make_mediator("head", 1)],
+        "`knockout-w9`": [make_mediator("knockout", 9)],
+        "`hidden-noise`": [make_mediator("hidden", 1, Direction.noise)],
+    }
+
+
+def _mediators(
     lm: LanguageModel, cases: Sequence[Case], noise: RandomNoise, options: argparse.Namespace
-) -> list[tuple[str, float, float]]:
-    """For each mediator: median seconds a fact, and share of the ceiling measured beside each."""
-    mediators = (HIDDEN, make_mediator("mlp", 10), make_mediator("attn", 10))
-    use = Use(mediators, [case.shape for case in cases])
-    engine, rows = make_engine(EngineConfig(), lm, noise, use), []
+) -> list[Walked]:
+    walks, found = _walks(), []
+    use = Use([m for some in walks.values() for m in some], [case.shape for case in cases])
+    engine = make_engine(EngineConfig(), lm, noise, use)
     config = lm.model.config
-    shape = gpt2_shape(lm.n_layers, lm.d_embedding, config.vocab_size)
-    for mediator in mediators:
-        seconds, shares = [], []
+    shape = gpt2_shape(lm.n_layers, lm.d_embedding, config.vocab_size, config.n_head)
+    # As in a run, where corrupted runs come first.
+    cases = [
+        replace(case, baseline=baseline)
+        for one in cases
+        for case, baseline in engine.baseline([one])
+    ]
+    for title, mediators in walks.items():
+        seconds, times, counted, shares = [], [], [], []
+        list(engine.restored([cases[0]], mediators))  # warm up
         for case in cases:
             peak = ceiling(CPU, torch.float32, _product(options))
-            began = time.perf_counter()
-            list(engine.restored([case], [mediator]))
-            seconds.append(time.perf_counter() - began)
-            needed = _operations(shape, case, [mediator], noise.samples)
-            shares.append(needed / seconds[-1] / peak)
-        rows.append((mediator.key, statistics.median(seconds), statistics.median(shares)))
-    return rows
+            pair = []
+            for some in (mediators, [HIDDEN]):
+                began = time.perf_counter()
+                list(engine.restored([case], some))
+                pair.append(time.perf_counter() - began)
+            needed, of_hidden = (
+                _operations(shape, case, some, noise.samples) for some in (mediators, [HIDDEN])
+            )
+            seconds.append(pair[0])
+            times.append(pair[0] / pair[1])
+            counted.append(needed / of_hidden)
+            shares.append(needed / pair[0] / peak)
+        medians = (statistics.median(one) for one in (seconds, times, counted, shares))
+        found.append(Walked(title, *medians))
+    return found
 
 
 def _one_sample(lm: LanguageModel, cases: Sequence[Case]) -> tuple[float, float]:
@@ -247,7 +296,7 @@ def _one_sample(lm: LanguageModel, cases: Sequence[Case]) -> tuple[float, float]
 
 
 def _operations(shape: Shape, case: Case, mediators: Sequence[Mediator], samples: int) -> float:
-    return operations(shape, mediators, len(case.input_ids), case.span.start, samples)
+    return operations(shape, mediators, len(case.input_ids), case.span, samples)
 
 
 def _growth_base(options: argparse.Namespace) -> dict[str, int]:
@@ -300,7 +349,7 @@ def _report(
     options: argparse.Namespace,
     cases: Sequence[Case],
     measured: Measured,
-    windows: Sequence[tuple[str, float, float]],
+    walks: Sequence[Walked],
     alone: tuple[float, float],
     growth: Sequence[tuple[str, list[tuple[int, float]]]],
 ) -> str:
@@ -348,9 +397,16 @@ def _report(
         f"| {statistics.median(loops) / 1e12:.3f} Tflop |",
         f"| share of the ceiling, suffix engine | {statistics.median(shares):.2f} |",
         "",
-        "| Mediator (first five facts) | seconds a fact | share of the ceiling |",
-        "| --- | --- | --- |",
-        *(f"| `{key}` | {seconds:.2f} | {share:.2f} |" for key, seconds, share in windows),
+        "Medians over the first five facts, one at a time; times `hidden` within pairs.",
+        "",
+        "| Mediators | seconds a fact | times `hidden` | operations by those of `hidden` "
+        "| share of the ceiling |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {one.title} | {one.seconds:.2f} | {one.times_hidden:.3f} | {one.operations:.3f} "
+            f"| {one.share:.2f} |"
+            for one in walks
+        ),
         "",
         f"With one noise sample (first five facts, one at a time): {alone[0]:.2f} s a fact; the "
         f"reference engine takes {alone[1]:.1f} times as long.",

@@ -80,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     synchronize(device)
     seconds = (time.perf_counter() - began) / len(cases)
     needed = [
-        operations(_shape(lm), mediators, len(c.input_ids), c.span.start, options.samples)
-        for c in cases
+        operations(_shape(lm), mediators, len(c.input_ids), c.span, options.samples) for c in cases
     ]
     peak = ceiling(device, dtype, (4096, 4096, 14336) if device.type == "cuda" else (256, 256, 256))
     reference = _reference_seconds(lm, noise, cases[0], options.cells)

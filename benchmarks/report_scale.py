@@ -59,8 +59,8 @@ def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
                     span,
                     np.random.default_rng([index, MEDIATORS.index(key)]),
                 )
-                scores = _metrics(logits, np.random.default_rng(index))
-                writer.add(RestoredRecord(index, index, key, scores).row())
+                scores = _metrics(logits[:, :, None], np.random.default_rng(index))
+                writer.add(RestoredRecord(index, index, key, np.arange(n_positions), scores).row())
 
 
 def _shape(generator: np.random.Generator) -> tuple[int, tuple[int, int]]:

@@ -1,7 +1,7 @@
 """The field's words, each defined once: metrics, sites, roles, mediators with titles and order."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -102,13 +102,6 @@ MEDIATOR_TITLES: Mapping[str, str] = {
 MEDIATOR_NAMES = tuple(MEDIATOR_TITLES)
 # Those of Meng et al. (2022), and what `mediator=all` stands for.
 PUBLISHED_MEDIATORS = MEDIATOR_NAMES[:5]
-# Mediators whose effects are subtracted, the second from the first: what severing takes away, and
-# which of a block's parts carries more.
-MEDIATOR_PAIRS = (
-    ("hidden", "hidden_attn_severed"),
-    ("hidden", "hidden_mlp_severed"),
-    ("mlp", "attn"),
-)
 
 # `positions` of a mediator that takes every one.
 EVERYWHERE = ("all",)
@@ -193,20 +186,6 @@ def effects_fall(metric: str, key: str) -> bool:
     return lower_helps(metric) != changes_clean_run(key)
 
 
-def mediator_pairs(keys: Sequence[str]) -> list[tuple[str, str]]:
-    """Which of some mediators' keys are `MEDIATOR_PAIRS`: of one window, where they have one.
-
-    Both are of one direction, at the same positions.
-    """
-    named = {MediatorKey.parse(key): key for key in keys}
-    return [
-        (key, named[other])
-        for first, second in MEDIATOR_PAIRS
-        for parts, key in named.items()
-        if parts.name == first and (other := parts._replace(name=second)) in named
-    ]
-
-
 # Paired differences that a run's analysis gives, by name: docs/analysis.md says which each is.
 CONTRASTS = ("mediators", "roles", "layers")
 _MINUS = " minus "
@@ -272,12 +251,6 @@ def _side(text: str) -> Side:
             raise ValueError(f"names {name} twice on one side")
         found[name] = value
     return Side(**{name: found.get(name) for name in Side._fields})  # type: ignore[arg-type]
-
-
-def same_window(left: str, right: str) -> bool:
-    """Whether mediators, by their keys, are of one direction and, where both have one, window."""
-    one, other = MediatorKey.parse(left), MediatorKey.parse(right)
-    return one.direction is other.direction and len({one.window, other.window} - {0}) < 2
 
 
 def noise_key(settings: Mapping[str, object]) -> str:

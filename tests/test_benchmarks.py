@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import analysis_scale, coverage, gpt2_small, llama_cuda, report_scale
 from benchmarks.arithmetic import Shape, loop_operations, operations
+from ktrace.facts import Span
 from ktrace.tracing.mediators import make_mediator
 
 SMALL = Shape(n_layers=3, d_model=2, vocabulary=5, keys_values=8, rest=32)
@@ -21,13 +22,24 @@ def test_operations_of_a_case_worked_out_by_hand() -> None:
     Position 2 (one position):  layer 1: 2 x 1 x 40 = 80;  layer 2: 4 x (1 x 8 + 32 + 10) = 200.
     """
     expected = 2 * (1110 + 160 + 232 + 80 + 200)
-    assert operations(SMALL, [make_mediator("hidden", 1)], 3, 1, 2) == expected
+    assert operations(SMALL, [make_mediator("hidden", 1)], 3, Span(1, 2), 2) == expected
+
+
+def test_operations_of_a_knockout_worked_out_by_hand() -> None:
+    """One layer at a time: sources 0 and 1, which are groups of their own, and the query itself.
+
+    The clean row once: 3 positions x 3 layers x 40 + head 10 = 370. At the query, one position,
+    three rows begin in each layer: 3 x 40 in layer 0, 6 x 40 in layer 1, 9 x (8 + 32 + 10) in the
+    last.
+    """
+    expected = 2 * (370 + 120 + 240 + 450)
+    assert operations(SMALL, [make_mediator("knockout", 1)], 3, Span(1, 2), 2) == expected
 
 
 def test_operations_on_the_published_shape() -> None:
     gpt2 = gpt2_small.gpt2_shape()
     hidden = make_mediator("hidden", 1)
-    assert operations(gpt2, [hidden], 10, 0, 10) / 1e12 == pytest.approx(0.56, abs=0.01)
+    assert operations(gpt2, [hidden], 10, Span(0, 2), 10) / 1e12 == pytest.approx(0.56, abs=0.01)
     assert loop_operations(gpt2, 10, 10) / 1e12 == pytest.approx(3.3, abs=0.1)
 
 

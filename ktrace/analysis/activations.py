@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.stored import Survey, survey
+from ktrace.analysis.stored import expected_facts
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders, StatesRecord, Store
 from ktrace.store.schema import Array
@@ -73,7 +73,7 @@ def load_activations(
     if known_id is not None and not rows:
         raise KtraceError(f"known_id={known_id}: {asked.store.folder} has no states of it: {why}")
     if known_id is None and not partial:
-        asked.require_whole(survey(folders, whole_dataset=True), rows.keys())
+        asked.require_whole(folders, rows.keys())
     ordered = [rows[index] for index in sorted(rows) if len(rows[index][1])]
     if not ordered:
         raise KtraceError(f"role={role!r}: no fact in {asked.store.folder} has such a position")
@@ -115,10 +115,12 @@ class _Asked:
             raise KtraceError(
                 f"{folder} holds no states: run with 'activations.{self.run_kind}=[{self.site}]'"
             )
-        kept = bound["activations"]
+        kept = bound.get("activations")
+        if not isinstance(kept, dict) or not isinstance(kept.get("sites"), list):
+            raise KtraceError(f"damaged: {folder} does not say which states it holds: remove it")
         if self.site not in kept["sites"]:
             raise self._not_stored("site", self.run_kind, kept["sites"])
-        roles = kept["positions"]
+        roles = kept.get("positions")
         if self.role is not None and isinstance(roles, list) and _role_key(self.role) not in roles:
             raise self._not_stored("role", "positions", roles)
 
@@ -131,7 +133,7 @@ class _Asked:
 
     def _lacks_layer(self, layers: Sequence[int]) -> KtraceError:
         bound = self.store.bound() or {}
-        if bound["activations"]["layers"] is not None:
+        if bound["activations"].get("layers") is not None:
             return self._not_stored("layer", "layers", layers)
         return KtraceError(f"layer={self.layer!r:.60} is out of range: 0 to {layers[-1]}")
 
@@ -144,6 +146,12 @@ class _Asked:
             return np.empty(0)
         # Its axes are empty where the model lacks the site; layers that lack it hold NaN.
         states = record.states[site]
+        kept = (len(layers), len(record.positions))
+        if (states.size and states.shape[-3:-1] != kept) or len(record.roles) != kept[1]:
+            raise KtraceError(
+                f"damaged: {self.store.folder}: of known_id={record.known_id}, {site!r} has other "
+                "axes than its layers and positions: remove that folder, and run again"
+            )
         of_layer = _widened(states[..., layers.index(self.layer), :, :]) if states.size else states
         if not states.size or np.isnan(of_layer).all():
             where = f" in layer={self.layer}" if states.size else ""
@@ -152,18 +160,25 @@ class _Asked:
         copied: Array = np.moveaxis(of_layer, -2, 0)[of_role]  # so that the part's memory is let go
         return copied
 
-    def require_whole(self, found: Survey, have: Collection[int]) -> None:
-        """Refuse a store that lacks facts."""
-        corrupted = self.run_kind == "corrupted"
-        wanted = found.traced if corrupted else found.candidates
-        lacks_clean = found.expected is not None and len(found.clean) < found.expected
-        lacking = found.lacking if corrupted or lacks_clean else []
+    def require_whole(self, folders: RunFolders, have: Collection[int]) -> None:
+        """Refuse a store that lacks facts; of scores nothing is read that does not tell."""
+        clean = {row["index"]: row["is_candidate"] for row in folders.clean.read("is_candidate")}
+        expected = expected_facts(folders, None, whole_dataset=True)
+        wanted = {index for index, is_candidate in clean.items() if is_candidate}
+        lacking = []
+        if expected is not None and len(clean) < expected:
+            lacking.append(f"{folders.clean.folder} holds {len(clean)} of {expected} facts")
+        if self.run_kind == "corrupted":
+            corrupted = {
+                row["index"]: row["left_out"] for row in folders.corrupted.read("left_out")
+            }
+            wanted -= {index for index, left_out in corrupted.items() if left_out}
         stored = sum(index in have for index in wanted)
         if stored < len(wanted):
-            lacking = [f"{self.store.folder} holds {stored} of {len(wanted)} candidates"]
+            lacking.append(f"{self.store.folder} holds {stored} of {len(wanted)} candidates")
         if lacking:
             raise KtraceError(
-                f"{found.folders.run} is not complete ({'; '.join(lacking)}): finish the run, or "
+                f"{folders.run} is not complete ({'; '.join(lacking)}): finish the run, or "
                 "take what is there with partial=True"
             )
 

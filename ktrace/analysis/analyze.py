@@ -11,7 +11,7 @@ import pandas as pd
 from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.candidates import candidate_table
 from ktrace.analysis.csv_files import write_tables
-from ktrace.analysis.effects import effects_written
+from ktrace.analysis.effects_file import effects_written
 from ktrace.analysis.figures.draw import RUN_FIGURES, draw_figures
 from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.files import remove_older

@@ -127,11 +127,11 @@ def _by_fact(
         )
         keys[name] = found.astype("category").cat.add_categories([_MISSING]).fillna(_MISSING)
     where = [name for name in _WHERE if name in frame.columns and name not in by]
+    there = frame[where]
+    if "head" in where:  # missing where the mediator has none, which is a place all the same
+        there = there.assign(head=there["head"].fillna(-1))
     effect = frame["restored"].astype(np.float64) - _base_scores(frame)
-    places = frame[where]
-    if "head" in where:  # a mediator without heads has cells all the same
-        places = places.assign(head=places["head"].fillna(-1))
-    rows = pd.concat([keys, places], axis=1).assign(_effect=effect).dropna()
+    rows = pd.concat([keys, there], axis=1).assign(_effect=effect).dropna()
     names = list(keys.columns)
     cells = rows.groupby([*names, *where], observed=True, sort=False)["_effect"].mean()
     grouped = cells.groupby(names, observed=True, sort=False).agg(["sum", "count"])

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages, average_run
 from ktrace.analysis.csv_files import write_tables
-from ktrace.analysis.figures.draw import COMPARISON_FIGURES, draw_comparison
+from ktrace.analysis.figures.comparison import COMPARISON_FIGURES, draw_comparison
 from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.files import remove_older
 from ktrace.analysis.figures.look import Look

@@ -20,13 +20,19 @@ from ktrace.analysis.rows import Averaging, rows
 from ktrace.terms import (
     CONTRASTS,
     METRICS,
+    MediatorKey,
     Side,
     contrast_sides,
     mediator_name,
-    mediator_pairs,
-    same_window,
 )
 
+# Mediators whose effects are subtracted, the second from the first: what severing takes away, and
+# which of a block's parts carries more.
+_MEDIATOR_PAIRS = (
+    ("hidden", "hidden_attn_severed"),
+    ("hidden", "hidden_mlp_severed"),
+    ("mlp", "attn"),
+)
 # Roles whose effects at one layer are compared.
 _ROLE_PAIRS = (("last subject", "first subject"), ("last subject", "last"))
 MEDIATORS, ROLES, LAYERS = CONTRASTS
@@ -134,7 +140,7 @@ def _written_out(
         _Pair(text, one, other, sides)
         for one in left
         for other in right
-        if named or same_window(one.key, other.key)
+        if named or _same_window(one.key, other.key)
     ]
     return found, "" if found else "no two of these mediators have the same window and direction"
 
@@ -187,3 +193,23 @@ def _cells(one: MediatorEffects, side: Side, scheme: str, metric: str) -> Array:
         first, last = side.layers
         found = found[..., first : last + 1].mean(axis=-1, keepdims=True)
     return found
+
+
+def mediator_pairs(keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Which of some mediators' keys are `_MEDIATOR_PAIRS`: of one window, where they have one.
+
+    Both are of one direction, at the same positions.
+    """
+    named = {MediatorKey.parse(key): key for key in keys}
+    return [
+        (key, named[other])
+        for first, second in _MEDIATOR_PAIRS
+        for parts, key in named.items()
+        if parts.name == first and (other := parts._replace(name=second)) in named
+    ]
+
+
+def _same_window(left: str, right: str) -> bool:
+    """Whether mediators, by their keys, are of one direction and, where both have one, window."""
+    one, other = MediatorKey.parse(left), MediatorKey.parse(right)
+    return one.direction is other.direction and len({one.window, other.window} - {0}) < 2

@@ -1,4 +1,4 @@
-"""Every score in tidy form, a row for each: as a frame, and as `effects.parquet`.
+"""Every score in tidy form, a row for each: as a frame, and in pieces.
 
 The tables of a run are built with numpy and arrow, a batch of facts at a time: a run of 1,209 facts
 has some 100 million rows.
@@ -8,10 +8,7 @@ is a (sample, layer, position) of a fact.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ktrace.analysis.rows import rows
-from ktrace.analysis.stored import Survey, Watch, batches, survey
+from ktrace.analysis.stored import Survey, batches, survey
 from ktrace.errors import KtraceError
-from ktrace.files import new_file
 from ktrace.store import CleanRecord, RestoredRecord, RunFolders
 from ktrace.terms import METRICS, has_heads
 
-_OF_FACT = ("relation_id", "subject", "prompt")
-_CATEGORIES = ("model", "mediator", "metric", "token", "role", *_OF_FACT)
+OF_FACT = ("relation_id", "subject", "prompt")
 _MAY_BE_MISSING = ("role", "relation_id", "subject", "head")
 _TYPES = {
     "model": pa.dictionary(pa.int8(), pa.string()),
@@ -50,13 +44,12 @@ _TYPES = {
     "head": pa.int16(),
 }
 # Measured: parquet files are written twice as fast when it is known that nothing is missing.
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=name in _MAY_BE_MISSING) for name, kind in _TYPES.items()]
 )
-COLUMNS = tuple(_SCHEMA.names)
+COLUMNS = tuple(SCHEMA.names)
 
 _SAMPLE, _LAYER, _HEAD, _PLACE = range(4)  # axes of a fact's scores
-_MOST_WAITING = 5  # tables that wait for the disk
 
 
 def load_effects(
@@ -162,7 +155,7 @@ def effect_tables(
         "position": cells.along(_PLACE, [record.places for record in batch], np.int16),
         "token": _tokens(clean, batch, cells),
         "role": _roles(clean, batch, cells),
-        **{name: _texts([getattr(one, name) for one in clean], cells) for name in _OF_FACT},
+        **{name: _texts([getattr(one, name) for one in clean], cells) for name in OF_FACT},
     }
     for metric in metrics:
         scores = {
@@ -172,7 +165,7 @@ def effect_tables(
             "restored": np.concatenate([record.scores[metric].ravel() for record in batch]),
         }
         columns = shared | scores
-        yield pa.table([columns[name] for name in COLUMNS], schema=_SCHEMA)
+        yield pa.table([columns[name] for name in COLUMNS], schema=SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -249,51 +242,3 @@ def _texts(values: Sequence[str], cells: _Cells) -> pa.DictionaryArray:
     number = {text: code for code, text in enumerate(texts)}
     codes = np.repeat(np.array([number.get(value, -1) for value in values], np.int32), cells.sizes)
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes == -1), texts)
-
-
-@contextmanager
-def effects_written(path: Path) -> Iterator[Watch]:
-    """Write `effects.parquet`; gives what takes some restorations of one mediator.
-
-    Raises:
-        KtraceError: the file cannot be written.
-    """
-    with effects_file(path) as write:
-
-        def add(found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
-            for table in effect_tables(found, key, batch):
-                write(table)
-
-        yield add
-
-
-@contextmanager
-def effects_file(path: Path) -> Iterator[Callable[[pa.Table], None]]:
-    """Write `effects.parquet` in a thread of its own; gives what takes a row group.
-
-    Raises:
-        KtraceError: the file cannot be written.
-    """
-    # Measured: plain numbers behind a fast compression take half the time and half the space of
-    # dictionaries. Scores are noise to any compression.
-    options = {
-        "use_dictionary": list(_CATEGORIES),
-        "compression": {name: "none" if name == "restored" else "lz4" for name in COLUMNS},
-        "write_statistics": ["known_id", "mediator", "metric"],
-        "write_batch_size": 2**14,
-    }
-    waiting: deque[Future[None]] = deque()
-    with (
-        new_file(path) as temporary,
-        pq.ParquetWriter(temporary, _SCHEMA, **options) as writer,
-        ThreadPoolExecutor(max_workers=1) as thread,
-    ):
-
-        def add(table: pa.Table) -> None:
-            while len(waiting) >= _MOST_WAITING:
-                waiting.popleft().result()
-            waiting.append(thread.submit(writer.write_table, table))
-
-        yield add
-        while waiting:
-            waiting.popleft().result()

@@ -126,7 +126,7 @@ def survey(folders: RunFolders, limit: int | None = None, *, whole_dataset: bool
         key: _restored(folders, key, limit, clean.keys() & corrupted.keys())
         for key in sorted(keys, key=panel_order)
     }
-    expected = _expected(folders, limit, whole_dataset)
+    expected = expected_facts(folders, limit, whole_dataset)
     return Survey(folders, expected, clean, corrupted, restored)
 
 
@@ -148,7 +148,7 @@ def _restored(
     return frozenset(have)
 
 
-def _expected(folders: RunFolders, limit: int | None, whole_dataset: bool) -> int | None:
+def expected_facts(folders: RunFolders, limit: int | None, whole_dataset: bool) -> int | None:
     """Facts that the clean store should hold; None where that is not known."""
     fingerprint = folders.clean.fingerprint()
     if fingerprint is None:

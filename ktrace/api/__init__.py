@@ -180,7 +180,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
         what = f"{config.noise.kind.value} cannot corrupt {fact.subject or fact.prompt!r}"
         raise KtraceError(f"noise.kind={what}: {reason}")
     require_places([(case.span, len(case.input_ids))], [mediator])
-    longest = case.shape._replace(n_answer=encoded.n_answer)
+    longest = case.shape._replace(n_answer=encoded.n_answer).and_longer()
     engine = make_engine(config.engine, lm, measured.noise, Use([mediator], [longest]))
     [(_, baseline)] = baselines(engine, [case])
     require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])

@@ -6,6 +6,7 @@ room is on the road to `--help`.
 
 from ktrace.config.activations import ActivationsConfig, KeptStates, require_layers
 from ktrace.config.checks import parse_shard
+from ktrace.config.mediator import MediatorConfig
 from ktrace.config.schema import (
     NOISE_KEYS,
     Answer,
@@ -16,7 +17,6 @@ from ktrace.config.schema import (
     EngineConfig,
     EngineName,
     Foil,
-    MediatorConfig,
     ModelConfig,
     ModulesConfig,
     NoiseConfig,

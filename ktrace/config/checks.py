@@ -5,13 +5,13 @@ from dataclasses import fields, is_dataclass
 from math import inf
 
 from ktrace.config.activations import check_activations
+from ktrace.config.mediator import check_mediator
 from ktrace.config.schema import (
     FOILS,
     NOISE_KEYS,
     AnalysisConfig,
     DatasetConfig,
     Foil,
-    MediatorConfig,
     ModelConfig,
     NoiseConfig,
     NoiseKind,
@@ -20,7 +20,7 @@ from ktrace.config.schema import (
     Stage,
 )
 from ktrace.errors import KtraceError
-from ktrace.terms import CLUSTERS, CONTRASTS, Direction, contrast_sides
+from ktrace.terms import CLUSTERS, CONTRASTS, contrast_sides
 
 # One folder level, portable, and never "." or "..": a name from a config must not leave output_dir.
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
@@ -53,7 +53,7 @@ def check(config: RunConfig) -> None:
     _check_analysis(config.analysis)
     check_activations(config.activations)
     _check_comparison(config)
-    _check_mediator(config.mediator)
+    check_mediator(config.mediator)
     if config.model.modules is not None:
         given = config.model.modules
         # Some models have neither attention nor MLP (Mamba).
@@ -82,38 +82,6 @@ def _check_bounds(part: object, prefix: str = "") -> None:
                 raise KtraceError(f"{key}={value} is out of range: above {above}{finite}")
             if most is not None and value > most:
                 raise KtraceError(f"{key}={value} is out of range: at most {most}")
-
-
-def _check_mediator(mediator: MediatorConfig) -> None:
-    if not mediator.names:
-        raise KtraceError("mediator.names is empty: name at least one mediator")
-    for name in mediator.names:
-        if not isinstance(name, str):  # OmegaConf lets a list within the list through
-            raise KtraceError(f"mediator.names: {name!r} is not the name of a mediator")
-    given = mediator.direction
-    directions = given if isinstance(given, list) else [given]
-    known = [direction.value for direction in Direction]
-    if not directions or not all(one in known for one in directions):
-        raise KtraceError(
-            f"mediator.direction={given} is no direction: choose from "
-            f"{', '.join(known)}, or give a list of both"
-        )
-    windows = mediator.windows
-    if not windows or not all(type(window) is int and window >= 1 for window in windows):
-        raise KtraceError(
-            f"mediator.window={mediator.window} is out of range: at least 1 layer, or a list of "
-            "such numbers, as [1,3,5,10]"
-        )
-    roles = mediator.roles
-    if roles is not None and not (
-        isinstance(roles, list) and roles and all(isinstance(role, str) for role in roles)
-    ):
-        raise KtraceError(
-            f"mediator.positions={mediator.positions} names no positions: give all, or a list of "
-            "roles, as [last_subject,last]"
-        )
-    if roles is not None and "all" in roles and len(roles) > 1:
-        raise KtraceError(f"mediator.positions={mediator.positions}: all stands alone")
 
 
 def _check_device_map(model: ModelConfig) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from ktrace.config.activations import ActivationsConfig
-from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Direction, Metric
+from ktrace.config.mediator import MediatorConfig
+from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Metric
 
 
 class Stage(Enum):
@@ -182,37 +183,6 @@ class ModelConfig:
     # Not None by default: Hydra could then not override one of its keys. `to_run_config` makes it
     # None where no path is given.
     modules: ModulesConfig | None = field(default_factory=ModulesConfig)
-
-
-@dataclass
-class MediatorConfig:
-    """What is restored, or cut."""
-
-    names: list[str] = MISSING
-    # Layers together, for mlp, attn and knockout; a list takes every window of it.
-    window: Any = "${model.window}"
-    # denoise, noise, or a list of both; mediators without a direction are taken once.
-    direction: Any = Direction.denoise.value
-    # Where: all, or a list of roles (first_subject, last_subject, last, ...); null: each
-    # mediator's own, which is all but for head.
-    positions: Any = None
-    query: str = "last"  # for knockout: role of the position whose edges are cut
-
-    @property
-    def windows(self) -> list[int]:
-        """Every window that is asked for."""
-        return self.window if isinstance(self.window, list) else [self.window]
-
-    @property
-    def directions(self) -> list[Direction]:
-        """Every direction that is asked for."""
-        given = self.direction if isinstance(self.direction, list) else [self.direction]
-        return [Direction(one) for one in given]
-
-    @property
-    def roles(self) -> list[str] | None:
-        """`positions` as a list; None for each mediator's own."""
-        return [self.positions] if isinstance(self.positions, str) else self.positions
 
 
 _PUBLISHED_MULTIPLE = 3.0

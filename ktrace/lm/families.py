@@ -5,6 +5,7 @@ error message, never a wrong number.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ktrace.lm.paths import LAYER, LayerKind, ModulePaths
 
@@ -21,11 +22,10 @@ def _layout(
     mlp: str | None = None,
     mlp_input: str | None = None,
     heads: str | None = None,
-    kinds: tuple[LayerKind, ...] = (),
 ) -> ModulePaths:
     block = f"{blocks}.{LAYER}"
     inner = (f"{block}.{path}" if path else None for path in (attn, mlp, heads, mlp_input))
-    return ModulePaths(embedding, block, *inner, kinds=kinds)  # type: ignore[misc, arg-type]  # four
+    return ModulePaths(embedding, block, *inner)  # type: ignore[arg-type]  # four
 
 
 def _at_llama(
@@ -39,9 +39,9 @@ def _at_llama(
     return _layout("model.embed_tokens", "model.layers", attn, mlp, mlp_input, heads)
 
 
-def _kinds(*kinds: LayerKind) -> ModulePaths:
+def _kinds(*kinds: LayerKind, embedding: str = "model.embed_tokens") -> ModulePaths:
     """The same, and layers differ."""
-    return _layout("model.embed_tokens", "model.layers", kinds=kinds)
+    return replace(_layout(embedding, "model.layers"), kinds=kinds)
 
 
 def _gpt2(heads: str) -> ModulePaths:
@@ -253,14 +253,11 @@ FAMILIES: Mapping[str, ModulePaths] = {
     "NanoChatForCausalLM": _LLAMA,
     "NemotronForCausalLM": _LLAMA,
     # One mixer a layer: attention, MLP or experts, or a recurrence.
-    "NemotronHForCausalLM": _layout(
-        "model.embeddings",
-        "model.layers",
-        kinds=(
-            LayerKind(("mixer:NemotronHAttention",), attn="mixer", heads="mixer.o_proj"),
-            LayerKind(("mixer:NemotronHMLP",), mlp="mixer"),
-            LayerKind(("mixer:NemotronHMoE",), mlp="mixer"),
-        ),
+    "NemotronHForCausalLM": _kinds(
+        LayerKind(("mixer:NemotronHAttention",), attn="mixer", heads="mixer.o_proj"),
+        LayerKind(("mixer:NemotronHMLP",), mlp="mixer"),
+        LayerKind(("mixer:NemotronHMoE",), mlp="mixer"),
+        embedding="model.embeddings",
     ),
     # The block gives its states in a list; they are what its last norm gives.
     "OpenAIGPTLMHeadModel": ModulePaths(

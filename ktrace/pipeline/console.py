@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ktrace.pipeline.jobs import DONE, Job
+from ktrace.terms import metric_title
 
 # A pipe or a log file has no width of its own.
 _PIPE_WIDTH = 110
@@ -141,10 +142,10 @@ def _methods(methods: Sequence[Mapping[Any, Any]]) -> Table:
     for name in ("run", "mediator", "metric"):
         table.add_column(name, overflow="fold")
     for name in ("AIE", "peak", "may peak in", "agreement"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in methods:
         table.add_row(
-            *(str(row[name]) for name in ("run", "mediator", "metric")),
+            *(str(row["run"]), str(row["mediator"]), metric_title(str(row["metric"]))),
             _with_interval(row["aie"], (row["ci_low"], row["ci_high"])),
             str(row["layer"]),
             str(row["layers"]),

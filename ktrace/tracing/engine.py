@@ -30,6 +30,10 @@ class Shape(NamedTuple):
     start: int
     n_answer: int = 1
 
+    def and_longer(self) -> "Shape":
+        """Of the longest prompt of about this length: what is proven of it serves the next one."""
+        return self._replace(n_positions=-(-self.n_positions // 16) * 16)
+
 
 @dataclass(frozen=True)
 class Baseline:

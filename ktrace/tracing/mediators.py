@@ -17,20 +17,20 @@ from ktrace.facts import Span, role_of_positions
 from ktrace.terms import (
     EVERYWHERE,
     HEAD,
-    ROLES,
+    ROLE_KEYS,
     SOURCE_GROUPS,
     Direction,
     MediatorKey,
     own_positions,
+    role_named,
 )
 
 # Where a mediator acts in a prompt: a position; of one that cuts edges their source, or -1 - n for
 # the n-th of `SOURCE_GROUPS`.
 Place = int
 
-_ROLES = tuple(role.replace(" ", "_") for role in ROLES)
 # Roles that one position of a prompt has, at the most: the others say nothing of which.
-_SINGLE_ROLES = tuple(role for role in _ROLES if role not in ("middle_subject", "further"))
+_SINGLE_ROLES = tuple(role for role in ROLE_KEYS if role not in ("middle_subject", "further"))
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,12 @@ class Mediator:
         if self.positions == EVERYWHERE:
             return list(range(n_positions))
         roles = role_of_positions(span, n_positions)
-        asked = {role.replace("_", " ") for role in self.positions}
+        asked = {role_named(role) for role in self.positions}
         return [position for position, role in enumerate(roles) if role in asked]
 
     def query_position(self, span: Span, n_positions: int) -> int | None:
         """The position whose edges are cut; None where the prompt has none of that role."""
-        roles, role = role_of_positions(span, n_positions), self.query.replace("_", " ")
+        roles, role = role_of_positions(span, n_positions), role_named(self.query)
         return roles.index(role) if role in roles else None
 
     def sources(self, place: Place, span: Span, n_positions: int) -> tuple[int, ...]:
@@ -223,8 +223,8 @@ def make_mediator(
         return replace(mediator, window=window, query=query)
     where = mediator.positions if positions is None else tuple(dict.fromkeys(positions))
     if where != EVERYWHERE:
-        _require_roles("mediator.positions", where, _ROLES)
-        where = tuple(role for role in _ROLES if role in where)  # however they were ordered
+        _require_roles("mediator.positions", where, ROLE_KEYS)
+        where = tuple(role for role in ROLE_KEYS if role in where)  # however they were ordered
     return replace(mediator, window=window, direction=direction, positions=where)
 
 

@@ -1,5 +1,6 @@
 """Stored states back out of a run, for all facts at once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,31 @@ def test_a_damaged_part_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(KtraceError, match=r"damaged: .*checksum; remove that file, and the"):
         load_activations(run.run, "attn", 0)
     assert len(store.done(store.fingerprint() or {})) == len(FACTS)
+
+
+def test_what_a_stranger_wrote_is_refused_in_a_line(tmp_path: Path) -> None:
+    """With checksums that fit, and axes or a fingerprint that do not."""
+    whole = {"sites": [*SITES], "layers": None, "positions": "all"}
+    plain = StatesRecord(
+        index=0,
+        known_id=1000,
+        layers=np.arange(2),
+        positions=np.arange(3),
+        roles=("", "last subject", "last"),
+        states={site: np.ones((2, 3, WIDTH), np.float32) for site in SITES},
+    )
+    for number, (changes, kept, message) in enumerate(
+        (
+            ({"layers": np.arange(3)}, whole, "damaged: .* of known_id=1000, 'mlp' has other axes"),
+            ({"positions": np.arange(4)}, whole, "damaged: .*'mlp' has other axes"),
+            ({"roles": ("last",)}, whole, "damaged: .*'mlp' has other axes"),
+            ({}, None, "damaged: .* does not say which states it holds"),
+            ({}, {"sites": "all"}, "damaged: .* does not say which states it holds"),
+        )
+    ):
+        run = RunFolders(tmp_path / str(number) / "made-up" / NOISE)
+        with run.activations("clean").writer(CLEAN_PRINT | {"activations": kept}) as writer:
+            writer.add(replace(plain, **changes).row())
+        with pytest.raises(KtraceError, match=message) as raised:
+            load_activations(run.run, "mlp", 0)
+        assert "\n" not in str(raised.value)

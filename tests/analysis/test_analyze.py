@@ -84,8 +84,10 @@ def derived_again(
             corrupted |= dict(pairs)
     for path in (run / "restored").glob("*/part-*.h5"):
         with h5py.File(path) as file:
-            for index, restored in zip(file["index"][:], cells(file[metric]), strict=True):
-                for (sample, layer, position), value in np.ndenumerate(restored):
+            indices, places = file["index"][:], cells(file["places"])
+            for index, at, restored in zip(indices, places, cells(file[metric]), strict=True):
+                for (sample, layer, _, place), value in np.ndenumerate(restored):
+                    position = at[place]
                     stored = roles[index][position]
                     named = [groups[stored]] if stored in groups else []
                     only = spans[index].tolist() == [position, position + 1]
@@ -217,6 +219,7 @@ def test_the_parquet_file_holds_the_effects(folders: RunFolders, analysis: Analy
 
     assert analysis.notes == []
     stored = pd.read_parquet(folders.analysis / "effects.parquet")
+    assert stored.pop("head").isna().all()
     effects = load_effects(folders.run)
     assert list(stored.columns) == list(effects.columns)
     pd.testing.assert_frame_equal(stored, effects, check_categorical=False, check_dtype=False)
@@ -410,10 +413,13 @@ def test_figures_of_earlier_settings_are_removed_and_no_other_file(tmp_path: Pat
             "fact-1-hidden.pdf",
             "severed.png",
             "aie-hidden_mlp_severed.svg",
+            "head-noise-at-last.png",
+            "knockout-w9-from-last_subject.pdf",
         )
     ]
     own = ("mine.png", "aie-notes.txt", "fact-sheet.png", "aie-mine.pdf", "lines-2.png")
     own += ("aie-mlp-w3-old.png", "fact-hidden.png", "peaks-hidden.pdf", "fact-1.png")
+    own += ("hidden.png", "head-mine.png", "knockout-old.svg")
     kept = [folders.analysis / name for name in ("report.html", *own)]
     for path in (*old, *kept):
         path.touch()

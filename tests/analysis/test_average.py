@@ -59,6 +59,19 @@ def test_samples_then_positions_then_facts(pool: str) -> None:
     pd.testing.assert_frame_equal(ktrace.average(other, pool=pool), found, rtol=1e-12)
 
 
+def test_a_mediator_without_heads_beside_one_that_has_them() -> None:
+    """A missing head is no missing row; heads count as positions do."""
+    whole = frame_of()
+    heads = [
+        whole.assign(mediator="head", head=head, restored=whole["restored"] + head)
+        for head in range(2)
+    ]
+    both = pd.concat([whole.assign(head=pd.NA), *heads]).astype({"head": "Int64"})
+    found, expected = ktrace.average(both).set_index(CELL)["aie"], by_hand(whole, pool="facts")
+    for mediator, more in (("hidden", 0.0), ("head", 0.5)):
+        np.testing.assert_allclose(found[mediator], expected["hidden"] + more, rtol=1e-12)
+
+
 def test_by_other_columns() -> None:
     frame = frame_of()
     effects = (frame["restored"] - frame["corrupted"]).to_numpy()

@@ -117,9 +117,9 @@ def test_tables_and_figures_are_written(outputs: Path) -> None:
     for old in ("models-attn.png", "difference-attn.pdf", "mine.png"):
         (folder / old).touch()
     found = compare([f"{outputs}/*/*/*"], folder)
-    stems = ["models-hidden", "models-mlp-w3", "difference-hidden"]
+    stems = ["models-hidden", "models-mlp-w3", "difference-hidden", "methods"]
     figures = {f"{stem}.{kind}" for stem in stems for kind in KINDS}
-    tables = {"runs.csv", "aie.csv", "differences.csv"}
+    tables = {"runs.csv", "aie.csv", "differences.csv", "methods.csv", "agreement.csv"}
     assert {path.name for path in found.files} == figures | tables
     assert {path.name for path in folder.iterdir()} == figures | tables | {"mine.png"}
     aie = pd.read_csv(folder / "aie.csv")
@@ -132,7 +132,8 @@ def test_tables_and_figures_are_written(outputs: Path) -> None:
 def test_folders_that_are_no_runs_are_passed_over(outputs: Path) -> None:
     (outputs / "sweeps" / "today" / "0").mkdir(parents=True)
     assert len(compare([f"{outputs}/*/*/*"], outputs / "comparison").runs) == 2
-    with pytest.raises(KtraceError, match=r"runs='.*toy.*' matches 1 run folders .* of 2 folders"):
+    # Of clean runs, of states, and of one noise.
+    with pytest.raises(KtraceError, match=r"runs='.*toy.*' matches 1 run folders .* of 3 folders"):
         compare([f"{outputs}/toy/*/*"], outputs / "comparison")
 
 

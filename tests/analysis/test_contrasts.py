@@ -9,10 +9,10 @@ from scipy import stats
 
 from benchmarks.analysis_scale import write_store
 from ktrace.analysis.averaged_run import RunAverages, average_run
-from ktrace.analysis.contrasts import COLUMNS
+from ktrace.analysis.contrasts import COLUMNS, mediator_pairs
 from ktrace.analysis.effects import load_effects
 from ktrace.analysis.rows import Averaging
-from ktrace.terms import contrast_sides, mediator_pairs
+from ktrace.terms import contrast_sides
 
 LAYERS = 3
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 import ktrace
-from ktrace.analysis.effects import effect_tables, effects_file, load_effects
+from ktrace.analysis.effects import effect_tables, load_effects
+from ktrace.analysis.effects_file import effects_file
 from ktrace.analysis.stored import batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders

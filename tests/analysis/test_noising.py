@@ -9,9 +9,10 @@ import pytest
 
 from ktrace.analysis.analyze import analyze
 from ktrace.analysis.average import average
+from ktrace.analysis.contrasts import mediator_pairs
 from ktrace.analysis.effects import load_effects
 from ktrace.errors import KtraceError
-from ktrace.terms import METRICS, effects_fall, mediator_pairs, mediator_title, panel_order
+from ktrace.terms import METRICS, effects_fall, mediator_title, panel_order
 from tests.support.stores import p_clean, p_restored, write_run
 
 KEY = "mlp-w3-noise"

@@ -58,7 +58,8 @@ RESTORED_RECORD = RestoredRecord(
     index=3,
     known_id=-7,
     together="hidden mlp-w3",
-    scores={metric: np.full((2, 3, 4), n, np.float32) for n, metric in enumerate(METRICS)},
+    places=np.array([0, 5, 6, -2]),
+    scores={metric: np.full((2, 3, 1, 4), n, np.float32) for n, metric in enumerate(METRICS)},
 )
 CLEAN_STATES = StatesRecord(
     index=3,
@@ -104,7 +105,7 @@ def test_a_record_comes_back_as_it_went_in(tmp_path: Path, kind: str) -> None:
 def test_a_row_holds_every_column() -> None:
     for schema, record in ROOM.values():
         assert record.row().keys() == schema.keys()
-    assert RESTORED_RECORD.shape == (2, 3, 4)
+    assert RESTORED_RECORD.shape == (2, 3, 1, 4)
 
 
 def test_states_are_read_of_the_sites_asked_for(

@@ -16,7 +16,7 @@ _LAYOUTS = {
     6: "cd0a023bd2c9658183faa5976abca5a4368fcdd9ae1ac735474df8a7552dbfb5",
     # The same fields; where answers stand has changed.
     7: "cd0a023bd2c9658183faa5976abca5a4368fcdd9ae1ac735474df8a7552dbfb5",
-    8: "56473ec10f8064bb3472a42b8808acf52ca2e962e3b04c561bcb9c57ee0b1500",
+    8: "4f8daf5ee5602509a5d7c534b3e424b3660853f5990a78752c2404e909c776b6",
 }
 
 

@@ -352,8 +352,8 @@ def test_only_mediators_with_parts_are_listed(tmp_path: Path) -> None:
     (tmp_path / "noise" / "restored" / "attn-w3").mkdir(parents=True)
     (tmp_path / "noise" / "restored" / "notes.txt").write_text("")
     for key in ("mlp-w3", "hidden"):
-        scores = {metric: np.zeros((1, 1, 1), "f4") for metric in METRICS}
-        restored: Row = {"index": 0, "known_id": 0, "together": key, **scores}
+        scores = {metric: np.zeros((1, 1, 1, 1), "f4") for metric in METRICS}
+        restored: Row = {"index": 0, "known_id": 0, "together": key, "places": [0], **scores}
         assert folders.restored(key).schema is RESTORED
         with folders.restored(key).writer(FINGERPRINT) as writer:
             writer.add(restored)

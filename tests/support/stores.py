@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.store import RunFolders, StatesRecord
+from ktrace.store import RestoredRecord, RunFolders, StatesRecord
 from ktrace.terms import METRICS, SITES
 
 N_SAMPLES, N_LAYERS, WIDTH = 2, 3, 5
@@ -224,9 +224,10 @@ def write_restored(
         for index in indices:
             values = p_restored(index, key) if scores is None else scores[index]
             # As in the corrupted runs: metrics differ by whole numbers.
-            metrics = {metric: values + offset for offset, metric in enumerate(METRICS)}
-            about = {"index": index, "known_id": known_id(index), "together": key}
-            writer.add({**about, **metrics})
+            metrics = {metric: values[:, :, None] + offset for offset, metric in enumerate(METRICS)}
+            places = np.arange(values.shape[-1])
+            record = RestoredRecord(index, known_id(index), key, places, metrics)
+            writer.add(record.row())
 
 
 CANDIDATES = tuple(index for index, fact in enumerate(FACTS) if fact.is_candidate)

@@ -446,11 +446,17 @@ def test_a_model_is_judged_once_for_a_use_and_again_when_it_changes(
         assert isinstance(judged_engine(lm, HIDDEN), SuffixEngine)
     assert len(judged) == 1
     judged_engine(lm, HIDDEN, longest=15)
-    judged_engine(lm, ALL)
+    judged_engine(lm, ALL, longest=15)
     assert len(judged) == 3
+    # Shorter prompts and fewer mediators hold with these; longer ones do not.
+    judged_engine(lm, HIDDEN, longest=14)
+    judged_engine(lm, ALL[1:3])
+    assert len(judged) == 3
+    judged_engine(lm, HIDDEN, longest=16)
+    assert len(judged) == 4
     mlps_give(lm.model, lambda out: out * (1 + 0.1 * out.shape[1]))
     assert isinstance(judged_engine(lm, HIDDEN), ReferenceEngine)
-    assert len(judged) == 4
+    assert len(judged) == 5
 
 
 def between_the_longest_and_the_shortest() -> Any:

@@ -30,8 +30,8 @@ from ktrace.terms import METRICS, ROLES, mediator_title, panel_order
 _HEIGHT = 1.75
 # Of this many layers on, a panel of its own takes a page's width.
 _MANY_LAYERS = 20
-# What the published finding is about: the strongest line.
-_KEY_ROLE = "last subject"
+# What the published findings are about, as a role or as sources: the strongest line.
+_KEY_LINES = ("last subject", "subject")
 _KEY_COLOUR = (0.14, 0.04, 0.28)
 
 
@@ -76,7 +76,8 @@ def role_lines(
         label_layers(axis, n_layers)
         if is_leftmost(axis):
             axis.set_ylabel(quantity or value_label("AIE", metric), fontsize=SMALL)
-    legend_below(figure, axes[0], 3 if len(keys) == 1 and not wide else len(roles))
+    narrow = len(keys) == 1 and not wide
+    legend_below(figure, axes[0], 3 - (len(roles) == 4) if narrow else len(roles))
     return figure
 
 
@@ -196,7 +197,7 @@ def _pens(roles: Sequence[str]) -> dict[str, _Pen]:
     pens = {}
     others = cycle(zip((PALETTE[i] for i in (1, 2, 3, 7, 0)), LINE_STYLES[1:], strict=True))
     for role in roles:
-        if role == _KEY_ROLE:
+        if role in _KEY_LINES:
             pens[role] = _Pen(_KEY_COLOUR, "-", 2.0, 0.25)
         else:
             colour, style = next(others)

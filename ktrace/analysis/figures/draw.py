@@ -1,8 +1,8 @@
-"""Which figures a run and a comparison of runs get, and what stands above them."""
+"""Which figures a run gets, and what stands above them."""
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,6 @@ from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.look import Look, Prompt
 from ktrace.analysis.knockout import knockout_table
-from ktrace.analysis.methods import method_profiles
 from ktrace.analysis.peaks import peak_layers
 from ktrace.analysis.per_fact import MediatorEffects
 from ktrace.analysis.rows import rows
@@ -27,14 +26,11 @@ from ktrace.terms import (
     metric_title,
 )
 
-_KEY = rf"({'|'.join(MEDIATOR_TITLES)})(-[a-z0-9_+-]+)?"
+_REST = r"(-w\d+)?(-noise)?(-at-[a-z_+]+)?(-from-[a-z_]+)?"  # of a key, behind its name
 # The figures' names without their suffix: what is no longer drawn is removed.
 RUN_FIGURES = re.compile(
-    rf"aie|lines|severed|peaks|relations|windows|((aie|relations|fact--?\d+)-)?{_KEY}"
-)
-COMPARISON_FIGURES = re.compile(r"(models|difference)-.*|methods")
-_MARKS = (
-    "open dot: the 95 % interval of the cell excludes 0; filled: so does that of all cells at once"
+    rf"aie|lines|severed|peaks|relations|windows|(head|knockout){_REST}"
+    rf"|(aie|relations|fact--?\d+)-({'|'.join(MEDIATOR_TITLES)}){_REST}"
 )
 _MOST_RELATIONS = 24  # panels of a page
 _KEY_ROLE = "last subject"
@@ -118,7 +114,6 @@ def _heads(run: RunAverages, into: Drawing, one: MediatorEffects, look: Look) ->
         key=one.key,
         title=title,
         look=look,
-        side="head",
     )
 
 
@@ -135,7 +130,7 @@ def _windows(run: RunAverages, into: Drawing, look: Look) -> None:
     for name, keys in by_window.items():
         if len(keys) > 1:
             own = [aie[aie["mediator"] == key].set_index("layer")["aie"] for key in keys.values()]
-            grid = pd.DataFrame(own, index=list(keys))
+            grid = pd.DataFrame(own, index=pd.Index(list(keys), name="window"))
             grids[mediator_title(name)] = grid
             any_key = next(iter(keys.values()))
     if grids:
@@ -145,7 +140,6 @@ def _windows(run: RunAverages, into: Drawing, look: Look) -> None:
             key=any_key,
             title=title,
             look=look,
-            side="window",
         )
 
 
@@ -182,12 +176,12 @@ def _noise(run: RunAverages) -> str:
     n_samples = run.total.clean.shape[-1]
     source = run.survey.sigma_measured_on
     measured = f" ({source['facts']} facts, {source['tokens']} tokens)" if source else ""
-    sigma = _sigma([run.survey.example.sigma])
+    sigma = sigma_in_words([run.survey.example.sigma])
     samples = f"{n_samples} sample{'s' if n_samples > 1 else ''}"
     return ", ".join([f"noise {run.names.noise}", *(f"{one}{measured}" for one in sigma), samples])
 
 
-def _sigma(values: Sequence[float]) -> list[str]:
+def sigma_in_words(values: Sequence[float]) -> list[str]:
     """The spread that noises rest on, in words; nothing where none rests on one (`pair`)."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
@@ -290,93 +284,3 @@ def _fact(run: RunAverages, into: Drawing, shown: Sequence[str], look: Look, ind
             look=look,
             on_page=False,
         )
-
-
-def draw_comparison(
-    runs: Mapping[str, RunAverages],
-    into: Drawing,
-    aie: pd.DataFrame,
-    differences: pd.DataFrame,
-    look: Look,
-) -> Drawing:
-    """Begin a comparison's figures, as PNG, PDF and SVG: two for each mediator.
-
-    Args:
-        runs: by their labels.
-        into: where they go, and what draws them.
-        aie: of all runs, with columns `run, mediator, metric, role, layer, aie, n_facts`.
-        differences: to the first run, with columns `run, baseline, mediator, role, depth,
-            difference, n_facts, beyond, beyond_all`.
-        look: what they show, and in which colours.
-    """
-    for key in dict.fromkeys(key for run in runs.values() for key in run.keys):
-        cells = aie[(aie["mediator"] == key) & (aie["metric"] == look.metric)]
-        holders = {label: run for label, run in runs.items() if key in run.keys}
-        _models(into, holders, key, cells, look)
-        of_key = differences[differences["mediator"] == key]
-        if len(of_key):
-            _difference(into, holders, key, of_key, look)
-    into.add(
-        *("methods", "heatmaps.method_map", method_profiles(runs, look.metric)),
-        title=f"Layers that methods name at the last subject token\n{_in_common(runs)}\n"
-        "dot: the peak may lie there",
-    )
-    return into
-
-
-def _models(
-    into: Drawing, runs: Mapping[str, RunAverages], key: str, cells: pd.DataFrame, look: Look
-) -> None:
-    grids = {}
-    for label, run in runs.items():
-        own = cells[cells["run"] == label]
-        grid = own.pivot(index="role", columns="layer", values="aie")
-        roles = list(rows(run.averaging.scheme))
-        grids[f"{label}\nn = {own['n_facts'].max()}"] = grid.reindex(roles)
-    title = f"Average indirect effect: {mediator_title(key)}\n{_in_common(runs)}"
-    by_depth = not _same_model(runs)
-    into.add(
-        *(f"models-{key}", "heatmaps.named_heatmaps", grids),
-        key=key,
-        title=title,
-        look=look,
-        by_depth=by_depth,
-    )
-
-
-def _difference(
-    into: Drawing, runs: Mapping[str, RunAverages], key: str, differences: pd.DataFrame, look: Look
-) -> None:
-    panels = {
-        f"{label}\nn = {one['n_facts'].max()} shared": one
-        for label, one in differences.groupby("run", sort=False)
-    }
-    baseline = differences["baseline"].iloc[0]
-    # Those that share no fact with the baseline have no panel.
-    drawn = {label: runs[label] for label in (baseline, *differences["run"].unique())}
-    title = f"{mediator_title(key)}: difference to {baseline}\n{_in_common(drawn)}\n{_MARKS}"
-    into.add(
-        *(f"difference-{key}", "heatmaps.difference_heatmap", panels),
-        roles=list(rows(runs[baseline].averaging.scheme)),
-        key=key,
-        title=title,
-        look=look,
-        by_depth=not _same_model(drawn),
-    )
-
-
-def _same_model(runs: Mapping[str, RunAverages]) -> bool:
-    """Whether layer l is the same layer in all of them."""
-    prints = [run.survey.folders.clean.fingerprint() or {} for run in runs.values()]
-    layers = {run.n_layers for run in runs.values()}
-    return len(layers) == 1 and all(one.get("model") == prints[0].get("model") for one in prints)
-
-
-def _in_common(runs: Mapping[str, RunAverages]) -> str:
-    """What the runs share of what a title states."""
-    names = [run.names for run in runs.values()]
-    same = []
-    for what in names[0]._fields:
-        values = {getattr(one, what) for one in names}
-        same += [f"{what} {values.pop()}"] if len(values) == 1 else []
-    return ", ".join([*same, *_sigma([run.survey.example.sigma for run in runs.values()])])

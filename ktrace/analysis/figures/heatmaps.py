@@ -80,20 +80,18 @@ def named_heatmaps(
     look: Look,
     by_depth: bool = False,
     abreast: int = 3,
-    side: str = "",
 ) -> Figure:
     """Heatmaps of one mediator on one scale: of several models, noises, relations or roles.
 
     Args:
-        grids: by the panel's title; roles down, columns by layer. Each is drawn as wide as any
-            other, whatever its number of layers.
+        grids: by the panel's title; roles down, or what the index is called, columns by layer. Each
+            is drawn as wide as any other, whatever its number of layers.
         key: the mediator.
         title: stands above the panels.
         look: colours.
         by_depth: whether relative depth stands below, for models of which layer l of one is not
             layer l of the other.
         abreast: panels in a row, at most.
-        side: what stands down in place of roles.
     """
     scale = scale_of(look, key, _limits(list(grids.values())))
     n_rows = max(len(grid) for grid in grids.values())
@@ -102,8 +100,8 @@ def named_heatmaps(
     for number, (axis, (name, grid)) in enumerate(zip(axes, grids.items(), strict=True)):
         _panel(axis, grid, scale)
         _name_rows(axis, name, grid, look)
-        if side and is_leftmost(axis):
-            axis.set_ylabel(side, fontsize=SMALL)
+        if grid.index.name != "role" and is_leftmost(axis):
+            axis.set_ylabel(str(grid.index.name), fontsize=SMALL)
         if by_depth:
             _label_depth(axis, grid.shape[1])
         elif number + abreast >= len(axes):  # those above are of the same layers

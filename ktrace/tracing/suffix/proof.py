@@ -77,7 +77,31 @@ class Verdict:
     against_packs: str | None = None
 
 
-_VERDICTS: WeakKeyDictionary[nn.Module, dict[Hashable, Verdict]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Judged:
+    """What a verdict is about: all that it hangs on beside the model.
+
+    Attributes:
+        mediators: that were restored.
+        longest: of the prompts.
+        limits: of the engine.
+    """
+
+    mediators: frozenset[Mediator]
+    longest: Shape
+    limits: Limits
+
+    def covers(self, other: "Judged") -> bool:
+        """Whether what holds here holds there: for fewer mediators, and for shorter prompts."""
+        return (
+            self.limits == other.limits
+            and self.mediators >= other.mediators
+            and self.longest.n_positions >= other.longest.n_positions
+            and self.longest.n_answer >= other.longest.n_answer
+        )
+
+
+_VERDICTS: WeakKeyDictionary[nn.Module, dict[Hashable, dict[Judged, Verdict]]] = WeakKeyDictionary()
 
 
 def judge(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
@@ -86,11 +110,14 @@ def judge(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
     Raises:
         NoMemoryLeftError: nothing is proven either way.
     """
-    known = _VERDICTS.setdefault(lm.model, {})
-    key = (_nature(lm), tuple(use.mediators), _longest(lm, use), limits)
-    if key not in known:
-        known[key] = _judged(lm, use, limits)
-    return known[key]
+    known = _VERDICTS.setdefault(lm.model, {}).setdefault(_nature(lm), {})
+    asked = Judged(frozenset(use.mediators), _longest(lm, use), limits)
+    for judged, verdict in known.items():
+        # What fails for more may hold for less.
+        if judged == asked or (verdict.problem is None and judged.covers(asked)):
+            return verdict
+    known[asked] = _judged(lm, use, limits)
+    return known[asked]
 
 
 def _nature(lm: LanguageModel) -> Hashable:
