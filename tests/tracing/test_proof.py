@@ -315,13 +315,13 @@ def test_a_mediator_is_proven_in_windows_that_part_late(caplog: pytest.LogCaptur
 def test_only_what_is_in_use_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of one mediator does not pay for the others."""
     seen: set[str] = set()
-    original = SuffixEngine.restored
+    original = SuffixEngine.restored_at
 
     def restored(self: Any, group: Any, mediators: Any, *rest: Any) -> Any:
         seen.update(mediator.key for mediator in mediators)
         return original(self, group, mediators, *rest)
 
-    monkeypatch.setattr(SuffixEngine, "restored", restored)
+    monkeypatch.setattr(SuffixEngine, "restored_at", restored)
     engine_of(language_model(llama()), [make_mediator("mlp", 10)])
     assert seen == {"mlp-w1", "mlp-w2", "mlp-w3", "mlp-w10"}
 
