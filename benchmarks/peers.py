@@ -14,7 +14,7 @@ import torch
 
 from ktrace.lm.model import LanguageModel
 from ktrace.tracing.engine import Case
-from ktrace.tracing.mediators import make_mediator
+from ktrace.tracing.mediators import Cell, make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 
@@ -28,7 +28,7 @@ def ktrace_reference(lm: LanguageModel, noise: RandomNoise) -> CellRunner:
     hidden = make_mediator("hidden", 1)
 
     def run(case: Case, layer: int, position: int) -> Probabilities:
-        edits = engine._edits([(hidden, layer, position)], {}, n_sources=0)
+        edits = engine._edits([Cell(hidden, layer, position)], {}, n_sources=0)
         return _answer(engine._logits(case, edits)[1:, -1], case)
 
     return run
