@@ -25,6 +25,8 @@ def summary(**changes: Any) -> dict[str, Any]:
         "left_out": {},
         "answer": "At the last token, layer 3.",
         "peaks": {"hidden": {"last": {"aie": 0.5, "layer": 3}}},
+        "heads": {},
+        "layers": {"windows": {}},
     } | changes
 
 
@@ -36,6 +38,19 @@ def test_the_closing_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"wrote {ODD}/: aie.csv, aie.png" in printed
     assert "0.500 (3)" in printed
     assert "\nAt the last token, layer 3.\n" in printed
+
+
+def test_the_strongest_heads_and_the_smallest_window(capsys: pytest.CaptureFixture[str]) -> None:
+    heads = {"last": [{"layer": 3, "head": 1, "aie": 0.25}, {"layer": 0, "head": 2, "aie": 0.125}]}
+    windows = {
+        "last": {"share": 0.5, "window": 3, "layer": 2, "ie_te": 0.75},
+        "further": {"share": 0.5, "window": None, "layer": None, "ie_te": 0.25},
+    }
+    print_summary(summary(heads={"head": heads}, layers={"windows": {"mlp": windows}}), [])
+    printed = capsys.readouterr().out
+    assert "head, strongest at last (layer.head): 3.1 (0.250), 0.2 (0.125)\n" in printed
+    assert "smallest window with 50% of the total effect: " in printed
+    assert "last window 3 at layer 2 (75%), further none (25%)\n" in printed
 
 
 def test_the_counts(capsys: pytest.CaptureFixture[str]) -> None:
