@@ -52,8 +52,12 @@ class SubjectPeak(NamedTuple):
 
 
 def peak_of(values: npt.NDArray[np.floating], metric: str, key: str) -> int:
-    """Flat index of a mediator's strongest effect, which is its lowest where effects fall."""
-    return int(np.argmin(values) if effects_fall(metric, key) else np.argmax(values))
+    """Flat index of a mediator's strongest effect, which is its lowest where effects fall.
+
+    NaN, where it did not act, is never the strongest; of NaN alone the first is.
+    """
+    strength = -values if effects_fall(metric, key) else values
+    return int(np.argmax(np.where(np.isnan(strength), -np.inf, strength)))
 
 
 def average_peaks(aie: pd.DataFrame, metric: str) -> dict[str, AveragePeak]:
