@@ -20,7 +20,7 @@ from ktrace.analysis.peaks import (
 )
 from ktrace.analysis.per_fact import MediatorEffects
 from ktrace.analysis.rows import Averaging
-from ktrace.terms import METRICS, ROLES
+from ktrace.terms import METRICS, ROLES, SOURCE_GROUPS
 
 SHAPE = np.array([0.1, 0.3, 0.32, 0.05, 0.0])
 
@@ -47,6 +47,7 @@ def effects_of(
         clusters=clusters,
         relations=("",) * n_facts,
         grids={},
+        groups=np.full((n_facts, len(METRICS), len(SOURCE_GROUPS), totals.shape[-1]), np.nan),
     )
 
 
