@@ -25,6 +25,7 @@ from ktrace.lm.premises import require_premises
 from ktrace.lm.probe import prove
 from ktrace.lm.quantization import (
     is_placed_when_loaded,
+    multiply_int4_in_own_dtype,
     multiply_int8_exactly,
     quantizer,
     require_quantization,
@@ -212,6 +213,7 @@ def language_model(
         # Mixtures of experts take products of many small matrices that torch has up to float32.
         model.set_experts_implementation("eager")
     multiply_int8_exactly(model)
+    multiply_int4_in_own_dtype(model)
     lm = LanguageModel(model, tokenizer, paths, n_layers, d_embedding=0)
     _require_room_for_probes(lm)
     lm = replace(lm, d_embedding=prove(model, paths, n_layers))

@@ -106,12 +106,13 @@ class ModulePaths:
         return template and self.at(template, layer) + (INPUT if site == HEAD else "")
 
     def _template(self, site: str, layer: int) -> str | None:
-        if self.layers and (kind := self.layers[layer]) is not None:
-            inner = {"attn": kind.attn, "mlp": kind.mlp, HEAD: kind.heads}.get(site)
-            if inner:
-                return f"{self.block}.{inner}"
-        whole = {"hidden": self.block, "attn": self.attn, "mlp": self.mlp, HEAD: self.heads}
-        return whole[site]
+        if site == "hidden":
+            return self.block
+        if not self.layers:
+            return {"attn": self.attn, "mlp": self.mlp, HEAD: self.heads}[site]
+        kind = self.layers[layer]
+        inner = kind and {"attn": kind.attn, "mlp": kind.mlp, HEAD: kind.heads}[site]
+        return f"{self.block}.{inner}" if inner else None
 
     @staticmethod
     def at(path: str, layer: int) -> str:

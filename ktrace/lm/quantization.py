@@ -15,6 +15,7 @@ from ktrace.lm.linear import multiply_exactly
 # transformers types it as if it took less than it does.
 _QUANTIZED: Any = BitsAndBytesConfig
 
+_BFLOAT16_ON_CPU = "support_avx512bf16_for_cpu"  # of its modules with weights of 4 bits
 _BITSANDBYTES = "bitsandbytes"
 
 
@@ -64,6 +65,17 @@ def multiply_int8_exactly(model: PreTrainedModel) -> None:
     """
     if any(_is_int8(module) for module in model.modules()):
         multiply_exactly(model)
+
+
+def multiply_int4_in_own_dtype(model: PreTrainedModel) -> None:
+    """Take products of weights of 4 bits in the dtype that was asked for.
+
+    On CPUs with instructions for it bitsandbytes takes them in bfloat16, whatever the states are:
+    then what a state gives hangs on how many share its product.
+    """
+    for module in model.modules():
+        if hasattr(module, _BFLOAT16_ON_CPU):
+            setattr(module, _BFLOAT16_ON_CPU, False)
 
 
 def _is_int8(module: nn.Module) -> bool:

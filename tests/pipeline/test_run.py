@@ -292,6 +292,7 @@ def test_both_engines_fill_one_store(config: Compose, monkeypatch: pytest.Monkey
 def test_the_table_of_effects_is_the_frame(traced: Compose) -> None:
     outcome = pipeline.run(traced("stage=analyze"))
     effects = pd.read_parquet(outcome.folder / "analysis" / "effects.parquet")
+    assert effects.pop("head").isna().all()
     assert effects.equals(ktrace.load_effects(outcome.folder))
 
 

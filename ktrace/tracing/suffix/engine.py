@@ -193,12 +193,11 @@ class SuffixEngine:
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
         found: list[dict[str, Scores]] = [{} for _ in group]
         for base, together in walking_together(mediators):
-            if base is Base.clean_alone:
-                group = self._with_baselines(group, budget)
+            known = self._with_baselines(group, budget) if base is Base.clean_alone else group
             # A block's output is the next one's input, which is recorded anyway.
             sites = {site for m in together if not m.cuts for site in m.sites if site != "hidden"}
             for numbers in acted_on_alike(group, together[0]):
-                cases = [group[number] for number in numbers]
+                cases = [known[number] for number in numbers]
                 runs = Runs(self._recorder, self.noise, cases, sorted(sites), self.limits, base)
                 grid = Grid(runs, cases, together, only)
                 for plan, stretch, scores in self._walked(runs, grid.cells, grid.walked_at, budget):

@@ -98,7 +98,9 @@ class Walk:
                 seen = slice(-n_answer, None) if alone else pack.last_tokens(n_answer)
                 context = mlp_on(lm, layer, seen)
         with context, hooked(lm.model, self._edits(step, layer, pack, numbers)):
-            return call_block(runs.recording, layer, states, pack, runs.base, step.cut)
+            # A window may hold layers without the attention that is cut.
+            cut = step.cut if "attn" in lm.paths.sites(layer) else {}
+            return call_block(runs.recording, layer, states, pack, runs.base, cut)
 
     def _input(
         self, step: Step, layer: int, position: int, states: torch.Tensor | None
