@@ -22,7 +22,7 @@ from tests.support.configs import Compose
 from tests.support.known_facts import save_random_model, write_known_facts
 from tests.support.models import micro_llama
 from tests.support.proof import skip_proof
-from tests.support.runs import N_STORED, Runs, facts_in_parts
+from tests.support.runs import N_STORED, STATES, Runs, facts_in_parts
 
 torch.set_num_threads(1)
 
@@ -150,8 +150,7 @@ def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def runs(own: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Starts runs over the random model and its seven facts, up to `stage=restore`."""
-    states = ("activations.corrupted=[attn]", "activations.positions=[last_subject,further]")
-    common = (*own, "noise.samples=2", "mediator=all", "stage=restore", *states)
+    common = (*own, "noise.samples=2", "mediator=all", "stage=restore", *STATES)
     with Runs(tmp_path_factory.mktemp("runs"), *common) as started:
         yield started
 

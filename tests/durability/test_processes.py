@@ -11,7 +11,7 @@ from hydra.errors import MissingConfigException
 
 from ktrace.config.complaints import explain
 from tests.support.places import ROOT
-from tests.support.runs import RUN, contents
+from tests.support.runs import RUN, STATES, contents
 
 
 def test_shards_run_side_by_side_and_a_failing_job_stays_alone(
@@ -23,6 +23,7 @@ def test_shards_run_side_by_side_and_a_failing_job_stays_alone(
         *(sys.executable, "-m", "ktrace", "-m", "hydra/launcher=processes"),
         *("shard=1/2,3/2,2/2", "model=auto", f"model.path={model_folder}", "dataset=file"),
         *(f"dataset.path={facts_file}", "noise.samples=2", "mediator=all", "stage=restore"),
+        *STATES,
         *(f"output_dir={output}", f"hydra.sweep.dir={jobs}"),
     ]
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}

@@ -73,6 +73,9 @@ for line in sys.stdin:
     print(child, flush=True)
 """
 
+# What states such runs keep.
+STATES = ("activations.corrupted=[attn]", "activations.positions=[last_subject,further]")
+
 
 @dataclass(frozen=True)
 class Ended:
