@@ -20,6 +20,8 @@ from tests.support.places import ROOT
 RUN = "random/known/gaussian-x3-n2-seed1"
 FIVE = ("hidden", "hidden_attn_severed", "hidden_mlp_severed", "mlp-w10", "attn-w10")
 N_FACTS, N_CANDIDATES = 7, 6
+# What states such runs keep.
+STATES = ("activations.corrupted=[attn]", "activations.positions=[last_subject,further]")
 # Every fact once in every store that it belongs to.
 # States of clean runs are those of candidates, and the others' rows are empty.
 N_STORED = 2 * (N_FACTS + N_CANDIDATES) + N_CANDIDATES * len(FIVE)
@@ -72,9 +74,6 @@ for line in sys.stdin:
         child = code
     print(child, flush=True)
 """
-
-# What states such runs keep.
-STATES = ("activations.corrupted=[attn]", "activations.positions=[last_subject,further]")
 
 
 @dataclass(frozen=True)
