@@ -140,7 +140,8 @@ def test_the_table_says_how_well_every_family_agrees() -> None:
             least = LEAST_SPREAD if name in PUBLISHED_MEDIATORS else LEAST_SPREAD / 5
             # Of a hybrid, attention is in few layers; and nothing is compared with it.
             assert float(spread) >= (0.01 if architecture in NOT_REPLAYED else least), row
+            # Rounding of float32, which vanishes in float64 (test_suffix.py): of single heads more.
             if architecture not in NOT_REPLAYED:
-                assert float(difference) <= 1e-6, row
+                assert float(difference) <= (2e-6 if name == "head" else 1e-6), row
     assert listed == sorted(TINY_FAMILIES)
     assert row_of("MambaForCausalLM") in rows
