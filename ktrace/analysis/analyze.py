@@ -17,7 +17,6 @@ from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.files import remove_older
 from ktrace.analysis.figures.look import Look
 from ktrace.analysis.figures.processes import artists
-from ktrace.analysis.knockout import knockout_table
 from ktrace.analysis.report import CellCollector, write_report
 from ktrace.analysis.rows import Averaging
 from ktrace.analysis.stored import Survey, Watch
@@ -26,6 +25,7 @@ from ktrace.analysis.tables import (
     aie_table,
     fact_table,
     head_table,
+    knockout_table,
     relation_table,
     sample_table,
 )

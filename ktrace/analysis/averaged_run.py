@@ -23,6 +23,7 @@ from ktrace.analysis.estimate import (
     no_averages,
     spread_over_samples,
 )
+from ktrace.analysis.knockout import knockout_averages
 from ktrace.analysis.peaks import peak_table
 from ktrace.analysis.per_fact import (
     MediatorEffects,
@@ -145,6 +146,11 @@ class RunAverages:
     def of_heads(self) -> pd.DataFrame:
         """AIE of every head (`head_averages`)."""
         return stacked([head_averages(one, self.averaging) for one in self.heads])
+
+    @cached_property
+    def knockouts(self) -> pd.DataFrame:
+        """Effects of sources that are cut together (`knockout_averages`)."""
+        return knockout_averages(self.effects, self.survey)
 
     def total_effect(self, metric: str) -> AverageTotalEffect:
         """The average total effect in one metric."""

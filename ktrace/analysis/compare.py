@@ -14,7 +14,7 @@ from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.files import remove_older
 from ktrace.analysis.figures.look import Look
 from ktrace.analysis.figures.processes import artists
-from ktrace.analysis.methods import method_tables
+from ktrace.analysis.methods import method_tables, methods_of
 from ktrace.analysis.paired import (
     effect_differences,
     shared_effects,
@@ -97,8 +97,9 @@ def compare(
         run_table, aie = _run_table(runs, metric), _aie_table(runs)
         differences, unpaired = _differences(runs, metric)
         into, look = Drawing(folder, drawers), Look(metric, palette)
-        drawing = draw_comparison(runs, into, aie, differences, look)
-        methods, agreement = method_tables(runs)
+        found = methods_of(runs)
+        drawing = draw_comparison(runs, into, aie, differences, found, look)
+        methods, agreement = method_tables(found)
         tables = {"runs": run_table, "aie": aie, "differences": differences}
         files = write_tables(folder, tables | {"methods": methods, "agreement": agreement})
         drawn = drawing.finished()

@@ -3,41 +3,46 @@
 Axes: n_facts, of one mediator; n_groups, those of `ktrace.terms.SOURCE_GROUPS`; n_layers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
-from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.clusters import Array
 from ktrace.analysis.estimate import cell_table, effect_range
 from ktrace.analysis.intervals import averages
 from ktrace.analysis.per_fact import MediatorEffects, TotalEffects
+from ktrace.analysis.stored import Survey
 from ktrace.terms import METRICS, SOURCE_GROUPS, cuts_edges
 
-COLUMNS = ("mediator", "metric", "sources", "layer", "effect", "ci_low", "ci_high")
 _RELATIVE = ("relative", "relative_low", "relative_high")
-_SIZES = ("n_facts", "n_clusters")
+KNOCKOUT_COLUMNS = (
+    *("mediator", "metric", "sources", "layer", "effect", "ci_low", "ci_high"),
+    *(*_RELATIVE, "n_facts", "n_clusters"),
+)
 
 
-def knockout_table(run: RunAverages) -> pd.DataFrame:
+def knockout_averages(effects: Sequence[MediatorEffects], found: Survey) -> pd.DataFrame:
     """Effects of groups of sources that are cut together, a row for each layer.
 
+    Args:
+        effects: mediators of a run.
+        found: the run.
+
     Returns:
-        Columns `model, dataset, noise, mediator, metric, sources, layer, effect, ci_low, ci_high`,
-        in the metric's unit; `relative, relative_low, relative_high`, the mean of each fact's
-        effect divided by its clean score (Geva et al. 2023, figure 2), of probabilities alone;
-        `n_facts, n_clusters`. No row where nothing is cut, or where no fact has the group.
+        Columns `KNOCKOUT_COLUMNS`: effects in the metric's unit; `relative, relative_low,
+        relative_high`, the mean of each fact's effect divided by its clean score (Geva et al. 2023,
+        figure 2), of probabilities alone. No row where nothing is cut, or where no fact has the
+        group.
     """
-    tables = [_of_mediator(run, one) for one in run.effects if cuts_edges(one.key)]
-    columns = [*run.names._fields, *COLUMNS, *_RELATIVE, *_SIZES]
-    if not tables:
-        tables = [pd.DataFrame(columns=columns)]
-    named = pd.concat(tables, ignore_index=True).assign(**run.names._asdict())
-    found: pd.DataFrame = named[columns]
-    return found
+    tables = [_of_mediator(found, one) for one in effects if cuts_edges(one.key)]
+    every = pd.concat(tables or [pd.DataFrame(columns=list(KNOCKOUT_COLUMNS))])
+    averaged: pd.DataFrame = every.reset_index(drop=True)[list(KNOCKOUT_COLUMNS)]
+    return averaged
 
 
-def _of_mediator(run: RunAverages, one: MediatorEffects) -> pd.DataFrame:
-    p_clean = TotalEffects.of(run.survey, one.indices).clean[:, 0].mean(axis=-1)
+def _of_mediator(found: Survey, one: MediatorEffects) -> pd.DataFrame:
+    p_clean = TotalEffects.of(found, one.indices).clean[:, 0].mean(axis=-1)
     tables = []
     for number, metric in enumerate(METRICS):
         effects = one.groups[:, number]
@@ -48,8 +53,8 @@ def _of_mediator(run: RunAverages, one: MediatorEffects) -> pd.DataFrame:
                 table[name] = shares[column]
         tables.append(table)
     every = pd.concat(tables, ignore_index=True).rename(columns={"aie": "effect"})
-    found: pd.DataFrame = every[every["n_facts"] > 0]
-    return found
+    kept: pd.DataFrame = every[every["n_facts"] > 0]
+    return kept
 
 
 def _averaged(effects: Array, one: MediatorEffects, metric: str) -> pd.DataFrame:

@@ -4,10 +4,10 @@ A method is a mediator in a run, in one metric: another corruption, direction or
 method. Each names the layer where its AIE is strongest, and those where the peak may lie.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,11 +46,33 @@ def whole_layers(one: MediatorEffects) -> MediatorEffects:
     return replace(one, totals=totals, by_sample=by_sample, groups=groups, n_heads=1, grids={})
 
 
-def method_tables(runs: Mapping[str, RunAverages]) -> tuple[pd.DataFrame, pd.DataFrame]:
+class Method(NamedTuple):
+    """What one method names.
+
+    Attributes:
+        row: of `methods.csv`, without its agreement.
+        profile: its effects over layers, the strongest the largest, `(n_layers,)`.
+    """
+
+    row: dict[str, Any]
+    profile: Array
+
+    @property
+    def named(self) -> set[int]:
+        """Layers that the peak may lie in."""
+        return layers_in(str(self.row["layers"]))
+
+
+def methods_of(runs: Mapping[str, RunAverages]) -> list[Method]:
+    """Every method of some runs, by their labels."""
+    return [one for label, run in runs.items() for one in _methods_of(label, run)]
+
+
+def method_tables(methods: Sequence[Method]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What methods name, and how far they agree.
 
     Args:
-        runs: by their labels.
+        methods: from `methods_of`.
 
     Returns:
         `methods.csv`: a row for each run, mediator and metric of `COMPARED`, in columns
@@ -60,29 +82,26 @@ def method_tables(runs: Mapping[str, RunAverages]) -> tuple[pd.DataFrame, pd.Dat
         layers, in columns `AGREEMENT_COLUMNS`: `rank`, Spearman's correlation of their effects over
         layers, strongest first; `overlap`, layers that both name by those that either does.
     """
-    rows: list[dict[str, Any]] = []
-    profiles: list[Array] = []
-    for label, run in runs.items():
-        for row, profile in _methods_of(label, run):
-            rows.append(row)
-            profiles.append(profile)
-    pairs = list(_pairs(rows, profiles))
-    for number, row in enumerate(rows):
+    pairs = list(_pairs(methods))
+    rows = []
+    for number, method in enumerate(methods):
         ranks = [pair["rank"] for one, other, pair in pairs if number in (one, other)]
         known = [rank for rank in ranks if not pd.isna(rank)]
-        row["agreement"] = float(np.mean(known)) if known else np.nan
-    methods: pd.DataFrame = pd.DataFrame(rows, columns=list(METHOD_COLUMNS))
+        rows.append(method.row | {"agreement": float(np.mean(known)) if known else np.nan})
+    table: pd.DataFrame = pd.DataFrame(rows, columns=list(METHOD_COLUMNS))
     agreement: pd.DataFrame = pd.DataFrame(
         [pair for _, _, pair in pairs], columns=list(AGREEMENT_COLUMNS)
     )
-    return methods, agreement
+    return table, agreement
 
 
-def _methods_of(label: str, run: RunAverages) -> Iterator[tuple[dict[str, Any], Array]]:
+def _methods_of(label: str, run: RunAverages) -> Iterator[Method]:
     by_key = {one.key: one for one in (*run.effects, *run.heads)}
     for key in run.every_key:
         one = whole_layers(by_key[key])
-        every = average_indirect_effects(one, run.averaging)
+        every = run.aie[run.aie["mediator"] == key]
+        if every.empty:  # a mediator with heads
+            every = average_indirect_effects(one, run.averaging)
         for metric in COMPARED:
             aie = every[(every["metric"] == metric) & (every["role"] == ROLE)]
             if aie.empty:
@@ -90,27 +109,26 @@ def _methods_of(label: str, run: RunAverages) -> Iterator[tuple[dict[str, Any], 
             [peak] = peak_table(one, run.averaging, aie).to_dict("records")
             row = {"run": label, **run.names._asdict()} | {str(k): v for k, v in peak.items()}
             sign = -1.0 if effects_fall(metric, key) else 1.0
-            yield row, sign * aie.sort_values("layer")["aie"].to_numpy(np.float64)
+            yield Method(row, sign * aie.sort_values("layer")["aie"].to_numpy(np.float64))
 
 
-def _pairs(
-    rows: list[dict[str, Any]], profiles: list[Array]
-) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    for one, other in combinations(range(len(rows)), 2):
-        if len(profiles[one]) != len(profiles[other]):
+def _pairs(methods: Sequence[Method]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    for one, other in combinations(range(len(methods)), 2):
+        left, right = methods[one], methods[other]
+        if len(left.profile) != len(right.profile):
             continue
         sides = {
-            f"{side}_{name}": rows[number][name]
-            for side, number in (("left", one), ("right", other))
+            f"{side}_{name}": method.row[name]
+            for side, method in (("left", left), ("right", right))
             for name in ("run", "mediator", "metric")
         }
-        left, right = (layers_in(str(rows[number]["layers"])) for number in (one, other))
-        overlap = len(left & right) / len(left | right) if left and right else np.nan
-        rank = pd.Series(profiles[one]).corr(pd.Series(profiles[other]), method="spearman")
+        both, either = left.named & right.named, left.named | right.named
+        overlap = len(both) / len(either) if left.named and right.named else np.nan
+        rank = pd.Series(left.profile).corr(pd.Series(right.profile), method="spearman")
         yield one, other, {**sides, "rank": rank, "overlap": overlap}
 
 
-def method_profiles(runs: Mapping[str, RunAverages], metric: str) -> pd.DataFrame:
+def method_profiles(methods: Sequence[Method], metric: str) -> pd.DataFrame:
     """For a figure: the share of its strongest AIE that each method has in each layer.
 
     Returns:
@@ -118,20 +136,20 @@ def method_profiles(runs: Mapping[str, RunAverages], metric: str) -> pd.DataFram
     """
     metric = metric if metric in COMPARED else METRICS[0]
     frames = []
-    for label, run in runs.items():
-        for row, profile in _methods_of(label, run):
-            if row["metric"] != metric:
-                continue
-            largest = np.abs(profile).max() or 1.0
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "method": f"{label}: {row['mediator']}",
-                        "layer": np.arange(len(profile)),
-                        "share": profile / largest,
-                        "named": [n in layers_in(str(row["layers"])) for n in range(len(profile))],
-                    }
-                )
+    for method in methods:
+        row, profile = method
+        if row["metric"] != metric:
+            continue
+        layers = np.arange(len(profile))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "method": f"{row['run']}: {row['mediator']}",
+                    "layer": layers,
+                    "share": profile / (np.abs(profile).max() or 1.0),
+                    "named": np.isin(layers, list(method.named)),
+                }
             )
+        )
     found: pd.DataFrame = pd.concat(frames, ignore_index=True)
     return found

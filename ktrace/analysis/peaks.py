@@ -60,6 +60,23 @@ def peak_of(values: npt.NDArray[np.floating], metric: str, key: str) -> int:
     return int(np.argmax(np.where(np.isnan(strength), -np.inf, strength)))
 
 
+def strongest_heads(values: Array, effects: Array) -> Array:
+    """Of the head with the largest effect in each layer and place, of either sign.
+
+    Args:
+        values: `(..., n_layers, n_heads, n_places)`.
+        effects: that decide; likewise, with one entry on axes that they do not hang on. Heads that
+            a layer has not are NaN, and never the strongest.
+
+    Returns:
+        `(..., n_layers, n_places)`.
+    """
+    strength = np.nan_to_num(np.abs(effects), nan=-1.0)
+    chosen: Array = np.take_along_axis(values, strength.argmax(axis=-2, keepdims=True), axis=-2)
+    found: Array = chosen[..., 0, :]
+    return found
+
+
 def average_peaks(aie: pd.DataFrame, metric: str) -> dict[str, AveragePeak]:
     """The layer of the strongest AIE for each role.
 

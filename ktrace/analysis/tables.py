@@ -3,6 +3,7 @@
 import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages
+from ktrace.analysis.knockout import KNOCKOUT_COLUMNS
 from ktrace.analysis.peaks import subject_peak
 from ktrace.terms import METRICS
 
@@ -32,6 +33,12 @@ def head_table(run: RunAverages) -> pd.DataFrame:
     """The content of `heads.csv`: AIE of each head with its interval, by role, layer and head."""
     columns = [*_NAMES, *_AIE[:4], "head", *_AIE[4:]]
     table: pd.DataFrame = run.of_heads.assign(**run.names._asdict()).reindex(columns=columns)
+    return table
+
+
+def knockout_table(run: RunAverages) -> pd.DataFrame:
+    """The content of `knockout.csv`: what a query loses without each group of sources."""
+    table: pd.DataFrame = run.knockouts.assign(**run.names._asdict())[[*_NAMES, *KNOCKOUT_COLUMNS]]
     return table
 
 

@@ -11,6 +11,7 @@ from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import fact_heatmap
 from ktrace.analysis.figures.look import Prompt, chosen_look
 from ktrace.analysis.figures.style import shown_by_jupyter
+from ktrace.analysis.peaks import strongest_heads
 from ktrace.errors import KtraceError
 from ktrace.facts import Span
 from ktrace.terms import METRICS, changes_clean_run, has_heads
@@ -183,10 +184,7 @@ class Trace:
         if head is not None:
             effects = effects[:, head]
         elif n_heads:
-            # Heads that a layer has not are NaN, and never the strongest.
-            strength = np.nan_to_num(np.abs(effects), nan=-1.0)
-            strongest = strength.argmax(axis=1, keepdims=True)
-            effects = np.take_along_axis(effects, strongest, axis=1)[:, 0]
+            effects = strongest_heads(effects, effects)
         found = np.full((len(effects), len(self.tokens)), np.nan)
         found[:, list(self.positions)] = effects
         return found

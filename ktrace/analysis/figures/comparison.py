@@ -1,7 +1,7 @@
 """Which figures a comparison of runs gets, and what stands above them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.figures.draw import sigma_in_words
 from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.look import Look
-from ktrace.analysis.methods import method_profiles
+from ktrace.analysis.methods import Method, method_profiles
 from ktrace.analysis.rows import rows
 from ktrace.terms import mediator_title
 
@@ -25,6 +25,7 @@ def draw_comparison(
     into: Drawing,
     aie: pd.DataFrame,
     differences: pd.DataFrame,
+    methods: Sequence[Method],
     look: Look,
 ) -> Drawing:
     """Begin a comparison's figures, as PNG, PDF and SVG: two for each mediator.
@@ -35,6 +36,7 @@ def draw_comparison(
         aie: of all runs, with columns `run, mediator, metric, role, layer, aie, n_facts`.
         differences: to the first run, with columns `run, baseline, mediator, role, depth,
             difference, n_facts, beyond, beyond_all`.
+        methods: of all runs.
         look: what they show, and in which colours.
     """
     for key in dict.fromkeys(key for run in runs.values() for key in run.keys):
@@ -45,7 +47,7 @@ def draw_comparison(
         if len(of_key):
             _difference(into, holders, key, of_key, look)
     into.add(
-        *("methods", "heatmaps.method_map", method_profiles(runs, look.metric)),
+        *("methods", "heatmaps.method_map", method_profiles(methods, look.metric)),
         title=f"Layers that methods name at the last subject token\n{_in_common(runs)}\n"
         "dot: the peak may lie there",
     )

@@ -10,7 +10,6 @@ import pandas as pd
 from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.look import Look, Prompt
-from ktrace.analysis.knockout import knockout_table
 from ktrace.analysis.peaks import peak_layers
 from ktrace.analysis.per_fact import MediatorEffects
 from ktrace.analysis.rows import rows
@@ -145,7 +144,7 @@ def _windows(run: RunAverages, into: Drawing, look: Look) -> None:
 
 def _knockout(run: RunAverages, into: Drawing, key: str) -> None:
     """A line for each group of sources: how much of the probability is lost."""
-    table = knockout_table(run)
+    table = run.knockouts
     table = table[(table["mediator"] == key) & (table["metric"] == METRICS[0])]
     lines = table.assign(
         role=table["sources"],

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ktrace.analysis.clusters import Array
 from ktrace.analysis.intervals import t_quantile
+from ktrace.analysis.peaks import strongest_heads
 from ktrace.analysis.stored import Survey
 from ktrace.store import CorruptedRecord, RestoredRecord
 from ktrace.terms import METRICS, has_heads
@@ -136,10 +137,7 @@ def _reduced(record: RestoredRecord, corrupted: CorruptedRecord, key: str) -> Ar
         return planes
     _, n_layers, n_heads, n_places = record.shape
     by_head = planes.reshape(*planes.shape[:2], n_layers, n_heads, n_places)
-    # Heads that a layer has not are NaN, and never the strongest.
-    strength = np.nan_to_num(np.abs(by_head[:, :1]), nan=-1.0)
-    strongest: Array = np.take_along_axis(by_head, strength.argmax(axis=3, keepdims=True), axis=3)
-    return strongest[:, :, :, 0]
+    return strongest_heads(by_head, by_head[:, :1])
 
 
 def half_width(samples: Array) -> Array:

@@ -145,14 +145,12 @@ def _cut(
     """Take edges out of the mask among the arguments; suffixes of one base row are neighbours."""
     [position] = pack.positions
     call, path = recording.calls[layer], f"block {layer}"
-    whole = causal_mask(call.states, 0, pack.n_positions)
-    hidden, mask = hidden_value(path, whole), arguments.get("attention_mask")
-    recorded = call.arguments.get("attention_mask")
-    if recorded is not None:
-        hidden = hidden_value(path, recorded)
-        assert isinstance(mask, torch.Tensor)
-    else:
+    mask, whole = (found.get("attention_mask") for found in (arguments, call.arguments))
+    if whole is None:
+        whole = causal_mask(call.states, 0, pack.n_positions)
         mask = whole[:, :, position:]
+    hidden = hidden_value(path, whole)
+    assert isinstance(mask, torch.Tensor)
     n_suffixes = n_base * pack.n_rows
     cuts = [Cut(slice(row, n_suffixes, pack.n_rows), 0, sources) for row, sources in cut.items()]
     arguments["attention_mask"] = cut_mask(path, mask, n_suffixes, cuts, hidden)
