@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.places import ROOT
-from tests.support.runs import RUN, contents, parts
+from tests.support.runs import RUN, STATES, contents, parts
 
 HERE = ROOT / "tests" / "slurm"
 SECONDS = 300  # a machine may be busy
@@ -61,7 +61,7 @@ def test_a_cancelled_shard_is_reported_and_the_rerun_completes_it(
     command = [
         *(sys.executable, "-m", "ktrace", "--multirun", "hydra/launcher=slurm"),
         *("hydra.launcher.mem_gb=null", "hydra.launcher.cpus_per_task=1"),
-        *("shard=1/2,2/2", *own, "noise.samples=2", "mediator=all", "stage=restore"),
+        *("shard=1/2,2/2", *own, "noise.samples=2", "mediator=all", "stage=restore", *STATES),
         f"output_dir={output}",
     ]
 
