@@ -8,8 +8,11 @@ they are clipped there or are of several widths, part only where the first of th
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ktrace.tracing.mediators import Mediator
+
+_PLANS_KEPT = 64  # groups of facts have few
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Cell:
             return self.layer + 1
         return self.mediator.restored_layers(self.layer, n_layers)[0]
 
+    @property
+    def joins_by_output(self) -> bool:
+        """Whether where it joins, its output at the position differs, and nothing else does."""
+        return self.mediator.site != "hidden" and not self.mediator.cuts
+
     def path_until(self, layer: int, n_layers: int) -> Hashable:
         """Equal for cells whose runs have been the same up to and including `layer`."""
         mediator = self.mediator
@@ -50,10 +58,16 @@ class Cell:
 class Step:
     """What happens at one layer. Rows are numbered from 0 among those that run at this layer.
 
+    First those that continue, then those that join and whose later positions may differ from the
+    base, then those that join and differ at position t alone.
+
     Attributes:
         sources: for each row that ran at the layer before, which one it continues; a row that
             splits is named twice.
-        joining_restored: whether position t of a joining row's input is the source's state.
+        joining_restored: of each row that joins, whether position t of its input is the source's
+            state; else only what it sees may differ.
+        n_by_output: rows that join with the input of the base, and part from it in what a
+            site gives at position t.
         restored: by site, rows whose output at position t is that of the source.
         severed: by site, rows whose output at position t is held at its value in the base.
         heads: by head, rows where that head's output at position t is that of the source.
@@ -62,18 +76,24 @@ class Step:
 
     sources: list[int] = field(default_factory=list)
     joining_restored: list[bool] = field(default_factory=list)
+    n_by_output: int = 0
     restored: dict[str, list[int]] = field(default_factory=dict)
     severed: dict[str, list[int]] = field(default_factory=dict)
     heads: dict[int, list[int]] = field(default_factory=dict)
     cut: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
-    def n_rows(self) -> int:
-        """Rows that run at this layer."""
+    def n_suffixes(self) -> int:
+        """Rows whose later positions may differ from the base, too."""
         return len(self.sources) + len(self.joining_restored)
 
+    @property
+    def n_rows(self) -> int:
+        """Rows that run at this layer."""
+        return self.n_suffixes + self.n_by_output
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)  # compared by identity: what is laid out for it is kept
 class Plan:
     """A walk over all layers.
 
@@ -94,22 +114,29 @@ class Plan:
 
 def make_plan(cells: Sequence[Cell], n_layers: int) -> Plan:
     """Schedule cells so that each layer runs once, with every row that needs it."""
+    return _planned(tuple(cells), n_layers)
+
+
+@lru_cache(maxsize=_PLANS_KEPT)
+def _planned(cells: tuple[Cell, ...], n_layers: int) -> Plan:
     steps = []
     before: dict[Hashable, int] = {}
     for layer in range(n_layers):
         step, rows = Step(), dict[Hashable, int]()
         running = [cell for cell in cells if cell.joins(n_layers) <= layer]
         # Those that continue stand before those that join: the former are already in one tensor.
-        running.sort(key=lambda cell: cell.joins(n_layers) == layer)
+        running.sort(key=lambda cell: (1 + cell.joins_by_output) * (cell.joins(n_layers) == layer))
         for cell in running:
             path = cell.path_until(layer, n_layers)
             if path in rows:
                 continue
             rows[path] = len(rows)
-            if cell.joins(n_layers) == layer:
-                step.joining_restored.append(cell.mediator.site == "hidden")
-            else:
+            if cell.joins(n_layers) < layer:
                 step.sources.append(before[cell.path_until(layer - 1, n_layers)])
+            elif cell.joins_by_output:
+                step.n_by_output += 1
+            else:
+                step.joining_restored.append(cell.mediator.site == "hidden")
             _schedule(step, cell, rows[path], layer, n_layers)
         steps.append(step)
         before = rows

@@ -17,8 +17,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ktrace.errors import NotReplayedError
 from ktrace.lm.head import noting_tuples
-from ktrace.lm.hooks import Args, Edit, Kwargs, hooked, removing
+from ktrace.lm.hooks import Args, Edit, Kwargs, hooked, keep, module_at, removing
 from ktrace.lm.model import LanguageModel, Untyped
+from ktrace.lm.paths import INPUT
+from ktrace.terms import HEAD
 from ktrace.tracing.suffix.calls import Call, Shapes, axes_of, named, shapes_of
 
 _KEEPS_OTHERS = "its layers do not all keep keys and values of each position, and those alone"
@@ -32,6 +34,10 @@ class Recording:
         calls: one for each layer.
         keys: for each layer, `(n_rows, heads, n_positions, d_head)`.
         values: likewise.
+        projections: for each layer, by path, outputs of the attention's projections before it
+            looks at other positions (queries, keys, values, or what they are made of),
+            `(n_rows, n_positions, features)`.
+        final: of the last block at the last positions, `(n_rows, n_logits, d_model)`.
         logits: at the last positions, `(n_rows, n_logits, vocabulary)`.
         in_tuples: how the last block returns its states, see `logits_from`.
     """
@@ -39,6 +45,8 @@ class Recording:
     calls: Sequence[Call]
     keys: Sequence[torch.Tensor]
     values: Sequence[torch.Tensor]
+    projections: Sequence[Mapping[str, torch.Tensor]]
+    final: torch.Tensor
     logits: torch.Tensor
     in_tuples: int
 
@@ -84,8 +92,12 @@ class Recorder:
             calls.append(Call(block, states, arguments, axes))
 
         cache: Untyped = DynamicCache()
+        final: dict[str, torch.Tensor] = {}
+        watched = {lm.paths.at(lm.paths.block, lm.n_layers - 1): keep(final, "", _last(n_logits))}
         with (
             _watched_calls(lm.blocks, keep_call),
+            _kept_projections(lm, cache, (n_rows, n_positions)) as projections,
+            hooked(lm.model, watched),
             noting_tuples(lm.blocks[-1]) as in_tuples,
             _contiguous_to_head(lm),
             hooked(lm.model, edits),
@@ -98,6 +110,8 @@ class Recorder:
             calls=calls,
             keys=[layer.keys for layer in cache.layers],
             values=[layer.values for layer in cache.layers],
+            projections=projections,
+            final=final[""],
             logits=logits[:, -n_logits:],
             in_tuples=in_tuples[0],
         )
@@ -150,6 +164,56 @@ def _watched_calls(
             handle = block.register_forward_pre_hook(watch, with_kwargs=True)
             stack.enter_context(removing(handle))
         yield
+
+
+def _last(n: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda states: states[:, -n:]
+
+
+@contextmanager
+def _kept_projections(
+    lm: LanguageModel, cache: Untyped, sizes: tuple[int, int]
+) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """Keep what linear layers of the attention give before keys and values reach the cache.
+
+    Their inputs hang on no other position, nor do they themselves.
+    """
+    kept: list[dict[str, torch.Tensor]] = [{} for _ in range(lm.n_layers)]
+    with ExitStack() as stack:
+        for layer, of_layer in enumerate(kept):
+            for path, module in _projections(lm, layer):
+
+                def note(
+                    module: nn.Module,
+                    args: Args,
+                    output: object,
+                    of_layer: dict[str, torch.Tensor] = of_layer,
+                    layer: int = layer,
+                    path: str = path,
+                ) -> None:
+                    is_before = len(cache.layers) <= layer
+                    if isinstance(output, torch.Tensor) and is_before:
+                        if output.ndim == 2 and len(output) == sizes[0] * sizes[1]:
+                            output = output.view(*sizes, -1)
+                        if output.ndim == 3 and output.shape[:2] == sizes:
+                            of_layer[path] = output
+
+                stack.enter_context(removing(module.register_forward_hook(note)))
+        yield kept
+
+
+def _projections(lm: LanguageModel, layer: int) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers of a layer's attention but for its output projection, which gathers heads."""
+    point = lm.paths.point(HEAD, layer)
+    if point is None:
+        return
+    output = point.removesuffix(INPUT)
+    attention = output.rpartition(".")[0]
+    for name, module in module_at(lm.model, attention).named_modules():
+        weight = getattr(module, "weight", None)
+        path = f"{attention}.{name}"
+        if path != output and weight is not None and weight.ndim == 2 and not [*module.children()]:
+            yield path, module
 
 
 @contextmanager

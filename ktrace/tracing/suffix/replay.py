@@ -10,69 +10,19 @@ Shapes: n_base rows of the base, n_rows suffixes of each at one position, n_posi
 the whole sequence, n_tokens of all suffixes of one base row in a call.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from ktrace.errors import NotReplayedError
 from ktrace.lm.edges import Cut, causal_mask, cut_mask, hidden_value
-from ktrace.lm.hooks import (
-    Args,
-    Kwargs,
-    LeadingAxes,
-    called_with,
-    module_at,
-    removing,
-    states_of,
-    with_states,
-)
-from ktrace.lm.model import LanguageModel
+from ktrace.lm.hooks import states_of
 from ktrace.tracing.suffix.calls import Axes, Call, Rows
+from ktrace.tracing.suffix.layout import Pack
 from ktrace.tracing.suffix.prefix import Prefix
 from ktrace.tracing.suffix.recording import Recording
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Suffixes that go through a block together.
-
-    Attributes:
-        positions: where they begin.
-        n_positions: of the whole sequence.
-        n_rows: suffixes at each position.
-    """
-
-    positions: tuple[int, ...]
-    n_positions: int
-    n_rows: int
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of one suffix, by position."""
-        return [self.n_positions - position for position in self.positions]
-
-    @property
-    def sizes(self) -> list[int]:
-        """Tokens of all suffixes, by position."""
-        return [self.n_rows * length for length in self.lengths]
-
-    def first_tokens(self, number: int, rows: list[int]) -> list[int]:
-        """Where the suffixes of some rows begin in the pack, at the position with this number."""
-        offset = sum(self.sizes[:number])
-        return [offset + row * self.lengths[number] for row in rows]
-
-    def last_tokens(self, n_last: int) -> list[int]:
-        """The last tokens of every suffix in the pack."""
-        rows = list(range(self.n_rows))
-        return [
-            first + length - back
-            for number, length in enumerate(self.lengths)
-            for first in self.first_tokens(number, rows)
-            for back in range(n_last, 0, -1)
-        ]
 
 
 def call_block(
@@ -159,18 +109,11 @@ def _cut(
 def _arguments_of_pack(call: Call, pack: Pack, prefix: Prefix, rows: slice) -> dict[str, object]:
     _require_own_mask_alone(call)
     n_base, device = len(call.states[rows]), call.states.device
-    starts = torch.tensor(
-        [position for position in pack.positions for _ in range(pack.n_rows)], device=device
-    )
-    lengths = pack.n_positions - starts
-    # Of each token: which suffix it belongs to, and its place in the whole sequence.
-    suffix = torch.arange(len(starts), device=device).repeat_interleave(lengths)
-    first = (lengths.cumsum(0) - lengths)[suffix]
-    places = torch.arange(len(suffix), device=device) - first + starts[suffix]
+    suffix, places = pack.suffixes.on(device), pack.places.on(device)
 
     def placed(value: torch.Tensor, axis: int) -> torch.Tensor:
         # Where a model is spread, arguments stay where it made them, whatever device a block is on.
-        return value.index_select(axis, places.to(value.device))
+        return value.index_select(axis, pack.places.on(value.device))
 
     others = {name: value for name, value in call.arguments.items() if name != "attention_mask"}
     arguments = replace(call, arguments=others).arguments_on(placed, prefix, Rows(rows, 1))
@@ -181,7 +124,7 @@ def _arguments_of_pack(call: Call, pack: Pack, prefix: Prefix, rows: slice) -> d
     assert isinstance(mask, torch.Tensor)
     to_prefix = mask[:1].to(device).index_select(2, places)
     to_pack = to_prefix.index_select(3, places)
-    before = everywhere < starts[suffix][:, None]
+    before = everywhere < pack.begins.on(device)[:, None]
     own = suffix[:, None] == suffix
     seen = torch.cat([before, own], dim=1)
     joined = torch.cat([to_prefix, to_pack], dim=3)
@@ -217,41 +160,3 @@ def _causal_mask(
 def _is_flash(block: nn.Module) -> bool:
     attention = next((m for m in block.modules() if hasattr(m, "config")), block)
     return "flash" in str(getattr(getattr(attention, "config", None), "_attn_implementation", ""))
-
-
-@contextmanager
-def mlp_on(lm: LanguageModel, layer: int, tokens: slice | list[int]) -> Iterator[None]:
-    """Let a layer's MLP see some places of the sequence alone.
-
-    Its output is zero at the others: right at those seen, meaningless elsewhere.
-    """
-    paths = lm.paths
-    block, last = (module_at(lm.model, paths.sites(layer)[site]) for site in ("hidden", "mlp"))
-    first = module_at(lm.model, paths.at(paths.mlp_input, layer)) if paths.mlp_input else last
-    mlp = _OnTokens(tokens)
-    with (
-        mlp.leading.watched(block),
-        removing(first.register_forward_pre_hook(mlp.narrow, with_kwargs=True)),
-        removing(last.register_forward_hook(mlp.widen)),
-    ):
-        yield
-
-
-class _OnTokens:
-    """A part of a block on these tokens of the block's sequence alone."""
-
-    def __init__(self, tokens: slice | list[int]) -> None:
-        self.tokens = tokens
-        self.leading = LeadingAxes()  # n_base, n_tokens; or with suffixes as rows
-
-    def narrow(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Leave out other tokens of what the first module is called with."""
-        return called_with(args, kwargs, self.leading, lambda states: states[:, self.tokens])
-
-    def widen(self, module: nn.Module, args: Args, output: object) -> object:
-        """Put what the last module gives where it belongs, with zeros around it."""
-        states = _states(output)
-        assert self.leading.sizes is not None
-        wide = states.new_zeros(*self.leading.sizes, states.shape[-1])
-        wide[:, self.tokens] = states.view(len(wide), -1, states.shape[-1])
-        return with_states(output, wide.flatten(0, 1) if states.ndim == 2 else wide)

@@ -20,6 +20,7 @@ from ktrace.tracing.engine import Case, Scores
 from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import make_targets, score
+from ktrace.tracing.suffix.layout import Put
 from ktrace.tracing.suffix.limits import Limits
 from ktrace.tracing.suffix.memory import LARGEST_CPU_BLOCK
 from ktrace.tracing.suffix.recording import Recorder, Recording
@@ -164,13 +165,34 @@ class Runs:
 
         return edit
 
-    def source(self, site: str, layer: int, position: int) -> torch.Tensor:
-        """Of one of `sites`, the source's output at one position, `(n_base, d_model)`."""
-        return self._source_at(self.outputs[self._point(site, layer)], position)
+    def recorded(self, site: str, layer: int) -> torch.Tensor:
+        """Outputs of one of `sites` in all runs, `(n_rows, n_positions, d_model)`."""
+        return self.outputs[self._point(site, layer)]
 
-    def base_output(self, site: str, layer: int, position: int) -> torch.Tensor:
-        """Of one of `sites`, the base's output at one position, `(n_base, d_model)`."""
-        return self.outputs[self._point(site, layer)][self.base, position]
+    def fill(
+        self, puts: Sequence[Put], recorded: torch.Tensor, layer: int, into: torch.Tensor
+    ) -> None:
+        """Write what recorded runs have where it is put.
+
+        Args:
+            puts: which tokens, and from where.
+            recorded: of all runs, `(n_rows, n_positions, features)`.
+            layer: of which that is.
+            into: `(n_base, n_tokens, features)`.
+        """
+        for put in puts:
+            positions = put.positions.on(recorded.device)
+            if put.from_source:
+                values = self._source_rows(recorded).index_select(2, positions)
+                values = values.expand(-1, self.n_samples, -1, -1).flatten(0, 1)
+            else:
+                values = recorded[self.base].index_select(1, positions)
+            own = into
+            if put.head is not None:
+                width = recorded.shape[-1] // self.lm.n_heads(layer)
+                features = slice(put.head * width, (put.head + 1) * width)
+                own, values = into[..., features], values[..., features]
+            own.index_copy_(1, put.tokens.on(into.device), values.to(into.device))
 
     def _point(self, site: str, layer: int) -> str:
         point = self.lm.paths.point(site, layer)
@@ -179,15 +201,19 @@ class Runs:
 
     def source_input(self, layer: int, position: int) -> torch.Tensor:
         """A block's input in the source at one position, for each base row, `(n_base, d_model)`."""
-        return self._source_at(self.recording.calls[layer].states, position)
-
-    def _source_at(self, rows: torch.Tensor, position: int) -> torch.Tensor:
-        found = self._source_rows(rows)[:, :, position]
+        found = self._source_rows(self.recording.calls[layer].states)[:, :, position]
         return found.expand(-1, self.n_samples, -1).reshape(self.n_base, -1)
 
     def base_input(self, layer: int, position: int) -> torch.Tensor:
         """A block's input in the base from one position on, `(n_base, tokens, d_model)`."""
         return self.recording.calls[layer].states[self.base, position:]
+
+    def base_block_output(self, layer: int, position: int) -> torch.Tensor:
+        """Likewise a block's output; of the last block, at positions that predict."""
+        if layer < self.lm.n_layers - 1:
+            return self.base_input(layer + 1, position)
+        first = self.n_positions - self.n_answer
+        return self.recording.final[self.base, position - first :]
 
     def clean_scores(self) -> Scores:
         """Of the clean run, against each sample's foil, `(n_cases x n_samples,)`."""
