@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -18,7 +19,9 @@ from ktrace.tracing.groups import group_cases
 from ktrace.tracing.mediators import Mediator
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
+from ktrace.tracing.suffix.layout import BlockCall
 from ktrace.tracing.suffix.limits import Limits
+from ktrace.tracing.suffix.walk import Walk
 from tests.support.families import REPLAYED, VARIANTS, both_directions, mediators_of, tiny_model
 from tests.support.models import known_case
 from tests.support.proof import forget_verdicts
@@ -53,6 +56,19 @@ Found = dict[tuple[int, str], np.ndarray]
 def all_of(lm: LanguageModel) -> list[Mediator]:
     """Every mediator of a model, in both directions."""
     return both_directions(mediators_of(lm))
+
+
+@contextmanager
+def without_severing() -> Iterator[None]:
+    """Walks whose severed states are left as they are computed."""
+    original = Walk._called
+
+    def called(self: Walk, call: BlockCall, *rest: Any) -> Any:
+        puts = {site: [p for p in some if p.from_source] for site, some in call.puts.items()}
+        return original(self, replace(call, puts=puts, computed={}), *rest)
+
+    with mock.patch.object(Walk, "_called", called):
+        yield
 
 
 def made(lm: LanguageModel, noise: Noise = NOISE) -> Engine:

@@ -17,9 +17,11 @@ from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import proof, walk
+from ktrace.tracing.suffix import proof, runs, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
+from ktrace.tracing.suffix.layout import BlockCall, Index
 from ktrace.tracing.suffix.plan import Cell
+from ktrace.tracing.suffix.runs import features_of
 from tests.support.models import known_case, micro_llama
 from tests.support.proof import forget_verdicts
 from tests.tracing.agreement import (
@@ -30,6 +32,7 @@ from tests.tracing.agreement import (
     made,
     model_of,
     scores,
+    without_severing,
 )
 
 ALL = [make_mediator(name, 3) for name in PUBLISHED_MEDIATORS]
@@ -335,35 +338,27 @@ def test_what_a_model_rounds_in_any_dtype_is_measured(name: str) -> None:
     assert engine.packed
 
 
-def test_and_a_wrong_cell_is_above_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = walk.Walk._edits
-
-    def edits_without_severing(self: Any, step: Any, *rest: Any) -> Any:
-        return original(self, replace(step, severed={}), *rest)
-
-    monkeypatch.setattr(walk.Walk, "_edits", edits_without_severing)
-    assert isinstance(made(model_of("GPTJForCausalLM", torch.float64)), ReferenceEngine)
+def test_and_a_wrong_cell_is_above_what_is_measured() -> None:
+    with without_severing():
+        assert isinstance(made(model_of("GPTJForCausalLM", torch.float64)), ReferenceEngine)
 
 
-def of_the_next_head(change: walk.Change, n_heads: int) -> walk.Change:
+def of_the_next_head(head: int, n_heads: int, n_features: int) -> slice:
     """Put where the next head is: its own values there."""
-    width = change.values.shape[-1] // n_heads
-    start = (change.features.start + width) % change.values.shape[-1]
-    return change._replace(features=slice(start, start + width))
+    return features_of((head + 1) % n_heads, n_heads, n_features)
 
 
-def of_half_a_head_more(change: walk.Change, n_heads: int) -> walk.Change:
+def of_half_a_head_more(head: int, n_heads: int, n_features: int) -> slice:
     """Only of the last head, whose slice begins too early."""
-    features, width = change.features, change.values.shape[-1] // n_heads
-    if features.stop < change.values.shape[-1]:
-        return change
-    return change._replace(features=slice(features.start - width // 2, features.stop))
+    features = features_of(head, n_heads, n_features)
+    width = features.stop - features.start
+    return slice(features.start - width // 2 * (head == n_heads - 1), features.stop)
 
 
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("wrong", [of_the_next_head, of_half_a_head_more])
 def test_a_wrong_slice_of_a_head_is_found(
-    wrong: Callable[[walk.Change, int], walk.Change],
+    wrong: Callable[[int, int, int], slice],
     direction: Direction,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -371,16 +366,37 @@ def test_a_wrong_slice_of_a_head_is_found(
     lm = language_model(llama())
     heads = [make_mediator("head", 1, direction)]
     assert isinstance(engine_of(lm, heads), SuffixEngine)
-    original = walk.Walk._changes
-
-    def changes(self: Any, step: Any, layer: int, *rest: Any) -> Any:
-        for change in original(self, step, layer, *rest):
-            yield wrong(change, lm.n_heads(layer))
-
-    monkeypatch.setattr(walk.Walk, "_changes", changes)
+    monkeypatch.setattr(runs, "features_of", wrong)
     with caplog.at_level(logging.WARNING, logger="ktrace"):
         assert isinstance(engine_of(lm, heads), ReferenceEngine)
     assert f"log p of {heads[0].key} at layer 0, head " in caplog.text
+
+
+def known_from_elsewhere(call: BlockCall) -> BlockCall:
+    """What a projection gives is taken from the run that it is not of."""
+    return replace(call, known=[replace(p, from_source=not p.from_source) for p in call.known])
+
+
+def known_one_before(call: BlockCall) -> BlockCall:
+    one_before = [
+        replace(p, positions=Index((p.positions.numbers - 1).clip(0))) for p in call.known
+    ]
+    return replace(call, known=one_before)
+
+
+def computed_nowhere(call: BlockCall) -> BlockCall:
+    return replace(call, computed={part: Index([0]) for part in call.computed})
+
+
+@pytest.mark.parametrize("wrong", [known_from_elsewhere, known_one_before, computed_nowhere])
+def test_what_is_wrongly_left_out_is_found(
+    wrong: Callable[[BlockCall], BlockCall], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = walk.Walk._called
+    monkeypatch.setattr(
+        walk.Walk, "_called", lambda self, call, *rest: original(self, wrong(call), *rest)
+    )
+    assert isinstance(engine_of(language_model(llama()), HIDDEN), ReferenceEngine)
 
 
 def the_next_source(sources: tuple[int, ...]) -> tuple[int, ...]:

@@ -189,8 +189,7 @@ class Runs:
                 values = recorded[self.base].index_select(1, positions)
             own = into
             if put.head is not None:
-                width = recorded.shape[-1] // self.lm.n_heads(layer)
-                features = slice(put.head * width, (put.head + 1) * width)
+                features = features_of(put.head, self.lm.n_heads(layer), recorded.shape[-1])
                 own, values = into[..., features], values[..., features]
             own.index_copy_(1, put.tokens.on(into.device), values.to(into.device))
 
@@ -257,6 +256,12 @@ class Runs:
         """From outputs of the last block, `(rows, d_model)`; `(rows, vocabulary)`."""
         lm, in_tuples = self.lm, self.recording.in_tuples
         return logits_from(lm.model, lm.blocks, states, in_tuples=in_tuples, device=lm.device)
+
+
+def features_of(head: int, n_heads: int, n_features: int) -> slice:
+    """Which features are one head's, of heads side by side."""
+    width = n_features // n_heads
+    return slice(head * width, (head + 1) * width)
 
 
 def _as_arrays(scores: Mapping[str, torch.Tensor]) -> Scores:

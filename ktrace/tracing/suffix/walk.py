@@ -33,7 +33,7 @@ class Walk:
     def __init__(self, runs: Runs, plan: Plan, positions: Sequence[int], pack_tokens: int) -> None:
         self.runs = runs
         self.positions = positions
-        self._steps = lay_out(
+        self.steps = lay_out(
             plan, tuple(positions), runs.n_positions, runs.n_answer, runs.n_base, pack_tokens
         )
 
@@ -41,7 +41,7 @@ class Walk:
         """Last-layer states that predict: `(positions, n_rows, n_base, n_answer, d_model)`."""
         # By position, (n_base, n_rows, tokens of the suffix, d_model).
         states: list[torch.Tensor | None] = [None] * len(self.positions)
-        for layer, step in enumerate(self._steps):
+        for layer, step in enumerate(self.steps):
             suffixes = self._suffixes(step, layer, states)
             by_output = self._by_output(step, layer)
             states = [
