@@ -9,6 +9,7 @@ says why).
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -33,12 +34,14 @@ def branches(answers: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
     return list(runs.values())
 
 
-def baselines(engine: Engine, group: Sequence[Case]) -> Iterator[tuple[Case, Baseline]]:
+def baselines(
+    engine: Engine, group: Sequence[Case], then: Sequence[Mediator] = ()
+) -> Iterator[tuple[Case, Baseline]]:
     """As `Engine.baseline`, of all right answers; of cases that have no baseline yet."""
     others: dict[int, list[Baseline]] = {}
     for case, baseline in _run(engine.baseline, _other_runs(group)):
         others.setdefault(case.index, []).append(baseline)
-    for case, own in _run(engine.baseline, group):
+    for case, own in _run(partial(engine.baseline, then=then), group):
         more = others.get(case.index, [])
         clean = _summed(own.clean, [baseline.clean for baseline in more])
         corrupted = _summed(own.corrupted, [baseline.corrupted for baseline in more])

@@ -132,8 +132,15 @@ class Engine(Protocol):
         """Most cases of this shape that are worth one batch."""
         ...
 
-    def baseline(self, group: Sequence[Case]) -> Iterator[tuple[Case, Baseline]]:
-        """Scores of the clean run and of the corrupted run."""
+    def baseline(
+        self, group: Sequence[Case], then: Sequence[Mediator] = ()
+    ) -> Iterator[tuple[Case, Baseline]]:
+        """Scores of the clean run and of the corrupted run.
+
+        Args:
+            group: cases of one shape.
+            then: what `restored` is asked for next, of these cases: what both need may be kept.
+        """
         ...
 
     def restored(

@@ -61,8 +61,10 @@ class ReferenceEngine:
         """See `Engine.cases_together`: each case on its own."""
         return 1
 
-    def baseline(self, group: Sequence[Case]) -> Iterator[tuple[Case, Baseline]]:
-        """See `Engine.baseline`."""
+    def baseline(
+        self, group: Sequence[Case], then: Sequence[Mediator] = ()
+    ) -> Iterator[tuple[Case, Baseline]]:
+        """See `Engine.baseline`; nothing is kept."""
         for case in group:
             with self._within_memory():
                 baseline = self._baseline(case)

@@ -17,7 +17,7 @@ from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import proof, runs, walk
+from ktrace.tracing.suffix import plan, proof, runs, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.layout import BlockCall, Index
 from ktrace.tracing.suffix.plan import Cell
@@ -138,7 +138,7 @@ def _changed_block(original: Any, change: Any, number: int) -> Any:
 
 def from_the_ninth_token() -> Any:
     """Its blocks do otherwise with nine tokens or more."""
-    return mlps_give(llama(), lambda out: out * (1.5 if out.shape[1] >= 9 else 1.0))
+    return blocks_give(llama(), lambda out, _: out * (1.5 if out.shape[1] >= 9 else 1.0))
 
 
 def after_the_head() -> Any:
@@ -302,6 +302,7 @@ def no_severing_in_the_path() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Cell, "path_until", path_until)
+        patch.setattr(plan, "_planned", plan._planned.__wrapped__)
         yield
 
 
@@ -470,14 +471,14 @@ def test_a_model_is_judged_once_for_a_use_and_again_when_it_changes(
     assert len(judged) == 3
     judged_engine(lm, HIDDEN, longest=16)
     assert len(judged) == 4
-    mlps_give(lm.model, lambda out: out * (1 + 0.1 * out.shape[1]))
+    blocks_give(lm.model, lambda out, _: out * (1 + 0.1 * out.shape[1]))
     assert isinstance(judged_engine(lm, HIDDEN), ReferenceEngine)
     assert len(judged) == 5
 
 
 def between_the_longest_and_the_shortest() -> Any:
     """Its blocks do otherwise with ten or eleven tokens."""
-    return mlps_give(llama(), lambda out: out * (1.5 if out.shape[1] in (10, 11) else 1.0))
+    return blocks_give(llama(), lambda out, _: out * (1.5 if out.shape[1] in (10, 11) else 1.0))
 
 
 def test_suffixes_between_are_proven() -> None:

@@ -70,6 +70,7 @@ class SuffixEngine:
         self.limits = limits
         self._row_budget = row_budget
         self._recorder = Recorder(lm)
+        self._kept: Runs | None = None
 
     def cases_together(self, shape: Shape) -> int:
         """See `Engine.cases_together`: until they fill some block calls."""
@@ -86,9 +87,18 @@ class SuffixEngine:
         return min(_MOST_CASES, max(1, worthwhile))
 
     @torch.inference_mode()
-    def baseline(self, group: Sequence[Case]) -> Iterator[tuple[Case, Baseline]]:
-        """See `Engine.baseline`."""
-        yield from self._within_memory(group, (), self._baseline)
+    def baseline(
+        self, group: Sequence[Case], then: Sequence[Mediator] = ()
+    ) -> Iterator[tuple[Case, Baseline]]:
+        """See `Engine.baseline`; the recorded pass serves the next restorations."""
+        own = [mediator for mediator in then if Base.of(mediator) is Base.corrupted]
+
+        def run(part: Sequence[Case], budget: int) -> list[tuple[Case, Baseline]]:
+            return self._baseline(self._recorded(part, Base.corrupted, own))
+
+        yield from self._within_memory(group, (), run)
+        if not own:
+            self._kept = None
 
     @torch.inference_mode()
     def restored(
@@ -145,6 +155,7 @@ class SuffixEngine:
                 yield from results
                 continue
             # Here, where the error and the tensors that it holds are gone.
+            self._kept = None
             release()
             log.warning("out of memory: going on with engine.row_budget=%d", self._row_budget)
 
@@ -172,17 +183,24 @@ class SuffixEngine:
             ) from error
         return min(budget, max(recorded, walked)) // 2
 
-    def _baseline(self, group: Sequence[Case], budget: int) -> list[tuple[Case, Baseline]]:
-        runs = Runs(self._recorder, self.noise, group, (), self.limits)
-        clean = by_case(runs.clean_scores(), len(group))
-        corrupted = by_case(runs.corrupted_scores(), len(group))
-        foils = [tuple(map(tuple, of_case)) for of_case in runs.targets.foils.tolist()]
+    def _baseline(self, runs: Runs) -> list[tuple[Case, Baseline]]:
+        clean = by_case(runs.clean_scores(), runs.n_cases)
+        corrupted = by_case(runs.corrupted_scores(), runs.n_cases)
         return [
             (case, Baseline(of_clean, of_corrupted, of_foils))
             for case, of_clean, of_corrupted, of_foils in zip(
-                group, clean, corrupted, foils, strict=True
+                runs.group, clean, corrupted, runs.foils, strict=True
             )
         ]
+
+    def _recorded(self, group: Sequence[Case], base: Base, mediators: Sequence[Mediator]) -> Runs:
+        """The runs of a group, with what mediators need of them; kept until others are recorded."""
+        # A block's output is the next one's input, which is recorded anyway.
+        sites = {site for m in mediators if not m.cuts for site in m.sites} - {"hidden"}
+        if self._kept is None or not self._kept.serves(group, sites, base):
+            self._kept = None  # its memory is needed
+            self._kept = Runs(self._recorder, self.noise, group, sorted(sites), self.limits, base)
+        return self._kept
 
     def _restored(
         self,
@@ -193,26 +211,26 @@ class SuffixEngine:
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
         found: list[dict[str, Scores]] = [{} for _ in group]
         for base, together in walking_together(mediators):
-            known = self._with_baselines(group, budget) if base is Base.clean_alone else group
-            # A block's output is the next one's input, which is recorded anyway.
-            sites = {site for m in together if not m.cuts for site in m.sites if site != "hidden"}
+            known = self._with_baselines(group) if base is Base.clean_alone else group
+            alike = [m for m in mediators if Base.of(m) is base]
             for numbers in acted_on_alike(group, together[0]):
                 cases = [known[number] for number in numbers]
-                runs = Runs(self._recorder, self.noise, cases, sorted(sites), self.limits, base)
+                runs = self._recorded(cases, base, alike)
                 grid = Grid(runs, cases, together, only)
                 for plan, stretch, scores in self._walked(runs, grid.cells, grid.walked_at, budget):
                     grid.add(plan, stretch, scores)
                 for number, scores_of_case in zip(numbers, grid.by_case(), strict=True):
                     found[number].update(scores_of_case)
+        self._kept = None
         return list(zip(group, found, strict=True))
 
-    def _with_baselines(self, group: Sequence[Case], budget: int) -> list[Case]:
+    def _with_baselines(self, group: Sequence[Case]) -> list[Case]:
         """Cases that know their foils: a clean run alone names none."""
         lacking = [number for number, case in enumerate(group) if case.baseline is None]
         cases = list(group)
         if lacking:
-            found = self._baseline([group[number] for number in lacking], budget)
-            for number, (case, baseline) in zip(lacking, found, strict=True):
+            runs = self._recorded([group[number] for number in lacking], Base.corrupted, ())
+            for number, (case, baseline) in zip(lacking, self._baseline(runs), strict=True):
                 cases[number] = replace(case, baseline=baseline)
         return cases
 

@@ -7,7 +7,8 @@ Shapes: n_cases in the group, n_samples of the noise; n_base rows of the base, n
 or n_cases where edges are cut; n_answer tokens of an answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 
 import numpy as np
@@ -86,6 +87,7 @@ class Runs:
     ) -> None:
         lm = recorder.lm
         self.lm = lm
+        self.group = group
         self.n_cases = len(group)
         self.n_samples = noise.samples
         self.n_answer = len(group[0].answer_ids)
@@ -109,6 +111,20 @@ class Runs:
             else self._corrupted(logits)
         )
         self.targets = make_targets(group, clean, corrupted, noise.foils)
+        self.foils = [tuple(map(tuple, of_case)) for of_case in self.targets.foils.tolist()]
+        self._sites = frozenset(sites)
+
+    def serves(self, group: Sequence[Case], sites: Collection[str], base: Base) -> bool:
+        """Whether these are the runs of a group, with what is needed of them."""
+        return (
+            base is self._kind
+            and self._sites.issuperset(sites)
+            and list(map(_unscored, group)) == list(map(_unscored, self.group))
+            and all(
+                case.baseline is None or case.baseline.foil_ids == foils
+                for case, foils in zip(group, self.foils, strict=True)
+            )
+        )
 
     def _ids(self, group: Sequence[Case]) -> torch.Tensor:
         device = self.lm.device
@@ -256,6 +272,10 @@ class Runs:
         """From outputs of the last block, `(rows, d_model)`; `(rows, vocabulary)`."""
         lm, in_tuples = self.lm, self.recording.in_tuples
         return logits_from(lm.model, lm.blocks, states, in_tuples=in_tuples, device=lm.device)
+
+
+def _unscored(case: Case) -> Case:
+    return replace(case, baseline=None)
 
 
 def features_of(head: int, n_heads: int, n_features: int) -> slice:
