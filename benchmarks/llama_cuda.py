@@ -138,7 +138,9 @@ def _shape(lm: LanguageModel) -> Shape:
         d_model=d,
         vocabulary=config.vocab_size,
         keys_values=2 * d * head * config.num_key_value_heads,
-        rest=2 * d * d + 3 * d * config.intermediate_size,
+        queries=d * d,
+        output=d * d,
+        mlp=3 * d * config.intermediate_size,
     )
 
 

@@ -99,7 +99,7 @@ def causal_mask(states: torch.Tensor, first: int, n_keys: int) -> torch.Tensor:
     return mask.masked_fill(later, torch.finfo(states.dtype).min)[None, None]
 
 
-def hidden_value(path: str, mask: object) -> float:
+def hidden_value(path: str, mask: object) -> torch.Tensor:
     """What stands in a mask for a source that is not seen: as of the first query for the last key.
 
     Args:
@@ -115,11 +115,11 @@ def hidden_value(path: str, mask: object) -> float:
             f"module path {path!r}: its block takes no mask of queries by sources, so no edge can "
             "be cut"
         )
-    return mask[0, 0, 0, -1].item()
+    return mask[0, 0, 0, -1]
 
 
 def cut_mask(
-    path: str, mask: torch.Tensor, n_rows: int, cuts: Sequence[Cut], hidden: float
+    path: str, mask: torch.Tensor, n_rows: int, cuts: Sequence[Cut], hidden: torch.Tensor
 ) -> torch.Tensor:
     """A mask without some edges.
 
@@ -128,7 +128,7 @@ def cut_mask(
         mask: `(1 or n_rows, heads, n_queries, n_keys)`.
         n_rows: of the batch.
         cuts: what goes.
-        hidden: what stands in the mask for a source that is not seen.
+        hidden: a number, what stands in the mask for a source that is not seen.
 
     Returns:
         `(n_rows, heads, n_queries, n_keys)`.
@@ -139,7 +139,8 @@ def cut_mask(
     cut = mask.expand(n_rows, *mask.shape[1:]).clone()
     for one in cuts:
         of_query = cut[one.rows, :, one.query]
-        of_query[..., list(one.sources)] = hidden
+        for source in one.sources:
+            of_query[..., source] = hidden
         if bool((of_query == hidden).all(dim=-1).any()):
             raise KtraceError(
                 f"module path {path!r}: without sources {', '.join(map(str, one.sources))} its "

@@ -17,12 +17,8 @@ from ktrace.pipeline.activations import StateStore, run_corrupted_states, state_
 from ktrace.pipeline.assignment import Assignment, assign
 from ktrace.pipeline.records import (
     baseline_of,
-    batch_of,
     case_of,
     clean_record,
-    corrupted_record,
-    restored_record,
-    uncorrupted_record,
 )
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.shards import Shard, own_facts
@@ -33,7 +29,6 @@ from ktrace.store import (
     RunFolders,
     is_complete,
 )
-from ktrace.terms import METRICS
 from ktrace.tracing.mediators import Mediator
 
 if TYPE_CHECKING:
@@ -93,19 +88,24 @@ def _run_stages(
         raise _no_candidates(assignment, folders, len(facts), left_out)
     if config.stage in (Stage.filter, Stage.clean):
         return counts | {f"left out: {reason}": count for reason, count in left_out.items()}
-    if not all(case.index in corrupted_done for case in cases):
-        run_corrupted(session(), folders, cases)
-    traced = _corrupted_cases(folders, cases)
+    restored = () if config.stage is Stage.corrupted else assignment.mediators
+    cases = _with_baselines(folders, cases)
+    if not all(
+        case.index in corrupted_done
+        and (case.baseline is None or not restored or all(case.index in d for d in restored_done))
+        for case in cases
+    ):
+        from ktrace.pipeline.trace import run_traced  # torch, when it is needed
+
+        run_traced(session(), folders, cases, restored)
+        cases = _with_baselines(folders, cases)
+    traced = [case for case in cases if case.baseline is not None]
     if not traced and not shard.is_part:
         raise _no_corrupted(config, folders, len(cases), own)
     counts["traced"] = len(traced)
     into = states.get("corrupted")
     if into is not None and (lacking := [c for c in traced if c.index not in into.done]):
         run_corrupted_states(session(), into, lacking)
-    if config.stage is not Stage.corrupted and not all(
-        case.index in done for case in traced for done in restored_done
-    ):
-        run_restored(session(), folders, traced)
     return counts
 
 
@@ -197,16 +197,14 @@ def _candidates(folders: RunFolders, own: Container[int]) -> tuple[list["Case"],
     return [case_of(record) for record in stored if record.is_candidate], dict(left_out)
 
 
-def _corrupted_cases(folders: RunFolders, cases: Sequence["Case"]) -> list["Case"]:
-    """Those that the noise can corrupt, with their stored scores."""
+def _with_baselines(folders: RunFolders, cases: Sequence["Case"]) -> list["Case"]:
+    """Candidates with the stored scores of those that the noise can corrupt."""
     baselines = {
         record.index: baseline_of(record)
         for record in CorruptedRecord.read(folders.corrupted)
         if not record.left_out
     }
-    return [
-        replace(case, baseline=baselines[case.index]) for case in cases if case.index in baselines
-    ]
+    return [replace(case, baseline=baselines.get(case.index)) for case in cases]
 
 
 def run_clean(
@@ -236,76 +234,3 @@ def run_clean(
                     writers["states"].add(states.record(lm, index, fact, encoded, found).row())
 
         work("clean runs", [[index] for index in lacking], writers, compute)
-
-
-def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
-    """Store the corrupted runs of candidates, and why the noise cannot corrupt others."""
-    from ktrace.tracing.answers import baselines
-    from ktrace.tracing.checks import require_numbers
-
-    tracer, lm, run_log = session.tracer, session.lm, session.log
-    facts, noise = session.assignment.facts.facts, session.noise
-    cases = session.corrupted(cases)
-    by_index = {case.index: case for case in cases}
-    unusable = [[case.index] for case in cases if case.index in noise.unusable]
-    usable = tracer.grouped([case for case in cases if case.index not in noise.unusable])
-    units = [*unusable, *([case.index for case in group] for group in usable)]
-    store, prints = folders.corrupted, session.assignment.prints
-    origin = run_log.on_parts()
-    with run_log.timed("corrupted"), store.writer(prints.corrupted, origin) as writer:
-
-        def compute(unit: Sequence[int], lacking: Lacking) -> None:
-            group = [by_index[index] for index in unit]
-            if reason := noise.unusable.get(unit[0]):
-                known_id = facts[unit[0]].known_id
-                writer.add(uncorrupted_record(known_id, group[0], noise, reason).row())
-                return
-            # As a whole even where some of it is stored: other company, other bits.
-            for case, baseline in baselines(tracer.engine, group):
-                if case.index in lacking["corrupted"]:
-                    fact = facts[case.index]
-                    require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
-                    writer.add(corrupted_record(lm, fact.known_id, case, noise, baseline).row())
-
-        work("corrupted runs", units, {"corrupted": writer}, compute)
-
-
-def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
-    """Store the restorations of corrupted facts, by every mediator of the run."""
-    from ktrace.tracing.answers import restorations
-    from ktrace.tracing.checks import require_scores
-
-    tracer, assignment = session.tracer, session.assignment
-    facts, mediators = assignment.facts.facts, assignment.mediators
-    cases = session.corrupted(cases)
-    by_index = {case.index: case for case in cases}
-    units = [[case.index for case in group] for group in tracer.grouped(cases)]
-    origin = session.log.on_parts()
-    with ExitStack() as stack:
-        stack.enter_context(session.log.timed("restore"))
-        writers = {
-            m.key: stack.enter_context(
-                folders.restored(m.key).writer(
-                    assignment.prints.restored(m.key), origin, ["together"]
-                )
-            )
-            for m in mediators
-        }
-
-        def compute(unit: Sequence[int], lacking: Lacking) -> None:
-            batch = batch_of(writers, lacking)
-            chosen = [mediator for mediator in mediators if mediator.key in batch]
-            together = " ".join(mediator.key for mediator in chosen)
-            group = [by_index[index] for index in unit]
-            for case, restored in restorations(tracer.engine, group, chosen):
-                fact = facts[case.index]
-                for mediator in chosen:
-                    key = mediator.key
-                    if case.index in lacking[key]:
-                        require_scores(session.lm, fact, mediator, restored[key])
-                        record = restored_record(
-                            fact.known_id, case, mediator, together, restored[key]
-                        )
-                        writers[key].add(record.row())
-
-        work(f"restoring {', '.join(writers)}", units, writers, compute)

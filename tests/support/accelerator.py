@@ -30,6 +30,12 @@ _COPIES = {"aten::copy_", "aten::_copy_from"}
 # Operations whose second argument are indices, which may be on the CPU.
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
+# What gives the CPU a number, or a shape, that hangs on what a device has computed.
+_WAITED_FOR = {
+    *("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"),
+    "aten::repeat_interleave",
+}
+
 _OF = torch.Tensor
 Answer = Callable[..., Any]
 
@@ -57,6 +63,9 @@ class Accelerator:
         error: what an operation that finds no memory raises.
         n_operations: how many were run on the devices.
         emptied: how often the allocator's cache was emptied.
+        waits: what the CPU waited for the devices for: copies to it, numbers that it asked for,
+            shapes that hang on them.
+        sent: how many tensors were copied to the devices, indices given as lists among them.
     """
 
     kind: str = "cuda"
@@ -67,6 +76,8 @@ class Accelerator:
     error: Callable[[], Exception] = out_of_memory
     n_operations: int = 0
     emptied: int = 0
+    waits: list[str] = field(default_factory=list)
+    sent: int = 0
 
     @contextmanager
     def here(self) -> Iterator["Accelerator"]:
@@ -193,6 +204,10 @@ class _Operations(TorchDispatchMode):
             if device.type != self.accelerator.kind:
                 return func(*args, **kwargs)
             self.accelerator.ran()
+            if func._schema.name in _WAITED_FOR:
+                self.accelerator.waits.append(func._schema.name)
+            if func._schema.name in _INDEXED:
+                self.accelerator.sent += sum(place_of(i) == CPU for i in _tensors(args[1]))
             made = func(*args, **kwargs)
             known = _storages(given)
             for tensor in _tensors(made):
@@ -274,6 +289,8 @@ class _Questions(TorchFunctionMode):
                 kwargs["device"] = CPU
         with self._within(asked, around):
             made = func(*args, **kwargs)
+            if func in (torch.tensor, torch.as_tensor) and asked not in (None, CPU):
+                self.accelerator.sent += 1
             return self._moved(made, given, asked or around)
 
     def _moved(self, made: Any, given: list[torch.Tensor], device: torch.device) -> Any:
@@ -324,6 +341,10 @@ class _Questions(TorchFunctionMode):
                 return tensor.to(dtype=dtype or tensor.dtype, copy=kwargs.get("copy", False))
         if self.accelerator.kind not in (here.type, there.type):
             return tensor.to(there, dtype or tensor.dtype)
+        if there.type == self.accelerator.kind:
+            self.accelerator.sent += here == CPU
+        else:
+            self.accelerator.waits.append("copy")
         real = CPU if there.type == self.accelerator.kind else there
         with self._within(there, here):
             return tensor.to(device=real, dtype=dtype or tensor.dtype, copy=True)

@@ -31,7 +31,7 @@ from ktrace.tracing.states import corrupted_states
 from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import MEASURED, Limits
-from ktrace.tracing.suffix.memory import rows_that_fit
+from ktrace.tracing.suffix.memory import head_rows_that_fit, rows_that_fit
 from ktrace.tracing.suffix.proof import judge
 from tests.support.accelerator import GIB, Accelerator, mps_out_of_memory, out_of_memory
 from tests.support.families import tiny_model
@@ -462,3 +462,29 @@ def test_a_checkpoint_in_float64_is_refused_on_mps_too(
     loaded(model_folder, dtype="float64", device="cpu").model.save_pretrained(tmp_path / "wide")
     with pytest.raises(KtraceError, match=r"^model.dtype=float64 cannot be on model\.device=mps"):
         loaded(tmp_path / "wide", dtype="auto", device="mps")
+
+
+@pytest.mark.parametrize("mediators", [MEDIATORS, [make_mediator("head", 1)]], ids=["five", "head"])
+def test_an_accelerator_is_waited_for_once_a_group_and_told_little(
+    on_cpu: LanguageModel, cuda: Accelerator, mediators: list[Mediator]
+) -> None:
+    """Scores are copied at the end, all at once; indices were copied for the first group."""
+    lm = language_model(micro_llama(3).to("cuda"))
+    engine = SuffixEngine(lm, NOISE)
+    sent = []
+    for seed in (1, 3):
+        group = [known_case(on_cpu, s, 6, 1, 3) for s in (seed, seed + 1)]
+        cuda.waits.clear()
+        cuda.sent = 0
+        list(engine.restored(group, mediators))
+        assert cuda.waits == ["copy"]
+        sent.append(cuda.sent)
+    # Token ids of two runs, each fact's noise, the answers; six more are transformers' own.
+    assert sent[1] == 5 + 6 < sent[0]
+
+
+def test_an_accelerator_gets_thousands_of_rows_for_its_head(cuda: Accelerator) -> None:
+    lm = language_model(micro_llama(3).to("cuda"))
+    assert head_rows_that_fit(lm, 2 * 128_256, MEASURED) == GIB // 32 // (2 * 128_256)
+    assert head_rows_that_fit(lm, 2 * 96, MEASURED) == 8192
+    assert head_rows_that_fit(language_model(micro_llama(3)), 2 * 96, MEASURED) == 256

@@ -195,4 +195,5 @@ def _selected(value: object, axes: AxesOfArgument, select: Select, rows: Rows) -
         if axes.per_row == 1:
             return first.expand(n_rows, *first.shape[1:])
         return first.repeat(n_rows, *[1] * (first.ndim - 1))
-    return by_row.repeat_interleave(rows.n_each, dim=0).flatten(0, 1)
+    each = by_row[:, None].expand(-1, rows.n_each, *by_row.shape[1:])
+    return each.flatten(0, 2)

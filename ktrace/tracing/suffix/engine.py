@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -32,7 +33,7 @@ from ktrace.tracing.suffix.limits import MEASURED, Limits
 from ktrace.tracing.suffix.memory import rows_that_fit
 from ktrace.tracing.suffix.plan import Cell, Plan, make_plan, split, stretches
 from ktrace.tracing.suffix.recording import Recorder
-from ktrace.tracing.suffix.runs import Base, Runs, recorded_rows
+from ktrace.tracing.suffix.runs import Base, OnDevice, Runs, fetched, recorded_rows
 from ktrace.tracing.suffix.walk import Walk
 
 log = logging.getLogger(__name__)
@@ -184,8 +185,8 @@ class SuffixEngine:
         return min(budget, max(recorded, walked)) // 2
 
     def _baseline(self, runs: Runs) -> list[tuple[Case, Baseline]]:
-        clean = by_case(runs.clean_scores(), runs.n_cases)
-        corrupted = by_case(runs.corrupted_scores(), runs.n_cases)
+        scores = fetched([runs.clean_scores(), runs.corrupted_scores()])
+        clean, corrupted = (by_case(of_run, runs.n_cases) for of_run in scores)
         return [
             (case, Baseline(of_clean, of_corrupted, of_foils))
             for case, of_clean, of_corrupted, of_foils in zip(
@@ -209,7 +210,7 @@ class SuffixEngine:
         only: Collection[int] | None,
         budget: int,
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
-        found: list[dict[str, Scores]] = [{} for _ in group]
+        grids: list[tuple[list[int], Grid]] = []
         for base, together in walking_together(mediators):
             known = self._with_baselines(group) if base is Base.clean_alone else group
             alike = [m for m in mediators if Base.of(m) is base]
@@ -219,9 +220,14 @@ class SuffixEngine:
                 grid = Grid(runs, cases, together, only)
                 for plan, stretch, scores in self._walked(runs, grid.cells, grid.walked_at, budget):
                     grid.add(plan, stretch, scores)
-                for number, scores_of_case in zip(numbers, grid.by_case(), strict=True):
-                    found[number].update(scores_of_case)
+                grids.append((numbers, grid))
         self._kept = None
+        found: list[dict[str, Scores]] = [{} for _ in group]
+        arrays = iter(fetched([of for _, grid in grids for of in grid.scores]))
+        for numbers, grid in grids:
+            of_grid = grid.by_case(list(islice(arrays, len(grid.scores))))
+            for number, of_case in zip(numbers, of_grid, strict=True):
+                found[number].update(of_case)
         return list(zip(group, found, strict=True))
 
     def _with_baselines(self, group: Sequence[Case]) -> list[Case]:
@@ -236,12 +242,12 @@ class SuffixEngine:
 
     def _walked(
         self, runs: Runs, cells: Sequence[Cell], positions: Sequence[int], budget: int
-    ) -> Iterator[tuple[Plan, list[int], Scores]]:
+    ) -> Iterator[tuple[Plan, list[int], OnDevice]]:
         """Walk until every cell that needs it has been restored at each of some positions.
 
         Yields:
             A plan, the positions that it was walked at, and the scores of its rows there,
-            `(positions, n_rows, n_cases x n_samples)` for each metric.
+            `(metrics, positions x n_rows x n_cases x n_samples)`.
         """
         pack_tokens = self._pack_tokens(runs, budget)
         for chunk in split(cells, max(1, budget // runs.n_base)):
@@ -252,9 +258,7 @@ class SuffixEngine:
             of_a_row = tokens // (runs.n_base * plan.most_rows)
             for stretch in stretches(positions, runs.n_positions, of_a_row):
                 final = Walk(runs, plan, stretch, pack_tokens).run()
-                scores = runs.scores(final.flatten(0, 1))
-                shape = (*final.shape[:2], -1)
-                yield plan, stretch, {m: values.reshape(shape) for m, values in scores.items()}
+                yield plan, stretch, runs.scores(final.flatten(0, 1))
 
     def _pack_tokens(self, runs: Runs, budget: int) -> int:
         if not self.packed:

@@ -11,7 +11,7 @@ from ktrace.terms import METRICS
 from ktrace.tracing.engine import Case, Scores, cells_shape
 from ktrace.tracing.mediators import Mediator, Place
 from ktrace.tracing.suffix.plan import Cell, Plan
-from ktrace.tracing.suffix.runs import Base, Runs
+from ktrace.tracing.suffix.runs import Base, OnDevice, Runs
 
 
 def walking_together(mediators: Sequence[Mediator]) -> list[tuple[Base, list[Mediator]]]:
@@ -67,7 +67,14 @@ class Grid:
             for layer in lm.paths.layers_with(mediator.site, lm.n_layers)
             for head in range(lm.n_heads(layer) if mediator.has_heads else 1)
         ]
-        self._results = self._of_base(runs, group, mediators)
+        self._lm, self._n_samples = lm, runs.n_samples
+        self._group, self._mediators = group, mediators
+        base = runs.base_scores()
+        self.scores: list[OnDevice] = [
+            base,
+            base if self._first.cuts else runs.last_put_scores(),
+        ]
+        self._walked: list[tuple[Plan, Sequence[int]]] = []
 
     @property
     def _cut_places(self) -> Sequence[Place]:
@@ -89,14 +96,36 @@ class Grid:
         reached = [place for place in self._places if place >= self._span.start]
         return [p for p in reached if self._only is None or p in self._only]
 
-    def add(self, plan: Plan, positions: Sequence[int], scores: Scores) -> None:
+    def add(self, plan: Plan, positions: Sequence[int], scores: OnDevice) -> None:
         """Take what a walk gave.
 
         Args:
             plan: of the walk.
             positions: that it began at.
-            scores: of its rows there, `(positions, rows of the plan, n_rows)` for each metric.
+            scores: of its rows there, `(metrics, positions x rows of the plan x n_rows)`.
         """
+        self._walked.append((plan, positions))
+        self.scores.append(scores)
+
+    def by_case(self, scores: Sequence[Scores]) -> list[dict[str, Scores]]:
+        """`(n_samples, n_layers, n_places)` by metric, by mediator's key; heads before places.
+
+        Args:
+            scores: `self.scores`, fetched.
+        """
+        of_base, last_put, *of_walks = scores
+        results = self._of_base(of_base, last_put)
+        for (plan, positions), found in zip(self._walked, of_walks, strict=True):
+            self._place(results, plan, positions, found)
+        cut = {key: by_case(scores, self._n_cases) for key, scores in results.items()}
+        return [
+            {key: scores[number] for key, scores in cut.items()} for number in range(self._n_cases)
+        ]
+
+    def _place(
+        self, results: dict[str, Scores], plan: Plan, positions: Sequence[int], scores: Scores
+    ) -> None:
+        n_rows = self._n_cases * self._n_samples
         for cell, row in plan.row_of.items():
             if cell.mediator.cuts:
                 columns = [
@@ -104,26 +133,18 @@ class Grid:
                 ]
             else:
                 columns = [self._places.index(position) for position in positions]
-            for metric, results in self._results[cell.mediator.key].items():
-                of_layer = results[:, cell.layer]
+            for metric, of_key in results[cell.mediator.key].items():
+                of_layer = of_key[:, cell.layer]
                 of_cell = of_layer[:, cell.head] if cell.mediator.has_heads else of_layer
-                of_cell[:, columns] = scores[metric][:, row].T
+                values = scores[metric].reshape(len(positions), -1, n_rows)
+                of_cell[:, columns] = values[:, row].T
 
-    def by_case(self) -> list[dict[str, Scores]]:
-        """`(n_samples, n_layers, n_places)` by metric, by mediator's key; heads before places."""
-        cut = {key: by_case(scores, self._n_cases) for key, scores in self._results.items()}
-        return [
-            {key: scores[number] for key, scores in cut.items()} for number in range(self._n_cases)
-        ]
-
-    def _of_base(
-        self, runs: Runs, group: Sequence[Case], mediators: Sequence[Mediator]
-    ) -> dict[str, Scores]:
-        unchanged, last_restored = _known(runs, group, self._first)
-        lm, last = runs.lm, self._n_positions - 1
-        n_rows = self._n_cases * runs.n_samples
+    def _of_base(self, unchanged: Scores, last_restored: Scores) -> dict[str, Scores]:
+        lm, last = self._lm, self._n_positions - 1
+        self._take_baselines(unchanged, last_restored)
+        n_rows = self._n_cases * self._n_samples
         results = {}
-        for mediator in mediators:
+        for mediator in self._mediators:
             shape = (n_rows, *cells_shape(lm, mediator), len(self._places))
             of_key = {metric: np.full(shape, np.nan) for metric in METRICS}
             for layer in lm.paths.layers_with(mediator.site, lm.n_layers):
@@ -138,24 +159,20 @@ class Grid:
             results[mediator.key] = of_key
         return results
 
+    def _take_baselines(self, unchanged: Scores, last_restored: Scores) -> None:
+        """Scores where nothing changes, and where the last state is the source's, `(n_rows,)`.
 
-def _known(runs: Runs, group: Sequence[Case], mediator: Mediator) -> tuple[Scores, Scores]:
-    """Where nothing changes, and where the last state is the source's, `(n_rows,)` by metric.
-
-    Those of a case with a baseline are the baseline's to the bit: it may have been run in other
-    company, and an effect of rounding is still an effect.
-    """
-    unchanged = runs.base_scores()
-    last_restored = runs.base_scores() if mediator.cuts else runs.last_put_scores()
-    for number, case in enumerate(group):
-        if case.baseline is None:
-            continue
-        rows = slice(number * runs.n_samples, (number + 1) * runs.n_samples)
-        for metric in unchanged:
-            unchanged[metric][rows] = case.baseline.base(mediator)[metric]
-            if runs.n_answer == 1:  # then the last restored state is all that counts
-                last_restored[metric][rows] = case.baseline.source(mediator)[metric]
-    return unchanged, last_restored
+        Those of a case with a baseline are the baseline's to the bit: it may have been run in other
+        company, and an effect of rounding is still an effect.
+        """
+        for number, case in enumerate(self._group):
+            if case.baseline is None:
+                continue
+            rows = slice(number * self._n_samples, (number + 1) * self._n_samples)
+            for metric in unchanged:
+                unchanged[metric][rows] = case.baseline.base(self._first)[metric]
+                if len(case.answer_ids) == 1:  # then the last restored state is all that counts
+                    last_restored[metric][rows] = case.baseline.source(self._first)[metric]
 
 
 def by_case(scores: Scores, n_cases: int) -> list[Scores]:

@@ -14,14 +14,16 @@ class EnoughForACall(NamedTuple):
     Attributes:
         tokens: products of small matrices are slow.
         multiplications: of each weight with each token.
+        head_rows: rows that logits are taken of together: they are as wide as the vocabulary.
     """
 
     tokens: int
     multiplications: float
+    head_rows: int
 
 
-_CPU = EnoughForACall(1024, 6e8)
-_ACCELERATOR = EnoughForACall(4096, 2e12)
+_CPU = EnoughForACall(1024, 6e8, 256)
+_ACCELERATOR = EnoughForACall(4096, 2e12, 8192)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,6 @@ class Limits:
         shared_calls: facts share a batch until it fills so many block calls.
         walk_tokens: a walk keeps the states of all its suffixes, a block call some twenty numbers
             for each of theirs: so many times a call's tokens fit beside it.
-        head_rows: most rows that logits are taken of together: they are as wide as the vocabulary.
         pack_width: narrower models gain less from larger products than the masks of packs cost.
         onednn_weights: see `onednn_products`.
     """
@@ -43,7 +44,6 @@ class Limits:
     accelerator: EnoughForACall = _ACCELERATOR
     shared_calls: int = 3
     walk_tokens: int = 4
-    head_rows: int = 256
     pack_width: int = 512
     onednn_weights: int = LEAST_WEIGHTS
 

@@ -10,6 +10,7 @@ or n_cases where edges are cut; n_answer tokens of an answer.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,8 +24,11 @@ from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import make_targets, score
 from ktrace.tracing.suffix.layout import Put
 from ktrace.tracing.suffix.limits import Limits
-from ktrace.tracing.suffix.memory import LARGEST_CPU_BLOCK
+from ktrace.tracing.suffix.memory import head_rows_that_fit
 from ktrace.tracing.suffix.recording import Recorder, Recording
+
+# Scores where they are computed: `(metrics, n)`, in the order of `METRICS`.
+OnDevice = torch.Tensor
 
 
 class Base(Enum):
@@ -95,7 +99,7 @@ class Runs:
         self.n_base = self.n_cases * kind.rows(self.n_samples)
         self._kind = kind
         self._n_sources = self.n_cases * kind.sources(self.n_samples)
-        self._head_rows = limits.head_rows
+        self._limits = limits
         self.outputs: dict[str, torch.Tensor] = {}
         edits: dict[str, Edit] = {lm.paths.embedding: self._add_noise(noise, group)}
         for layer in range(lm.n_layers):
@@ -111,8 +115,12 @@ class Runs:
             else self._corrupted(logits)
         )
         self.targets = make_targets(group, clean, corrupted, noise.foils)
-        self.foils = [tuple(map(tuple, of_case)) for of_case in self.targets.foils.tolist()]
         self._sites = frozenset(sites)
+
+    @cached_property
+    def foils(self) -> list[tuple[tuple[int, ...], ...]]:
+        """Of each case."""
+        return [tuple(map(tuple, of_case)) for of_case in self.targets.foils.tolist()]
 
     def serves(self, group: Sequence[Case], sites: Collection[str], base: Base) -> bool:
         """Whether these are the runs of a group, with what is needed of them."""
@@ -136,8 +144,8 @@ class Runs:
         is_clean_base = self._kind is Base.clean
         source, base = (corrupted, clean) if is_clean_base else (clean, corrupted)
         rows = [
-            source.repeat_interleave(self._n_sources // self.n_cases, dim=0),
-            base.repeat_interleave(self.n_base // self.n_cases, dim=0),
+            ids[:, None].expand(-1, n_rows // self.n_cases, -1).flatten(0, 1)
+            for ids, n_rows in ((source, self._n_sources), (base, self.n_base))
         ]
         return torch.cat(rows)
 
@@ -230,26 +238,26 @@ class Runs:
         first = self.n_positions - self.n_answer
         return self.recording.final[self.base, position - first :]
 
-    def clean_scores(self) -> Scores:
+    def clean_scores(self) -> OnDevice:
         """Of the clean run, against each sample's foil, `(n_cases x n_samples,)`."""
         clean = self._clean(self.recording.logits).expand(-1, self.n_samples, -1, -1)
-        return _as_arrays(score(clean[None], self.targets))
+        return _stacked(score(clean[None], self.targets))
 
-    def corrupted_scores(self) -> Scores:
+    def corrupted_scores(self) -> OnDevice:
         """Of the corrupted run, `(n_cases x n_samples,)`."""
-        return _as_arrays(score(self._corrupted(self.recording.logits)[None], self.targets))
+        return _stacked(score(self._corrupted(self.recording.logits)[None], self.targets))
 
-    def base_scores(self) -> Scores:
+    def base_scores(self) -> OnDevice:
         """Of the base, `(n_cases x n_samples,)`."""
         return self.corrupted_scores() if self._kind is Base.corrupted else self.clean_scores()
 
-    def last_put_scores(self) -> Scores:
+    def last_put_scores(self) -> OnDevice:
         """With the source's last block's output at the prompt's last position, `(n_base,)`."""
         logits = self._base_rows(self.recording.logits).clone()
         logits[:, :, 0] = self._source_rows(self.recording.logits)[:, :, 0]
-        return _as_arrays(score(logits[None], self.targets))
+        return _stacked(score(logits[None], self.targets))
 
-    def scores(self, states: torch.Tensor) -> Scores:
+    def scores(self, states: torch.Tensor) -> OnDevice:
         """From last-layer states, some at a time: logits are large.
 
         Args:
@@ -260,13 +268,13 @@ class Runs:
         """
         parts = []
         row_bytes = self.recording.logits.shape[-1] * self.recording.logits.element_size()
-        n_rows = min(self._head_rows, LARGEST_CPU_BLOCK // row_bytes)
+        n_rows = head_rows_that_fit(self.lm, row_bytes, self._limits)
         for some in torch.split(states, max(1, n_rows // (self.n_base * self.n_answer))):
             by_fact = self._logits(some.flatten(0, 2)).view(
                 len(some), self.n_cases, self.n_base // self.n_cases, self.n_answer, -1
             )
-            parts.append(_as_arrays(score(by_fact, self.targets)))
-        return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}
+            parts.append(_stacked(score(by_fact, self.targets)))
+        return torch.cat(parts, dim=1)
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """From outputs of the last block, `(rows, d_model)`; `(rows, vocabulary)`."""
@@ -284,6 +292,13 @@ def features_of(head: int, n_heads: int, n_features: int) -> slice:
     return slice(head * width, (head + 1) * width)
 
 
-def _as_arrays(scores: Mapping[str, torch.Tensor]) -> Scores:
-    # Widened on the CPU: not every device has float64.
-    return {metric: values.cpu().double().numpy().ravel() for metric, values in scores.items()}
+def _stacked(scores: Mapping[str, torch.Tensor]) -> OnDevice:
+    return torch.stack([scores[metric].flatten() for metric in METRICS])
+
+
+def fetched(scores: Sequence[OnDevice]) -> list[Scores]:
+    """Scores on the CPU, by one copy: an accelerator is waited for once."""
+    # Widened there: not every device has float64.
+    values = torch.cat(list(scores), dim=1).cpu().double().numpy()
+    ends = np.cumsum([of.shape[1] for of in scores])
+    return [dict(zip(METRICS, of, strict=True)) for of in np.split(values, ends[:-1], axis=1)]
