@@ -17,9 +17,11 @@ from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import proof, walk
+from ktrace.tracing.suffix import judge, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
+from ktrace.tracing.suffix.limits import Limits
 from ktrace.tracing.suffix.plan import Cell
+from ktrace.tracing.suffix.verdicts import Verdict
 from tests.support.models import known_case, micro_llama
 from tests.support.proof import forget_verdicts
 from tests.tracing.agreement import (
@@ -383,6 +385,23 @@ def test_a_wrong_slice_of_a_head_is_found(
     assert f"log p of {heads[0].key} at layer 0, head " in caplog.text
 
 
+def test_mediators_of_some_roles_are_compared_where_they_act(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also at positions where no other is."""
+    lm = language_model(llama())
+    at_last_subject = [make_mediator("hidden", 1, positions=["last_subject"])]
+    assert isinstance(engine_of(lm, at_last_subject, longest=15), SuffixEngine)
+    original = walk.Walk._input
+
+    def nothing_restored(self: Any, step: Any, *rest: Any) -> Any:
+        nothing = [False] * len(step.joining_restored)
+        return original(self, replace(step, joining_restored=nothing), *rest)
+
+    monkeypatch.setattr(walk.Walk, "_input", nothing_restored)
+    assert isinstance(engine_of(lm, at_last_subject, longest=15), ReferenceEngine)
+
+
 def the_next_source(sources: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(source + 1 for source in sources)
 
@@ -436,18 +455,30 @@ def test_a_cut_in_one_layer_too_few_is_found(monkeypatch: pytest.MonkeyPatch) ->
     assert lm.n_layers - 1 in layers
 
 
+def judgements(monkeypatch: pytest.MonkeyPatch) -> list[list[Mediator]]:
+    """Whenever a model is judged, of which mediators."""
+    judged: list[list[Mediator]] = []
+    original = judge.proven
+
+    def proven(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
+        judged.append(list(use.mediators))
+        return original(lm, use, limits)
+
+    monkeypatch.setattr(judge, "proven", proven)
+    return judged
+
+
 def test_a_model_is_judged_once_for_a_use_and_again_when_it_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lm, judged = language_model(llama()), []
-    original = proof._judged
-    monkeypatch.setattr(proof, "_judged", lambda *rest: judged.append(1) or original(*rest))
+    lm, judged = language_model(llama()), judgements(monkeypatch)
     for _ in range(2):
         assert isinstance(judged_engine(lm, HIDDEN), SuffixEngine)
     assert len(judged) == 1
     judged_engine(lm, HIDDEN, longest=15)
     judged_engine(lm, ALL, longest=15)
-    assert len(judged) == 3
+    # Of more mediators those alone that are new.
+    assert judged[1:] == [HIDDEN, ALL[1:]]
     # Shorter prompts and fewer mediators hold with these; longer ones do not.
     judged_engine(lm, HIDDEN, longest=14)
     judged_engine(lm, ALL[1:3])
