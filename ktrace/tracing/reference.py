@@ -20,7 +20,8 @@ from ktrace.lm.hooks import Edit, hooked, keep
 from ktrace.lm.memory import fewer_samples, within_memory
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import METRICS
-from ktrace.tracing.engine import Baseline, Case, Scores, Shape, cells_shape
+from ktrace.tracing.cells import cells_shape
+from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.mediators import Cell, Mediator, sites_of
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import Targets, make_targets, score

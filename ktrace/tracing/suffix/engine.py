@@ -23,7 +23,8 @@ from ktrace.lm.linear import onednn_products
 from ktrace.lm.memory import fewer_samples, is_out_of_memory, release
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import SOURCE_GROUPS
-from ktrace.tracing.engine import Baseline, Case, Scores, Shape, cells_shape
+from ktrace.tracing.cells import cells_shape
+from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator, sites_of
 from ktrace.tracing.noise import Noise

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ktrace.terms import METRICS
-from ktrace.tracing.engine import Case, Scores, cells_shape
+from ktrace.tracing.cells import cells_shape
+from ktrace.tracing.engine import Case, Scores
 from ktrace.tracing.mediators import Mediator, Place
 from ktrace.tracing.suffix.plan import Cell, Plan
 from ktrace.tracing.suffix.runs import Base, Runs
