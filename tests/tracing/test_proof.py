@@ -17,7 +17,7 @@ from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import judge, walk
+from ktrace.tracing.suffix import expected, judge, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import Limits
 from ktrace.tracing.suffix.plan import Cell
@@ -54,8 +54,8 @@ def require_exact(lm: LanguageModel, engine: Engine, longest: int = LONGEST) -> 
     """On three facts in one group, of the longest length and of another."""
     for n_positions in (7, longest):
         cases = [known_case(lm, seed, n_positions) for seed in (1, 2, 3)]
-        expected = scores(ReferenceEngine(lm, NOISE), cases, HIDDEN)
-        assert largest_difference(scores(engine, cases, HIDDEN), expected) <= 1e-12
+        right = scores(ReferenceEngine(lm, NOISE), cases, HIDDEN)
+        assert largest_difference(scores(engine, cases, HIDDEN), right) <= 1e-12
 
 
 def llama() -> Any:
@@ -499,6 +499,37 @@ def test_suffixes_between_are_proven() -> None:
     assert isinstance(
         engine_of(language_model(between_the_longest_and_the_shortest()), HIDDEN), ReferenceEngine
     )
+
+
+def test_each_of_the_facts_meets_every_layer_and_every_length() -> None:
+    """In the long prompt each cell is compared on one of them."""
+    lm = language_model(micro_llama(8))
+    found = expected.expected_of_longest(lm, HIDDEN, Shape(40, 1))
+    cells = [set(of_case) for of_case in found.log_p]
+    assert not cells[0] & cells[1]
+    every = {(cell.layer, cell.place) for cell in cells[0] | cells[1]}
+    layers, places = (sorted(set(axis)) for axis in zip(*every, strict=True))
+    assert len(every) == len(layers) * len(places)
+    assert layers == [0, 4, 6]
+    for of_case in cells:
+        assert {cell.layer for cell in of_case} == set(layers)
+        assert {cell.place for cell in of_case} == set(places)
+
+
+def test_as_many_layers_are_walked_as_fill_a_pack() -> None:
+    lm = replace(language_model(micro_llama(8)), d_embedding=256)
+    walked = {
+        n_tokens: expected._filling(lm, HIDDEN, [0, 4, 6], n_tokens) for n_tokens in (20, 30, 128)
+    }
+    assert walked == {20: [0, 1, 2, 3, 4, 5, 6], 30: [0, 3, 4, 5, 6], 128: [0, 4, 6]}
+
+
+def test_logits_of_the_answer_alone_are_the_same() -> None:
+    lm = language_model(llama())
+    case = known_case(lm, 1, 9)
+    whole, few = (ReferenceEngine(lm, NOISE, few_logits=few) for few in (False, True))
+    assert (whole.few_logits, few.few_logits) == (False, True)
+    assert largest_difference(scores(few, [case], ALL), scores(whole, [case], ALL)) <= 1e-12
 
 
 def test_the_proof_asks_for_no_more_room_than_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
