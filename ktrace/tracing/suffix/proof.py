@@ -3,7 +3,7 @@
 What a replay takes for granted of a model's blocks is compared where it could fail: on two facts
 that differ in every token, in a short prompt and in one as long as the dataset's longest; from
 early, middle and late positions on; in several walks, one after the other; in packs. See `Use` for
-what hangs on the run. That costs some 2 % of a run of a hundred facts (docs/runs.md).
+what hangs on the run. That costs about one fact's time, once for a model (docs/runs.md).
 """
 
 import logging
