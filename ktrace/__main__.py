@@ -15,7 +15,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config.complaints import explain
-from ktrace.config.compose import HYDRA_VERSION_BASE, register, resource, to_run_config
+from ktrace.config.compose import (
+    HYDRA_VERSION_BASE,
+    help_text,
+    register,
+    resource,
+    to_run_config,
+)
 from ktrace.errors import KtraceError, Terminated
 from ktrace.pipeline.signals import ended_by_signals
 from ktrace.pipeline.sweep import Command, current_command, is_sweep, new_command, run_job
@@ -58,7 +64,10 @@ def main() -> None:
     """
     register()
     with new_command() as command, ended_by_signals(), _in_one_line(command):
-        _job()
+        if sys.argv[1:] in (["--help"], ["-h"]):
+            print(help_text())
+        else:
+            _job()
     if command.failed:
         sys.exit(1)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import analysis_scale, coverage, gpt2_small, llama_cuda, report_scale
+from benchmarks import analysis_scale, coverage, gpt2_small, llama_cuda, proof, report_scale
 from benchmarks.arithmetic import Shape, loop_operations, operations
 from ktrace.facts import Span
+from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.mediators import make_mediator
 
 SMALL = Shape(n_layers=3, d_model=2, vocabulary=5, keys_values=8, rest=32)
@@ -41,6 +42,13 @@ def test_operations_on_the_published_shape() -> None:
     hidden = make_mediator("hidden", 1)
     assert operations(gpt2, [hidden], 10, Span(0, 2), 10) / 1e12 == pytest.approx(0.56, abs=0.01)
     assert loop_operations(gpt2, 10, 10) / 1e12 == pytest.approx(3.3, abs=0.1)
+
+
+def test_the_proof_is_timed_for_every_mediator() -> None:
+    table = proof.main(["--layers=2", "--width=24", "--vocabulary=97", "--length=8", "--rounds=1"])
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        f"| {name}" for name in MEDIATOR_NAMES
+    ]
 
 
 def test_gpt2_benchmark_writes_its_report(tmp_path: Path) -> None:

@@ -502,6 +502,14 @@ def test_help_is_quick_and_imports_nothing_heavy(in_folder: Path) -> None:
     assert not list(in_folder.iterdir())
 
 
+def test_help_is_what_hydra_makes_of_it(in_folder: Path) -> None:
+    """Which is asked where there is anything else on the line."""
+    own = python("-m", "ktrace", "--help")
+    assert own.returncode == 0
+    assert own.stdout == python("-m", "ktrace", "stage=all", "--help").stdout
+    assert own.stdout == python("-m", "ktrace", "-h").stdout
+
+
 def test_a_reader_that_goes_away_is_no_error(in_folder: Path) -> None:
     """`python -m ktrace --help | head -1`."""
     with subprocess.Popen(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePosixPath
+from string import Template
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -103,6 +104,14 @@ def _refuse_unknown(part: object, prefix: str = "") -> None:
             raise KtraceError(f"unknown key {prefix}{name}; keys here: {', '.join(known)}")
         if is_dataclass(value):
             _refuse_unknown(value, f"{prefix}{name}.")
+
+
+def help_text() -> str:
+    """What `--help` prints, as Hydra does, which copies all that it has loaded for each choice."""
+    shipped = OmegaConf.load(resource("conf") / "config.yaml")
+    groups = sorted(folder.name for folder in resource("conf").iterdir() if folder.is_dir())
+    listed = "".join(f"{g}: {', '.join(choices(g))}\n" for g in groups if g != "hydra")
+    return Template(shipped.hydra.help.template).substitute(APP_CONFIG_GROUPS=listed)
 
 
 def choices(group: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from ktrace.config.activations import ActivationsConfig
+from ktrace.config.engine import EngineConfig
 from ktrace.config.mediator import MediatorConfig
 from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Metric
 
@@ -138,13 +139,6 @@ class Interval(Enum):
 
     facts = "facts"
     facts_and_samples = "facts_and_samples"
-
-
-class EngineName(Enum):
-    """What computes the scores; every engine gives the same numbers."""
-
-    suffix = "suffix"
-    reference = "reference"
 
 
 @dataclass
@@ -315,15 +309,6 @@ class AnalysisConfig:
     # Paired differences of contrasts.csv: by name (ktrace.terms.CONTRASTS), or written out, such as
     # "mlp: last subject minus attn: last subject" or "layers 0-5 minus layers 6-11".
     contrasts: list[str] = field(default_factory=lambda: [*CONTRASTS])
-
-
-@dataclass
-class EngineConfig:
-    """What computes the scores."""
-
-    name: EngineName = EngineName.suffix
-    # Most rows in one block call; null: what fits.
-    row_budget: int | None = field(default=None, metadata={"least": 1})
 
 
 @dataclass

@@ -4,6 +4,7 @@ Not what the numbers depend on: that is the fingerprint (ktrace/config/identity.
 unless a model was loaded.
 """
 
+import hashlib
 import math
 import platform
 import re
@@ -42,6 +43,9 @@ _PACKAGES = (
     "torch",
     "transformers",
 )
+# Those of them that a run's scores go through.
+_COMPUTING = {"ktrace", "accelerate", "bitsandbytes", "numpy", "torch", "transformers"}
+_ATTENTION = "_attn_implementation"  # of a config of transformers
 _GIT_SECONDS = 5
 
 
@@ -91,11 +95,56 @@ def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -
             "identity": source.identity,
             "architecture": type(lm.model).__name__,
             "dtype": config.dtype,
-            "attention": getattr(lm.model.config, "_attn_implementation", None),
+            "attention": getattr(lm.model.config, _ATTENTION, None),
             **content_hashes(source),
         },
         "device": _about_device(lm.device),
     }
+
+
+def about_proof(
+    config: ModelConfig, fingerprint: Mapping[str, object], lm: "LanguageModel"
+) -> dict[str, object]:
+    """What a proof of the suffix engine hangs on, beside what it is a proof of.
+
+    Not the number of threads: it changes the order of sums, and so does the number of facts.
+
+    Args:
+        config: of the model.
+        fingerprint: of the model.
+        lm: the model, loaded.
+    """
+    import torch
+
+    own = {name: version for name, version in package_versions().items() if name in _COMPUTING}
+    return {
+        "model": {**fingerprint, "attention": getattr(lm.model.config, _ATTENTION, None)},
+        "devices": sorted({_device_name(device) for device in {lm.device, *lm.accelerators}}),
+        "device_map": _plain_map(config.device_map),
+        "versions": {**own, "cuda": torch.version.cuda, "code": _code()},
+        "arithmetic": {
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "onednn": torch.backends.mkldnn.enabled,
+            "float32": torch.get_float32_matmul_precision(),
+        },
+    }
+
+
+def _plain_map(device_map: object) -> object:
+    """A `model.device_map`, in JSON's values."""
+    if isinstance(device_map, dict):
+        return {str(module): str(device) for module, device in device_map.items()}
+    return device_map if device_map is None else str(device_map)
+
+
+@lru_cache
+def _code() -> str:
+    """SHA-256 of the code that computes: a checkout has one version for many states."""
+    package, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for room in ("lm", "tracing"):
+        for path in sorted((package / room).rglob("*.py")):
+            digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def about_dataset(config: DatasetConfig) -> dict[str, object]:
