@@ -13,7 +13,8 @@ from ktrace.store.schema import (
     Field,
     Row,
 )
-from ktrace.store.store import PartWriter, Store
+from ktrace.store.store import Store
+from ktrace.store.writer import PartWriter
 
 __all__ = [
     "ACTIVATIONS",

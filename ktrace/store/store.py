@@ -1,14 +1,9 @@
 """A store: a folder of parts with one fingerprint, that many writers may add to without a lock."""
 
 import logging
-import time
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
-
-import numpy as np
 
 from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import set_aside
@@ -21,22 +16,18 @@ from ktrace.store.binding import (
     require_same,
 )
 from ktrace.store.claims import Claims
+from ktrace.store.listing import parts_in
 from ktrace.store.part import (
     binding_of,
     read_fingerprint,
     read_part,
     read_provenance,
     verify_part,
-    write_part,
 )
 from ktrace.store.schema import JsonObject, Row, Schema
+from ktrace.store.writer import PartWriter
 
 log = logging.getLogger(__name__)
-
-# A part is closed at whichever comes first; a killed run loses the part in hand and no more.
-_PART_FACTS = 32
-_PART_SECONDS = 60.0
-_PART_BYTES = 256 * 2**20
 
 
 class Store:
@@ -65,7 +56,7 @@ class Store:
 
     def parts(self) -> list[Path]:
         """Completed parts, in the order of their first facts."""
-        return sorted(self.folder.glob("part-*.h5"))
+        return parts_in(self.folder)
 
     def bind(self, fingerprint: Mapping[str, object]) -> None:
         """Bind the folder to one fingerprint, before its first part.
@@ -218,7 +209,7 @@ class Store:
         fingerprint: Mapping[str, object],
         provenance: Mapping[str, object] | None = None,
         keep: Sequence[str] = (),
-    ) -> "PartWriter":
+    ) -> PartWriter:
         """A context that collects records and writes them as parts; see `write_part`.
 
         Args:
@@ -242,106 +233,6 @@ class Store:
             if not self.read_by_runs:
                 remedy = "remove that file, and the command that made it computes"
             raise KtraceError(f"damaged: {error}; {remedy} its facts again") from error
-
-
-class PartWriter:
-    """Collects records, and closes a part when it is large or old enough.
-
-    Leaving the context writes what is in hand, also after an exception: those facts are complete.
-    Where other processes may write to the same store, `claim` facts before working on them.
-
-    Attributes:
-        stored: by index, the fields `keep` of the facts that `claim` found stored.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        fingerprint: Mapping[str, object],
-        provenance: Mapping[str, object],
-        keep: Sequence[str],
-    ) -> None:
-        self._store = store
-        self._fingerprint = fingerprint
-        self._provenance = provenance
-        self._claims = Claims(store.folder)
-        self._keep = ("index", *keep)
-        self._known: set[Path] = set()
-        self.stored: dict[int, Row] = {}
-        self._records: list[Row] = []
-        self._bytes = 0
-        self._opened = self._began = time.monotonic()
-
-    def __enter__(self) -> "PartWriter":
-        self._store.bind(self._fingerprint)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.flush()
-        finally:
-            self._claims.close()
-            self._store.unbind_unused()
-
-    def claim(self, indices: Collection[int]) -> frozenset[int] | None:
-        """Take facts to work on, until they are written or the context is left.
-
-        Returns:
-            Those of them that are not stored yet; None, where another process works on one.
-
-        Raises:
-            KtraceError: the folder cannot be written.
-        """
-        if not self._claims.take(indices):
-            return None
-        # Another process may have finished some since this one looked.
-        self._look()
-        self._claims.release([index for index in indices if index in self.stored])
-        return frozenset(index for index in indices if index not in self.stored)
-
-    def unclaim(self, indices: Collection[int]) -> None:
-        """Give back facts that were taken and not worked on."""
-        self._claims.release(indices)
-
-    def _look(self) -> None:
-        """Note the facts of parts that are new since the last look."""
-        for path in self._store.parts():
-            if path not in self._known:
-                self._known.add(path)
-                try:
-                    records = read_part(path, self._store.schema, self._keep, self._fingerprint)
-                except DamagedPartError:
-                    continue  # its facts are not stored; `Store.done` sets it aside
-                self.stored.update({record["index"]: record for record in records})
-
-    def add(self, record: Row) -> None:
-        """Take one fact."""
-        if not self._records:
-            self._opened = time.monotonic()
-        self._records.append(record)
-        self._bytes += sum(v.nbytes for v in record.values() if isinstance(v, np.ndarray))
-        age = time.monotonic() - self._opened
-        if len(self._records) >= _PART_FACTS or self._bytes >= _PART_BYTES or age >= _PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is in hand as one part."""
-        records, self._records, self._bytes = self._records, [], 0
-        if not records:
-            return
-        began, self._began = self._began, time.monotonic()
-        own = {
-            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "wall_seconds": round(self._began - began, 3),
-        }
-        store, provenance = self._store, {**self._provenance, **own}
-        write_part(store.folder, store.schema, self._fingerprint, records, provenance)
-        self._claims.release([record["index"] for record in records])
 
 
 def _column(path: Path, schema: Schema, name: str) -> list[int]:
