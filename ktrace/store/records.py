@@ -235,15 +235,13 @@ class StatesRecord:
         return {**own, **self.states}
 
     @classmethod
-    def read(
-        cls, store: Store, *sites: str, known_id: int | None = None
-    ) -> Iterator["StatesRecord"]:
-        """Every fact of a store, or one of them, with the states of some sites.
+    def read(cls, store: Store, *sites: str) -> Iterator["StatesRecord"]:
+        """Every fact of a store, with the states of some sites, or of none.
 
         Raises:
             KtraceError: a part is damaged.
         """
-        for row in store.read(*_STATES_COLUMNS, *sites, known_id=known_id):
+        for row in store.read(*_STATES_COLUMNS, *sites):
             own = {name: row[name] for name in _STATES_COLUMNS}
             states = {site: row[site] for site in sites}
             yield cls(**{**own, "roles": tuple(row["roles"])}, states=states)

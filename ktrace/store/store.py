@@ -20,11 +20,12 @@ from ktrace.store.listing import parts_in
 from ktrace.store.part import (
     binding_of,
     read_fingerprint,
+    read_layer,
     read_part,
     read_provenance,
     verify_part,
 )
-from ktrace.store.schema import JsonObject, Row, Schema
+from ktrace.store.schema import Array, JsonObject, LayerRow, Row, Schema
 from ktrace.store.writer import PartWriter
 
 log = logging.getLogger(__name__)
@@ -170,30 +171,48 @@ class Store:
                 require_same(self.folder, found, shared)
         return shared
 
-    def read(self, *names: str, known_id: int | None = None) -> Iterator[Row]:
+    def read(self, *names: str) -> Iterator[Row]:
         """Facts with the named fields, one part in memory at a time, each fact once.
-
-        Args:
-            names: of the fields.
-            known_id: of the only fact that is wanted; no field of parts without it is read.
 
         Raises:
             KtraceError: a part is damaged.
         """
         seen: set[int] = set()
-        asked = names if known_id is None else ("known_id", *names)
         bound = self.bound()
         for path in self.parts():
             with self._naming_damage():
-                if known_id is not None and known_id not in _column(path, self.schema, "known_id"):
-                    continue
-                records = read_part(path, self.schema, dict.fromkeys(("index", *asked)), bound)
+                records = read_part(path, self.schema, dict.fromkeys(("index", *names)), bound)
             for record in records:
-                if known_id is not None and known_id != record["known_id"]:
-                    continue
                 if record["index"] not in seen:
                     seen.add(record["index"])
                     yield record
+
+    def read_layer(self, name: str, rows: Mapping[int, LayerRow]) -> Iterator[tuple[int, Array]]:
+        """One layer of a field of states, one part's in memory at a time, each fact once.
+
+        Args:
+            name: of the field.
+            rows: by the index of the fact, what is wanted of it.
+
+        Yields:
+            The index, and the field without that axis (`ktrace.store.part.read_layer`).
+
+        Raises:
+            KtraceError: a part is damaged.
+        """
+        seen: set[int] = set()
+        bound = self.bound()
+        for path in self.parts():
+            with self._naming_damage():
+                indices = _column(path, self.schema, "index")
+                wanted = [None if index in seen else rows.get(index) for index in indices]
+                if all(row is None for row in wanted):
+                    continue
+                layers = read_layer(path, self.schema, name, wanted, bound)
+            for index, layer in zip(indices, layers, strict=True):
+                if layer is not None:
+                    seen.add(index)
+                    yield index, layer
 
     def provenance(self) -> list[tuple[JsonObject, int]]:
         """Of each part: who computed it, where and when; and its number of facts.

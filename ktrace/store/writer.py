@@ -3,8 +3,9 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -12,15 +13,25 @@ from ktrace.errors import DamagedPartError
 from ktrace.store.claims import Claims
 from ktrace.store.listing import Listing
 from ktrace.store.part import read_part, write_part
-from ktrace.store.schema import Row
-
-if TYPE_CHECKING:
-    from ktrace.store.store import Store
+from ktrace.store.schema import Row, Schema
 
 # A part is closed at whichever comes first; a killed run loses the part in hand and no more.
 _PART_FACTS = 32
 _PART_SECONDS = 60.0
 _PART_BYTES = 256 * 2**20
+
+
+class Target(Protocol):
+    """A store, as far as it is written to (`ktrace.store.Store`)."""
+
+    folder: Path
+    schema: Schema
+
+    def bind(self, fingerprint: Mapping[str, object]) -> None:
+        """Bind the folder to one fingerprint, before its first part."""
+
+    def unbind_unused(self) -> None:
+        """Leave nothing of a folder that got no part and is nobody's."""
 
 
 class PartWriter:
@@ -35,7 +46,7 @@ class PartWriter:
 
     def __init__(
         self,
-        store: "Store",
+        store: Target,
         fingerprint: Mapping[str, object],
         provenance: Mapping[str, object],
         keep: Sequence[str],

@@ -109,7 +109,6 @@ def test_parts_of_different_settings_are_never_mixed(store: Store) -> None:
     for use in (
         store.fingerprint,
         lambda: list(store.read()),
-        lambda: list(store.read(known_id=record(2)["known_id"])),
         lambda: store.done({"noise": {"seed": 1}}),
     ):
         with pytest.raises(KtraceError, match=r"holds results of other settings \(noise: "):
