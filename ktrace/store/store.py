@@ -1,7 +1,7 @@
 """A store: a folder of parts with one fingerprint, that many writers may add to without a lock."""
 
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -171,8 +171,13 @@ class Store:
                 require_same(self.folder, found, shared)
         return shared
 
-    def read(self, *names: str) -> Iterator[Row]:
+    def read(self, *names: str, only: Collection[int] | None = None) -> Iterator[Row]:
         """Facts with the named fields, one part in memory at a time, each fact once.
+
+        Args:
+            names: of the fields.
+            only: indices of facts; of parts without any of them nothing else is read. None for
+                every fact.
 
         Raises:
             KtraceError: a part is damaged.
@@ -181,9 +186,13 @@ class Store:
         bound = self.bound()
         for path in self.parts():
             with self._naming_damage():
+                if only is not None and not set(only).intersection(
+                    _column(path, self.schema, "index")
+                ):
+                    continue
                 records = read_part(path, self.schema, dict.fromkeys(("index", *names)), bound)
             for record in records:
-                if record["index"] not in seen:
+                if record["index"] not in seen and (only is None or record["index"] in only):
                     seen.add(record["index"])
                     yield record
 
