@@ -270,8 +270,7 @@ class Averages:
                 pull = one.pull[:, counts[at]]
                 pull = (pull / np.sqrt((pull**2).sum(axis=0))).astype(np.float32)
                 drawn = _multipliers(one.over == FACTS, int(one.units.max()) + 1)
-                if len(drawn) > one.n_units:
-                    drawn = drawn[one.units]
+                drawn = drawn if len(drawn) == one.n_units else drawn[one.units]
                 np.maximum(largest, np.abs(pull.T @ drawn).max(axis=0), out=largest)
         beyond = 2 * (1 - ndtr(np.quantile(largest, LEVEL).astype(np.float64)))
         return 1 - float(beyond) if counts.any() else LEVEL
@@ -328,29 +327,24 @@ def averages(
         sizes: what makes a unit large, as `weights`; a fact of size 0 does not count. None: the
             weights.
     """
-    sizes = weights if sizes is None else sizes
-    missing = np.isnan(totals)
-    if weights.ndim == 1 and not missing.any():
+    sizes, missing = weights if sizes is None else sizes, np.isnan(totals)
+    has_gaps = bool(missing.any())
+    if weights.ndim == 1 and not has_gaps:
         return Averages([block(totals, weights, clusters, sizes)], [np.arange(totals.shape[1])])
-    # Where nothing is missing nothing is copied: of many facts these arrays are large.
-    has_gaps, has_own_sizes = bool(missing.any()), sizes is not weights
-    weights = _by_cell(weights, missing, has_gaps)
-    sizes = _by_cell(sizes, missing, has_gaps) if has_own_sizes else weights
+    # Without gaps nothing is copied: of many facts these arrays are large.
+    weights, sizes = (_by_cell(values, missing, has_gaps) for values in (weights, sizes))
     # Cells of the same weights are one block.
-    by_weights: dict[tuple[bytes, ...], list[int]] = {}
+    by_weights: dict[bytes, list[int]] = {}
     for cell in range(totals.shape[1]):
-        told = [weights, sizes] if has_own_sizes else [weights]
-        by_weights.setdefault(tuple(one[:, cell].tobytes() for one in told), []).append(cell)
+        told = weights[:, cell].tobytes() + sizes[:, cell].tobytes()
+        by_weights.setdefault(told, []).append(cell)
     cells = [np.array(own, dtype=np.intp) for own in by_weights.values()]
-    totals = np.where(missing, 0, totals) if has_gaps else totals
+    totals = _by_cell(totals, missing, has_gaps)
     blocks = [block(totals[:, at], weights[:, at[0]], clusters, sizes[:, at[0]]) for at in cells]
     return Averages(blocks, cells)
 
 
 def _by_cell(values: Array, missing: npt.NDArray[np.bool_], has_gaps: bool) -> Array:
     """Weights or sizes of each fact in each cell: 0 where it does not count."""
-    by_cell = values if values.ndim > 1 else values[:, None]
-    found: Array = (
-        np.where(missing, 0, by_cell) if has_gaps else np.broadcast_to(by_cell, missing.shape)
-    )
-    return found
+    values = values if values.ndim > 1 else values[:, None]
+    return np.where(missing, 0, values) if has_gaps else np.broadcast_to(values, missing.shape)

@@ -1,6 +1,7 @@
 """Stores: folders of immutable HDF5 parts. Knows nothing of models, engines or statistics."""
 
 from ktrace.store.claims import one_at_a_time, work_through
+from ktrace.store.compaction import Compacted, compact
 from ktrace.store.layout import RunFolders, is_complete
 from ktrace.store.records import CleanRecord, CorruptedRecord, RestoredRecord, StatesRecord
 from ktrace.store.schema import (
@@ -24,6 +25,7 @@ __all__ = [
     "CORRUPTED",
     "RESTORED",
     "CleanRecord",
+    "Compacted",
     "CorruptedRecord",
     "Field",
     "PartWriter",
@@ -32,6 +34,7 @@ __all__ = [
     "RunFolders",
     "StatesRecord",
     "Store",
+    "compact",
     "is_complete",
     "one_at_a_time",
     "work_through",

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ktrace.errors import DamagedPartError, KtraceError
+from ktrace.errors import DamagedPartError, GonePartError, KtraceError
 from ktrace.store.bounds import bounded_attribute, bounded_dataset, bounded_group
 from ktrace.store.schema import ACTIVATION, TEXT, VERSION, Array, Field, JsonObject, LayerRow
 
@@ -29,14 +29,15 @@ def opened(path: Path) -> Iterator["Part"]:
 
     Raises:
         DamagedPartError: the file is not a complete part, or what is read of it does not fit.
+        GonePartError: it is no longer there.
         KtraceError: it is of another schema version, or may not be read.
     """
     try:
         # Without HDF5's own lock: a part never changes, and not every file system keeps locks.
         with h5py.File(path, "r", locking=False) as file:
             yield Part(path, file)
-    except FileNotFoundError as error:  # another process has set it aside
-        raise DamagedPartError(f"{path}: it is gone") from error
+    except FileNotFoundError as error:  # another process has set it aside, or merged it
+        raise GonePartError(f"{path}: it is gone") from error
     except OSError as error:
         if error.errno:  # the system's word: nothing is said about the file's content
             raise KtraceError(f"{path} cannot be read: {os.strerror(error.errno)}") from error

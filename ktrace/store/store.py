@@ -1,11 +1,13 @@
 """A store: a folder of parts with one fingerprint, that many writers may add to without a lock."""
 
 import logging
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
-from ktrace.errors import DamagedPartError, KtraceError
+from ktrace.errors import DamagedPartError, GonePartError, KtraceError
 from ktrace.files import set_aside
 from ktrace.store.binding import (
     FILE,
@@ -29,6 +31,8 @@ from ktrace.store.schema import Array, JsonObject, LayerRow, Row, Schema
 from ktrace.store.writer import PartWriter
 
 log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 
 class Store:
@@ -100,13 +104,10 @@ class Store:
         bound = read_binding(self.folder)
         if bound is not None:
             require_same(self.folder, bound.fingerprint, fingerprint)
-        for path in paths:
-            try:
-                found = binding_of(path)
-            except DamagedPartError:
-                continue
-            require_same(self.folder, found.fingerprint, fingerprint)
-            bound = bound or found
+        for found in self._each(_binding_unless_damaged):
+            if found is not None:
+                require_same(self.folder, found.fingerprint, fingerprint)
+                bound = bound or found
         if bound is not None:
             require_own_names(self.folder, self.names, bound)
 
@@ -141,21 +142,24 @@ class Store:
         """
         # All are compared before any is renamed: a folder of other settings is left as it is.
         self.require(fingerprint)
-        stored: set[int] = set()
-        for path in self.parts():
+
+        def whole(path: Path) -> list[int]:
             try:
                 indices = _column(path, self.schema, "index")
                 relied_on = wanted is None or any(index in wanted for index in indices)
                 if self.read_by_runs and relied_on:
                     verify_part(path, self.schema)
+            except GonePartError:
+                raise
             except DamagedPartError as error:
                 aside = set_aside(path)
                 log.warning(
                     "damaged: %s; set aside as %s, its facts are computed again", error, aside.name
                 )
-            else:
-                stored.update(indices)
-        return frozenset(stored)
+                return []
+            return indices
+
+        return frozenset(index for indices in self._each(whole) for index in indices)
 
     def fingerprint(self) -> JsonObject | None:
         """The fingerprint that all parts share; None for an empty store.
@@ -164,9 +168,7 @@ class Store:
             KtraceError: parts differ, or one is damaged.
         """
         shared = self.bound()
-        for path in self.parts():
-            with self._naming_damage():
-                found = read_fingerprint(path)
+        for found in self._each(read_fingerprint):
             if shared is not None:
                 require_same(self.folder, found, shared)
         return shared
@@ -184,13 +186,14 @@ class Store:
         """
         seen: set[int] = set()
         bound = self.bound()
-        for path in self.parts():
-            with self._naming_damage():
-                if only is not None and not set(only).intersection(
-                    _column(path, self.schema, "index")
-                ):
-                    continue
-                records = read_part(path, self.schema, dict.fromkeys(("index", *names)), bound)
+        asked = dict.fromkeys(("index", *names))
+
+        def rows_of(path: Path) -> list[Row]:
+            if only is not None and not any(i in only for i in _column(path, self.schema, "index")):
+                return []
+            return read_part(path, self.schema, asked, bound)
+
+        for records in self._each(rows_of):
             for record in records:
                 if record["index"] not in seen and (only is None or record["index"] in only):
                     seen.add(record["index"])
@@ -211,14 +214,17 @@ class Store:
         """
         seen: set[int] = set()
         bound = self.bound()
-        for path in self.parts():
-            with self._naming_damage():
-                indices = _column(path, self.schema, "index")
-                wanted = [None if index in seen else rows.get(index) for index in indices]
-                if all(row is None for row in wanted):
-                    continue
-                layers = read_layer(path, self.schema, name, wanted, bound)
-            for index, layer in zip(indices, layers, strict=True):
+
+        def layers_of(path: Path) -> list[tuple[int, Array | None]]:
+            indices = _column(path, self.schema, "index")
+            wanted = [None if index in seen else rows.get(index) for index in indices]
+            if all(row is None for row in wanted):
+                return []
+            layers = read_layer(path, self.schema, name, wanted, bound)
+            return list(zip(indices, layers, strict=True))
+
+        for found in self._each(layers_of):
+            for index, layer in found:
                 if layer is not None:
                     seen.add(index)
                     yield index, layer
@@ -229,8 +235,7 @@ class Store:
         Raises:
             KtraceError: a part is damaged.
         """
-        with self._naming_damage():
-            return [read_provenance(path) for path in self.parts()]
+        return list(self._each(read_provenance))
 
     def writer(
         self,
@@ -252,10 +257,27 @@ class Store:
         with self._naming_damage():
             return binding_of(path)
 
+    def _each(self, work: Callable[[Path], Found]) -> Iterator[Found]:
+        """What comes of every part, while another process may merge some (`compact`)."""
+        seen: set[Path] = set()
+        left = deque(self.parts())
+        while left:
+            path = left.popleft()
+            seen.add(path)
+            try:
+                with self._naming_damage():
+                    found = work(path)
+            except GonePartError:
+                left = deque(path for path in self.parts() if path not in seen)
+            else:
+                yield found
+
     @contextmanager
     def _naming_damage(self) -> Iterator[None]:
         try:
             yield
+        except GonePartError:
+            raise
         except DamagedPartError as error:
             remedy = "the command that made it, without stage=analyze, sets it aside and computes"
             if not self.read_by_runs:
@@ -265,3 +287,12 @@ class Store:
 
 def _column(path: Path, schema: Schema, name: str) -> list[int]:
     return [record[name] for record in read_part(path, schema, [name])]
+
+
+def _binding_unless_damaged(path: Path) -> Binding | None:
+    try:
+        return binding_of(path)
+    except GonePartError:
+        raise
+    except DamagedPartError:
+        return None
