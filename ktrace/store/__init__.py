@@ -3,6 +3,7 @@
 from ktrace.store.claims import one_at_a_time, work_through
 from ktrace.store.compaction import Compacted, compact
 from ktrace.store.layout import RunFolders, is_complete
+from ktrace.store.progress import holders, progress_of
 from ktrace.store.records import CleanRecord, CorruptedRecord, RestoredRecord, StatesRecord
 from ktrace.store.schema import (
     ACTIVATIONS,
@@ -35,7 +36,9 @@ __all__ = [
     "StatesRecord",
     "Store",
     "compact",
+    "holders",
     "is_complete",
     "one_at_a_time",
+    "progress_of",
     "work_through",
 ]

@@ -62,6 +62,7 @@ def test_what_reads_stores_alone_loads_no_torch(
             *(sys.executable, "-c", PROGRAM, str(made_up.run), str(known_id(CANDIDATES[0]))),
             *("stage=analyze", *here, "then", "stage=analyze", *gone),
             *("then", "stage=compare", f"runs=[{','.join(both)}]"),
+            *("then", "stage=status", *gone, "then", "stage=compact", *gone),
         ],
         capture_output=True,
         text=True,
@@ -73,3 +74,5 @@ def test_what_reads_stores_alone_loads_no_torch(
     assert "5 of 6 facts are candidates" in result.stdout
     assert (made_up.analysis / "aie.csv").is_file()
     assert "minus toy" in result.stdout
+    assert "seconds left" in result.stdout
+    assert "Parts of " in result.stdout
