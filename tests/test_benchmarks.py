@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import analysis_scale, coverage, gpt2_small, llama_cuda, report_scale
+from benchmarks import analysis_scale, coverage, gpt2_small, growth, llama_cuda, report_scale
 from benchmarks.arithmetic import Shape, loop_operations, operations
 from ktrace.facts import Span
 from ktrace.tracing.mediators import make_mediator
@@ -41,6 +41,13 @@ def test_operations_on_the_published_shape() -> None:
     hidden = make_mediator("hidden", 1)
     assert operations(gpt2, [hidden], 10, Span(0, 2), 10) / 1e12 == pytest.approx(0.56, abs=0.01)
     assert loop_operations(gpt2, 10, 10) / 1e12 == pytest.approx(3.3, abs=0.1)
+
+
+def test_growth_benchmark_writes_its_table(tmp_path: Path) -> None:
+    report = growth.main(["--sizes", "20", f"--write={tmp_path / 'growth.md'}"])
+    assert (tmp_path / "growth.md").read_text() == report
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in report.splitlines()[-7:]]
+    assert rows == list(growth._WORK)
 
 
 def test_gpt2_benchmark_writes_its_report(tmp_path: Path) -> None:

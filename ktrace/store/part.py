@@ -91,9 +91,7 @@ def _write_field(file: h5py.File, name: str, field: Field, values: Sequence[obje
     _set_text(group, "axes", field.axes)
     offsets = np.cumsum([0, *(array.size for array in arrays)], dtype=np.int64)
     flat = [array.ravel() for array in arrays]
-    joined = (
-        [text for array in flat for text in array] if field.dtype == TEXT else np.concatenate(flat)
-    )
+    joined = [text for array in flat for text in array] if field.dtype == TEXT else _joined(flat)
     dataset = _write_dataset(group, "values", _encode(field, joined))
     if field.dtype == ACTIVATION and dataset.dtype == np.uint16:
         _set_text(dataset, "encoding", "bfloat16")
@@ -102,6 +100,11 @@ def _write_field(file: h5py.File, name: str, field: Field, values: Sequence[obje
     if field.dtype == ACTIVATION:
         sums = [checksum(layer) for array in arrays for layer in _layers(array)]
         _write_dataset(group, "layer_crc32", np.array(sums, dtype=np.uint32))
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    """One after another; of one array no copy, which may be of gigabytes."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _layers(states: Array) -> Array:

@@ -115,11 +115,18 @@ class PartWriter:
             self.stored[record["index"]] = {name: record[name] for name in self._keep}
 
     def add(self, record: Row) -> None:
-        """Take one fact."""
+        """Take one fact. In hand are never more bytes than of a part, or of a fact larger than one.
+
+        Raises:
+            KtraceError: the folder cannot be written.
+        """
+        n_bytes = sum(v.nbytes for v in record.values() if isinstance(v, np.ndarray))
+        if self._records and self._bytes + n_bytes > _PART_BYTES:
+            self.flush()
         if not self._records:
             self._opened = time.monotonic()
         self._records.append(record)
-        self._bytes += sum(v.nbytes for v in record.values() if isinstance(v, np.ndarray))
+        self._bytes += n_bytes
         age = time.monotonic() - self._opened
         if len(self._records) >= _PART_FACTS or self._bytes >= _PART_BYTES or age >= _PART_SECONDS:
             self.flush()

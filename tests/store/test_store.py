@@ -250,7 +250,9 @@ def test_a_part_closes_by_size(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     with store.writer(FINGERPRINT) as writer:
         for index in range(5):
             writer.add(record(index, n_samples=10))  # 40 bytes each
-    assert sizes(store) == [3, 2]
+        writer.add(record(5, n_samples=100))  # alone, as it is larger than a part
+        writer.add(record(6, n_samples=10))
+    assert sizes(store) == [2, 2, 1, 1, 1]
 
 
 def test_a_part_closes_by_age(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
