@@ -42,12 +42,20 @@ def _job(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig) -> None:
-    from ktrace.pipeline.console import print_compared, print_counts, print_summary
+    from ktrace.pipeline.console import (
+        print_compared,
+        print_counts,
+        print_summary,
+        print_upkeep,
+    )
     from ktrace.pipeline.run import run
 
     outcome = run(to_run_config(config))
     if outcome.comparison is not None:
         print_compared(outcome.comparison)
+        return
+    if outcome.upkeep is not None:
+        print_upkeep(outcome.upkeep)
         return
     if outcome.analysis is None:
         print_counts(outcome.counts, outcome.folder, outcome.candidates)

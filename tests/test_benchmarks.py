@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import analysis_scale, coverage, gpt2_small, llama_cuda, proof, report_scale
+from benchmarks import (
+    analysis_scale,
+    coverage,
+    gpt2_small,
+    growth,
+    llama_cuda,
+    proof,
+    report_scale,
+)
 from benchmarks.arithmetic import Shape, loop_operations, operations
 from ktrace.facts import Span
 from ktrace.terms import MEDIATOR_NAMES
@@ -49,6 +57,13 @@ def test_the_proof_is_timed_for_every_mediator() -> None:
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
         f"| {name}" for name in MEDIATOR_NAMES
     ]
+
+
+def test_growth_benchmark_writes_its_table(tmp_path: Path) -> None:
+    report = growth.main(["--sizes", "20", f"--write={tmp_path / 'growth.md'}"])
+    assert (tmp_path / "growth.md").read_text() == report
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in report.splitlines()[-7:]]
+    assert rows == list(growth._WORK)
 
 
 def test_gpt2_benchmark_writes_its_report(tmp_path: Path) -> None:

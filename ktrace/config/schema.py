@@ -21,7 +21,8 @@ from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Metric
 class Stage(Enum):
     """Where a run stops. Each stage first runs what it needs and does not find.
 
-    `compare` runs nothing: it sets runs that are stored side by side.
+    `compare` runs nothing: it sets runs that are stored side by side. Nor does `status`, which says
+    how far a run is, nor `compact`, which merges the small parts of its stores.
     """
 
     filter = "filter"
@@ -31,6 +32,8 @@ class Stage(Enum):
     analyze = "analyze"
     all = "all"
     compare = "compare"
+    status = "status"
+    compact = "compact"
 
 
 class Dtype(Enum):

@@ -156,10 +156,13 @@ def run_job(config: DictConfig) -> None:
 
 
 def _ended(config: DictConfig, job: Job) -> Job:
+    from ktrace.pipeline.console import print_upkeep
     from ktrace.pipeline.run import run
 
     try:
         outcome = run(to_run_config(config))
+        if outcome.upkeep is not None:
+            print_upkeep(outcome.upkeep)
     except (KtraceError, OmegaConfBaseException) as error:
         return job.failed(explain(error), traceback.format_exc())
     except Exception as error:  # a bug in one job must not cost the others their results

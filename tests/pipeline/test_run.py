@@ -204,7 +204,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     folder = pipeline.run(asked).folder
     whole = {key: numbers(folder, key) for key in FIVE}
     shutil.rmtree(tmp_path / "out")
-    monkeypatch.setattr("ktrace.store.store._PART_FACTS", 2)
+    monkeypatch.setattr("ktrace.store.writer._PART_FACTS", 2)
     original = suffix.SuffixEngine.restored
     calls = []
 

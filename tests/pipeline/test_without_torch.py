@@ -64,6 +64,7 @@ def test_what_reads_stores_alone_loads_no_torch(
             *("then", "stage=compare", f"runs=[{','.join(both)}]"),
             # Everything is stored: no model is loaded.
             *("then", "stage=restore", *here),
+            *("then", "stage=status", *gone, "then", "stage=compact", *gone),
         ],
         capture_output=True,
         text=True,
@@ -75,3 +76,5 @@ def test_what_reads_stores_alone_loads_no_torch(
     assert "5 of 6 facts are candidates" in result.stdout
     assert (made_up.analysis / "aie.csv").is_file()
     assert "minus toy" in result.stdout
+    assert "seconds left" in result.stdout
+    assert "Parts of " in result.stdout
