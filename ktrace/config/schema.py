@@ -324,6 +324,8 @@ class EngineConfig:
     name: EngineName = EngineName.suffix
     # Most rows in one block call; null: what fits.
     row_budget: int | None = field(default=None, metadata={"least": 1})
+    # Processes of one thread that share the facts, on a CPU; auto: what cores and memory allow.
+    workers: Any = "auto"
 
 
 @dataclass
@@ -342,5 +344,7 @@ class RunConfig:
     stage: Stage = Stage.all
     runs: Any = None  # for stage=compare: a pattern of run folders, or a list of patterns
     compare: bool = False  # whether a sweep ends in stage=compare of what its jobs stored
-    shard: str = "1/1"  # k/n: of n parts of equal cost, the k-th; all go into the same stores
+    # k/n: of n parts of equal cost, the k-th; all go into the same stores. auto: as the launcher
+    # numbers its tasks.
+    shard: str = "1/1"
     output_dir: str = "outputs"

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM as exceptions, so that a run which is told to end keeps what is finished."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -7,6 +8,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ktrace.errors import Terminated
+
+_HELD_BACK = frozenset({signal.SIGINT, signal.SIGTERM})
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 # What signals raised, until the context has ended; None outside of one.
 _raised: list[type[KeyboardInterrupt]] | None = None
@@ -45,6 +49,46 @@ def ended_by_signals() -> Iterator[None]:
         for number, previous in before.items():
             signal.signal(number, previous)
         _raised = None
+
+
+@contextmanager
+def as_worker(parent: int) -> Iterator[None]:
+    """In a process that was just forked: end when the parent says so by SIGTERM, or is gone.
+
+    Ctrl-C reaches every process of a terminal; here it is the parent's business. Both signals are
+    held back around the fork (`held_back`), and come again inside.
+
+    Args:
+        parent: its process id.
+    """
+    import ctypes  # of workers alone
+
+    global _raised
+    _raised = None  # what was raised in the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What is in force again at the end, when there is nothing left to end. Not SIG_IGN: that would
+    # forget a signal that waits.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    with ended_by_signals():
+        # The system tells of the parent's death from now on; it may have died before.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+        if os.getppid() != parent:
+            raise Terminated
+        yield
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold signals back: a process that is forked inside has handlers of its own before they come.
+
+    The parent gets them when the context ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def raise_if_signalled() -> None:

@@ -235,7 +235,8 @@ def run_clean(
                     found = run.states if run and not left_out else None
                     writers["states"].add(states.record(lm, index, fact, encoded, found).row())
 
-        work("clean runs", [[index] for index in lacking], writers, compute)
+        units = [[index] for index in lacking]
+        work("clean runs", units, writers, compute, session.workers)
 
 
 def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
@@ -267,7 +268,7 @@ def run_corrupted(session: "Session", folders: RunFolders, cases: Sequence["Case
                     require_numbers(lm, fact, "corrupted run", baseline.corrupted[METRICS[0]])
                     writer.add(corrupted_record(lm, fact.known_id, case, noise, baseline).row())
 
-        work("corrupted runs", units, {"corrupted": writer}, compute)
+        work("corrupted runs", units, {"corrupted": writer}, compute, session.workers)
 
 
 def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"]) -> None:
@@ -308,4 +309,4 @@ def run_restored(session: "Session", folders: RunFolders, cases: Sequence["Case"
                         )
                         writers[key].add(record.row())
 
-        work(f"restoring {', '.join(writers)}", units, writers, compute)
+        work(f"restoring {', '.join(writers)}", units, writers, compute, session.workers)
