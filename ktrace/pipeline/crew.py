@@ -72,9 +72,10 @@ def crew(count: int, share: Share) -> Iterator[Iterator[int]]:
     """
     members: dict[Connection, BaseProcess] = {}
     try:
-        for _ in range(count):
-            connection, process = _forked(share)
-            members[connection] = process
+        with held_back(), _without_complaints():  # no worker is begun and not among them
+            for _ in range(count):
+                connection, process = _forked(share)
+                members[connection] = process
         yield _told(dict(members))
     finally:
         # First, so that nobody waits to be heard.
@@ -91,8 +92,7 @@ def _forked(share: Share) -> tuple[Connection, BaseProcess]:
     process = multiprocessing.get_context("fork").Process(
         target=_work, args=(sender, share, os.getpid()), daemon=True
     )
-    with held_back(), _without_complaints():
-        process.start()
+    process.start()
     sender.close()
     return receiver, process
 
@@ -123,6 +123,7 @@ def _work(sender: Connection, share: Share, parent: int) -> None:
             sender.send(what)
 
     os.environ.setdefault(_TOKENIZERS, "false")
+    sys.unraisablehook = _tell_of_no_signal
     try:
         with as_worker(parent):
             _speak_by(say)
@@ -132,6 +133,12 @@ def _work(sender: Connection, share: Share, parent: int) -> None:
         sys.exit(128 + signal.SIGTERM)
     except Exception as error:
         say(_Failure(_as_sent(error), traceback.format_exc()))
+
+
+def _tell_of_no_signal(dropped: "sys.UnraisableHookArgs") -> None:
+    """Where Python drops what a signal raised, it is raised again between groups of facts."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
 
 
 def _as_sent(error: Exception) -> Exception:
@@ -151,11 +158,11 @@ class _Sent(QueueHandler):
 
 
 def _speak_by(say: Callable[[object], None]) -> None:
-    """Have log lines and warnings sent, whoever has handlers of its own."""
-    loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
-    for logger in loggers:
+    """Have log lines and warnings sent, also those of libraries with handlers of their own."""
+    logging.root.handlers = [_Sent(say)]  # type: ignore[arg-type]  # see there
+    for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger) and logger.handlers:
-            logger.handlers = [_Sent(say)]  # type: ignore[arg-type]
+            logger.handlers, logger.propagate = [], True
 
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object

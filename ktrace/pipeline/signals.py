@@ -9,8 +9,10 @@ from types import FrameType
 
 from ktrace.errors import Terminated
 
-_HELD_BACK = frozenset({signal.SIGINT, signal.SIGTERM})
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+# Signals that came while they were held back.
+_kept: list[int] = []
 
 # What signals raised, until the context has ended; None outside of one.
 _raised: list[type[KeyboardInterrupt]] | None = None
@@ -52,43 +54,58 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """Keep signals until the context ends, so that nothing inside is left half done.
+
+    A process that is forked inside keeps them until it is `as_worker`. Not by a mask: another
+    thread, such as one of torch's, would take them.
+    """
+    _kept.clear()
+    raising = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    if threading.current_thread() is not threading.main_thread():
+        raising = {}
+    for number, handler in raising.items():
+        if callable(handler):
+            signal.signal(number, _keep)
+    try:
+        yield
+    finally:
+        for number, handler in raising.items():
+            signal.signal(number, handler)
+    for kept in _kept:
+        handler = raising[signal.Signals(kept)]
+        if callable(handler):
+            handler(kept, None)
+
+
+def _keep(number: int, frame: FrameType | None) -> None:
+    _kept.append(number)
+
+
+@contextmanager
 def as_worker(parent: int) -> Iterator[None]:
     """In a process that was just forked: end when the parent says so by SIGTERM, or is gone.
 
-    Ctrl-C reaches every process of a terminal; here it is the parent's business. Both signals are
-    held back around the fork (`held_back`), and come again inside.
+    Ctrl-C reaches every process of a terminal; here it is the parent's business.
 
     Args:
         parent: its process id.
+
+    Raises:
+        Terminated: now or at any moment inside.
     """
     import ctypes  # of workers alone
 
     global _raised
     _raised = None  # what was raised in the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What is in force again at the end, when there is nothing left to end. Not SIG_IGN: that would
-    # forget a signal that waits.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, _keep)  # also when all is done, and nothing left to end
     with ended_by_signals():
-        # The system tells of the parent's death from now on; it may have died before.
+        # From now on the system tells of the parent's death; it may have died before.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
-        if os.getppid() != parent:
+        if _kept or os.getppid() != parent:
             raise Terminated
         yield
-
-
-@contextmanager
-def held_back() -> Iterator[None]:
-    """Hold signals back: a process that is forked inside has handlers of its own before they come.
-
-    The parent gets them when the context ends.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def raise_if_signalled() -> None:

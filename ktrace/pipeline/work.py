@@ -1,6 +1,7 @@
 """Facts done unit by unit, by one process or several, beside other runs that may be at the same."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from ktrace.pipeline.console import progress
@@ -45,13 +46,12 @@ def work(
 
     def share(tell: Callable[[int], None]) -> None:
         """What a worker does: every unit that is nobody's when it comes by."""
-        try:
+        with ExitStack() as stack:
+            for writer in writers.values():  # copies of the parent's, which writes nothing by them
+                stack.push(writer)
             for number in range(len(units)):
                 if attempt(number):
                     tell(number)
-        finally:
-            for writer in writers.values():
-                writer.close()
 
     def let_go() -> None:
         for writer in writers.values():

@@ -19,6 +19,7 @@ from ktrace.errors import KtraceError
 from ktrace.lm.model import LanguageModel
 from ktrace.pipeline.machine import free_cores, free_memory
 from ktrace.tracing.suffix.limits import MEASURED
+from ktrace.tracing.suffix.memory import rows_that_fit
 
 AUTO = "auto"
 
@@ -26,7 +27,7 @@ AUTO = "auto"
 # which must not cost more than threads do.
 _ROUNDS = 3
 # Beside the states of runs: what an interpreter touches of its own, and blocks that are kept.
-_OWN_BYTES = 256 * 2**20
+_OWN_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ def require_workers(asked: object, lm: LanguageModel) -> None:
 def _bytes_of_a_worker(lm: LanguageModel, n_tokens: int) -> int:
     """What a worker takes beside the weights, at the most: a rough count."""
     size = torch.finfo(lm.model.dtype).bits // 8
-    call = MEASURED.cpu.tokens
-    together = max(n_tokens, MEASURED.shared_calls * call)  # facts share batches up to that
+    call = rows_that_fit(lm, 1, MEASURED)
+    # Facts share batches until they fill some calls, of which a walk has half as many as layers.
+    together = max(n_tokens, 2 * MEASURED.shared_calls * MEASURED.cpu.tokens // lm.n_layers)
     # Inputs, keys, values and outputs of attention and MLP of every layer, of recorded runs; the
     # states of a walk; what a block call allocates; logits and what scores are taken from.
     numbers = (

@@ -283,16 +283,10 @@ class PartWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self.close()
-        finally:
-            self._store.unbind_unused()
-
-    def close(self) -> None:
-        """Write what is in hand, and give up every claim."""
-        try:
             self.flush()
         finally:
             self._claims.close()
+            self._store.unbind_unused()
 
     def claim(self, indices: Collection[int]) -> frozenset[int] | None:
         """Take facts to work on, until they are written or the context is left.
