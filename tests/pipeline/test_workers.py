@@ -56,7 +56,7 @@ def test_there_are_no_more_than_fit_into_memory(
 def test_a_worker_of_a_large_model_needs_more(
     llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "free_memory", lambda: 2 * GB)
+    monkeypatch.setattr(workers, "free_memory", lambda: 4 * GB)
     assert of(replace(llama, d_embedding=4096, n_layers=32)).count == 2
 
 
