@@ -2,15 +2,21 @@
 
 import multiprocessing
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from ktrace.errors import KtraceError
 from ktrace.lm.model import LanguageModel
-from ktrace.pipeline import workers
+from ktrace.pipeline import run as pipeline
+from ktrace.pipeline import work, workers
 from ktrace.pipeline.workers import AUTO, Workers, require_workers, workers_for
+from tests.support.configs import Compose
 
 GB = 2**30
 
@@ -107,3 +113,28 @@ def test_threads_are_as_before_when_the_work_is_done() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("no_figures", "no_proof")
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_run_shows_and_records_what_its_workers_do(
+    config: Compose, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    shown: Counter[str] = Counter()
+    totals: dict[str, int] = {}
+
+    @contextmanager
+    def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+        totals[title] = total
+        yield lambda n_facts: shown.update({title: n_facts})
+
+    monkeypatch.setattr(work, "progress", progress)
+    outcome = pipeline.run(config(f"engine.workers={count}"))
+    assert shown == totals == {"clean runs": 7, "corrupted runs": 6, "restoring hidden": 6}
+    assert outcome.counts == {"facts": 7, "candidates": 6, "traced": 6}
+    assert len(list((outcome.folder / "runs").iterdir())) == 1
+    record = yaml.safe_load((outcome.folder / "run.yaml").read_text())
+    assert (record["device"]["workers"], record["device"]["threads"]) == (count, 1)
+    assert record["config"]["engine"]["workers"] == count
+    assert list(record["wall_seconds_by_stage"]) == ["clean", "corrupted", "restore", "analyze"]
+    assert record["status"] == "done"
