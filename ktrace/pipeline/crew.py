@@ -92,8 +92,14 @@ def _forked(share: Share) -> tuple[Connection, BaseProcess]:
     process = multiprocessing.get_context("fork").Process(
         target=_work, args=(sender, share, os.getpid()), daemon=True
     )
-    process.start()
-    sender.close()
+    try:
+        process.start()
+    except OSError as error:  # no memory, or as many processes as one may have
+        raise KtraceError(
+            f"engine.workers: another process cannot be started ({error.strerror}): fewer may do"
+        ) from error
+    finally:
+        sender.close()
     return receiver, process
 
 

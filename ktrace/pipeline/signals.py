@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -61,21 +61,20 @@ def held_back() -> Iterator[None]:
     thread, such as one of torch's, would take them.
     """
     _kept.clear()
-    raising = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    if threading.current_thread() is not threading.main_thread():
-        raising = {}
-    for number, handler in raising.items():
-        if callable(handler):
-            signal.signal(number, _keep)
+    raising: dict[int, Callable[[int, FrameType | None], object]] = {}
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGTERM, signal.SIGINT):
+            before = signal.getsignal(each)
+            if callable(before):
+                raising[each] = before
+                signal.signal(each, _keep)
     try:
         yield
     finally:
         for number, handler in raising.items():
             signal.signal(number, handler)
-    for kept in _kept:
-        handler = raising[signal.Signals(kept)]
-        if callable(handler):
-            handler(kept, None)
+        for number in _kept:
+            raising[number](number, None)
 
 
 def _keep(number: int, frame: FrameType | None) -> None:

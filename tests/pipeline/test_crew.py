@@ -1,5 +1,6 @@
 """What forked workers say, raise and leave."""
 
+import errno
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from ktrace.errors import KtraceError, NoMemoryLeftError
 from ktrace.pipeline.crew import crew
+from ktrace.pipeline.signals import ended_by_signals
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
 
@@ -111,6 +113,47 @@ def test_an_exception_that_cannot_be_sent_is_told_in_words() -> None:
 def test_a_worker_that_ends_without_a_word_is_missed(end: Callable[[], None], how: str) -> None:
     with pytest.raises(KtraceError, match=rf"^engine\.workers=2: one of them {how}"):
         hear(2, lambda tell: end())
+
+
+def test_a_process_that_cannot_be_started_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And those that were started end."""
+    started, fork = [], os.fork
+
+    def forked() -> int:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(fork())
+        return started[0]
+
+    monkeypatch.setattr(os, "fork", forked)
+    with pytest.raises(KtraceError, match=r"^engine\.workers: another .*\(Resource temporarily"):
+        hear(2, lambda tell: time.sleep(60))
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_between_two_forks_leaves_none_of_them(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    started, fork = [], os.fork
+
+    def forked() -> int:
+        pid = fork()
+        if pid:
+            started.append(pid)
+            os.kill(os.getpid(), number)
+        return pid
+
+    monkeypatch.setattr(os, "fork", forked)
+    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        hear(2, lambda tell: time.sleep(60))
+    assert len(started) == 2
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_leaving_ends_workers_that_are_not_done() -> None:
