@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import pytest
 from ktrace.errors import KtraceError, NoMemoryLeftError
 from ktrace.pipeline.crew import crew
 from ktrace.pipeline.signals import ended_by_signals
+from tests.support.runs import is_alive
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
 
@@ -164,6 +166,25 @@ def test_leaving_ends_workers_that_are_not_done() -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def lead() -> None:
+        with crew(2, lambda tell: (sender.send(os.getpid()), time.sleep(60))) as told:
+            list(told)
+
+    parent = multiprocessing.get_context("fork").Process(target=lead)
+    parent.start()
+    pids = [receiver.recv(), receiver.recv()]
+    assert all(map(is_alive, pids))
+    parent.kill()
+    parent.join()
+    until = time.monotonic() + 20
+    while any(map(is_alive, pids)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(map(is_alive, pids))
 
 
 def test_the_parents_signals_and_environment_are_as_before() -> None:
