@@ -26,6 +26,8 @@ from ktrace.errors import KtraceError, Terminated
 from ktrace.pipeline.signals import ended_by_signals
 from ktrace.pipeline.sweep import Command, current_command, is_sweep, new_command, run_job
 
+_SAYS_HOW_TO_WAIT = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+
 
 @hydra.main(
     version_base=HYDRA_VERSION_BASE, config_path=str(resource("conf")), config_name="config"
@@ -71,6 +73,7 @@ def main() -> None:
     Ctrl-C and SIGTERM keep the facts that are finished, and exit with 130 and 143.
     """
     register()
+    _wait_asleep()
     with new_command() as command, ended_by_signals(), _in_one_line(command):
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text())
@@ -78,6 +81,16 @@ def main() -> None:
             _job()
     if command.failed:
         sys.exit(1)
+
+
+def _wait_asleep() -> None:
+    """Let torch's threads sleep while they wait for each other, unless the user says otherwise.
+
+    By default they spin. Two runs on the same cores then spend their time in waiting for threads
+    that the other's spinning keeps from running. libgomp reads this when torch loads it.
+    """
+    if not _SAYS_HOW_TO_WAIT & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 @contextmanager

@@ -5,7 +5,6 @@ room is on the road to `--help`.
 """
 
 from ktrace.config.activations import ActivationsConfig, KeptStates, require_layers
-from ktrace.config.checks import parse_shard
 from ktrace.config.engine import EngineConfig, EngineName, Prove
 from ktrace.config.mediator import MediatorConfig
 from ktrace.config.schema import (
@@ -26,6 +25,7 @@ from ktrace.config.schema import (
     Separator,
     Stage,
 )
+from ktrace.config.shard import parse_shard
 
 __all__ = [
     "NOISE_KEYS",

@@ -4,6 +4,7 @@ One `OmegaConf.to_object` here; no `DictConfig` travels further in.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ktrace.config.checks import check
 from ktrace.config.complaints import explain
 from ktrace.config.schema import ModulesConfig, RunConfig
+from ktrace.config.shard import resolved_shard
 from ktrace.errors import KtraceError
 
 HYDRA_VERSION_BASE = "1.3"  # whose defaults are meant
@@ -92,6 +94,7 @@ def to_run_config(config: DictConfig) -> RunConfig:
     if run.model.modules is not None:
         paths = {key: path or None for key, path in vars(run.model.modules).items()}
         run.model.modules = ModulesConfig(**paths) if any(paths.values()) else None
+    run.shard = resolved_shard(run.shard, os.environ)
     check(run)
     return run
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class EngineName(Enum):
@@ -31,3 +32,5 @@ class EngineConfig:
     # Most rows in one block call; null: what fits.
     row_budget: int | None = field(default=None, metadata={"least": 1})
     prove: Prove = Prove.auto
+    # Processes of one thread that share the facts, on a CPU; auto: what cores and memory allow.
+    workers: Any = "auto"

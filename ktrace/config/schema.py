@@ -330,5 +330,7 @@ class RunConfig:
     stage: Stage = Stage.all
     runs: Any = None  # for stage=compare: a pattern of run folders, or a list of patterns
     compare: bool = False  # whether a sweep ends in stage=compare of what its jobs stored
-    shard: str = "1/1"  # k/n: of n parts of equal cost, the k-th; all go into the same stores
+    # k/n: of n parts of equal cost, the k-th; all go into the same stores. auto: as the launcher
+    # numbers its tasks.
+    shard: str = "1/1"
     output_dir: str = "outputs"

@@ -87,7 +87,7 @@ def git_commit() -> str | None:
 
 
 def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -> dict[str, object]:
-    """What a loaded model is and where it runs; the config's dtype is resolved."""
+    """What a loaded model is; the config's dtype is resolved."""
     return {
         "model": {
             "path": config.path,
@@ -98,7 +98,6 @@ def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -
             "attention": getattr(lm.model.config, _ATTENTION, None),
             **content_hashes(source),
         },
-        "device": _about_device(lm.device),
     }
 
 
@@ -147,6 +146,16 @@ def _code() -> str:
     return digest.hexdigest()
 
 
+def about_device(device: "torch.device", workers: Mapping[str, int]) -> dict[str, object]:
+    """Where the model runs.
+
+    Args:
+        device: which.
+        workers: how many there are, and threads of each: how many share a sum changes its rounding.
+    """
+    return {"device": str(device), "name": _device_name(device), **workers}
+
+
 def about_dataset(config: DatasetConfig) -> dict[str, object]:
     """Where the facts come from, as far as the config says."""
     origin = {key: getattr(config, key) for key in ("path", "hub", "subset", "split", "revision")}
@@ -170,14 +179,6 @@ def about_noise(sigma: float, level: float, measured_on: Mapping[str, object]) -
         "multiple": level / sigma if known and sigma else None,
         "measured_on": dict(measured_on),
     }
-
-
-def _about_device(device: "torch.device") -> dict[str, object]:
-    """Where the model runs; how many threads share a sum changes its rounding on a CPU."""
-    import torch
-
-    name = _device_name(device)
-    return {"device": str(device), "name": name, "threads": torch.get_num_threads()}
 
 
 def _device_name(device: "torch.device") -> str:

@@ -237,4 +237,5 @@ def run_clean(
                     found = run.states if run and not left_out else None
                     writers["states"].add(states.record(lm, index, fact, encoded, found).row())
 
-        work("clean runs", [[index] for index in lacking], writers, compute)
+        units = [[index] for index in lacking]
+        work("clean runs", units, writers, compute, session.workers)

@@ -205,6 +205,7 @@ class SweepReport(Callback):
         own = config.copy()
         with open_dict(own):
             del own["hydra"]  # of no job, so that parts of it are not set
+            own.shard = "1/1"  # all of what the jobs stored, whoever did which part of it
         try:
             outcome = compare_runs(to_run_config(own), folders)
         except (KtraceError, OmegaConfBaseException) as error:
