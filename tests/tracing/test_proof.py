@@ -17,7 +17,8 @@ from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import expected, judge, walk
+from ktrace.tracing.suffix import engine as suffix_engine
+from ktrace.tracing.suffix import expected, judge, plan, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import Limits
 from ktrace.tracing.suffix.plan import Cell
@@ -392,13 +393,15 @@ def test_mediators_of_some_roles_are_compared_where_they_act(
     lm = language_model(llama())
     at_last_subject = [make_mediator("hidden", 1, positions=["last_subject"])]
     assert isinstance(engine_of(lm, at_last_subject, longest=15), SuffixEngine)
-    original = walk.Walk._input
+    original = plan.make_plan
 
-    def nothing_restored(self: Any, step: Any, *rest: Any) -> Any:
-        nothing = [False] * len(step.joining_restored)
-        return original(self, replace(step, joining_restored=nothing), *rest)
+    def nothing_restored(cells: Any, n_layers: int) -> plan.Plan:
+        made = original(cells, n_layers)
+        for step in made.steps:
+            step.joining_restored = [False] * len(step.joining_restored)
+        return made
 
-    monkeypatch.setattr(walk.Walk, "_input", nothing_restored)
+    monkeypatch.setattr(suffix_engine, "make_plan", nothing_restored)
     assert isinstance(engine_of(lm, at_last_subject, longest=15), ReferenceEngine)
 
 
