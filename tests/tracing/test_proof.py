@@ -17,8 +17,7 @@ from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import engine as suffix_engine
-from ktrace.tracing.suffix import expected, judge, plan, walk
+from ktrace.tracing.suffix import expected, judge, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.limits import Limits
 from ktrace.tracing.suffix.plan import Cell
@@ -393,15 +392,13 @@ def test_mediators_of_some_roles_are_compared_where_they_act(
     lm = language_model(llama())
     at_last_subject = [make_mediator("hidden", 1, positions=["last_subject"])]
     assert isinstance(engine_of(lm, at_last_subject, longest=15), SuffixEngine)
-    original = plan.make_plan
+    original = SuffixEngine.restored_at
 
-    def nothing_restored(cells: Any, n_layers: int) -> plan.Plan:
-        made = original(cells, n_layers)
-        for step in made.steps:
-            step.joining_restored = [False] * len(step.joining_restored)
-        return made
+    def off_by_one(self: Any, *arguments: Any) -> Any:
+        for case, found in original(self, *arguments):
+            yield case, {key: {m: s + 1 for m, s in of.items()} for key, of in found.items()}
 
-    monkeypatch.setattr(suffix_engine, "make_plan", nothing_restored)
+    monkeypatch.setattr(SuffixEngine, "restored_at", off_by_one)
     assert isinstance(engine_of(lm, at_last_subject, longest=15), ReferenceEngine)
 
 
