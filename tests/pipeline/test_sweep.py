@@ -141,14 +141,14 @@ def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
     original = suffix.SuffixEngine.baseline
     calls = []
 
-    def baseline(self: Any, group: Any) -> Any:
+    def baseline(self: Any, group: Any, **then: Any) -> Any:
         calls.append(group)
         if len(calls) == 2:
             if is_dropped:
                 signalled_where_it_is_dropped(signal.SIGTERM)
             else:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, group)
+        return original(self, group, **then)
 
     monkeypatch.setattr(suffix.SuffixEngine, "baseline", baseline)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does
