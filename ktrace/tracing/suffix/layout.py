@@ -23,7 +23,7 @@ from ktrace.tracing.suffix.plan import Plan, Step
 PROJECTIONS = "projections"
 # To leave out fewer tokens costs more in copies than it saves.
 _LEAST_LEFT_OUT = 1 / 8
-_LAYOUTS_KEPT = 256
+_LAYOUTS_KEPT = 32  # those of a group of facts, which the next one of its shape needs again
 
 
 class Index:
