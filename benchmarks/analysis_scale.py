@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -116,26 +117,34 @@ def _whole_stage(run: Path) -> None:
     analyze(run)
 
 
-def _measured(work: Callable[[Path], None], run: Path) -> dict[str, float]:
-    """Seconds on the clock and of the processors, and GiB, of a call in a fresh process."""
+class Measured(TypedDict):
+    """Seconds on the clock, seconds of the processors, and GiB."""
+
+    seconds: float
+    processor_seconds: float
+    peak_gib: float
+
+
+def measured(work: Callable[[Path], None], run: Path) -> Measured:
+    """A call in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_report, args=(work, run, sender))
     process.start()
     sender.close()
     try:
-        found: dict[str, float] = receiver.recv()
+        found: Measured = receiver.recv()
     finally:
         process.join()
     return found
 
 
 def _report(work: Callable[[Path], None], run: Path, sender: Connection) -> None:
-    start = time.perf_counter()
+    start, of_processors = time.perf_counter(), time.process_time()
     work(run)
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, time.process_time() - of_processors
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    sender.send({"seconds": seconds, "processor_seconds": time.process_time(), "peak_gib": peak})
+    sender.send({"seconds": seconds, "processor_seconds": used, "peak_gib": peak})
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
@@ -150,9 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, object]:
         write_store(run, **vars(options))
         found: dict[str, object] = {
             **vars(options),
-            "the averages": _measured(_averages, run),
-            "the averages and effects.parquet": _measured(_averages_and_effects, run),
-            "the whole stage": _measured(_whole_stage, run),
+            "the averages": measured(_averages, run),
+            "the averages and effects.parquet": measured(_averages_and_effects, run),
+            "the whole stage": measured(_whole_stage, run),
             "effects.parquet_gib": (run / "analysis" / "effects.parquet").stat().st_size / 2**30,
         }
     print(json.dumps(found, indent=2))

@@ -15,10 +15,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config.complaints import explain
-from ktrace.config.compose import HYDRA_VERSION_BASE, register, resource, to_run_config
+from ktrace.config.compose import (
+    HYDRA_VERSION_BASE,
+    help_text,
+    register,
+    resource,
+    to_run_config,
+)
 from ktrace.errors import KtraceError, Terminated
 from ktrace.pipeline.signals import ended_by_signals
 from ktrace.pipeline.sweep import Command, current_command, is_sweep, new_command, run_job
+
+_SAYS_HOW_TO_WAIT = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 
 
 @hydra.main(
@@ -36,12 +44,20 @@ def _job(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig) -> None:
-    from ktrace.pipeline.console import print_compared, print_counts, print_summary
+    from ktrace.pipeline.console import (
+        print_compared,
+        print_counts,
+        print_summary,
+        print_upkeep,
+    )
     from ktrace.pipeline.run import run
 
     outcome = run(to_run_config(config))
     if outcome.comparison is not None:
         print_compared(outcome.comparison)
+        return
+    if outcome.upkeep is not None:
+        print_upkeep(outcome.upkeep)
         return
     if outcome.analysis is None:
         print_counts(outcome.counts, outcome.folder, outcome.candidates)
@@ -57,10 +73,24 @@ def main() -> None:
     Ctrl-C and SIGTERM keep the facts that are finished, and exit with 130 and 143.
     """
     register()
+    _wait_asleep()
     with new_command() as command, ended_by_signals(), _in_one_line(command):
-        _job()
+        if sys.argv[1:] in (["--help"], ["-h"]):
+            print(help_text())
+        else:
+            _job()
     if command.failed:
         sys.exit(1)
+
+
+def _wait_asleep() -> None:
+    """Let torch's threads sleep while they wait for each other, unless the user says otherwise.
+
+    By default they spin. Two runs on the same cores then spend their time in waiting for threads
+    that the other's spinning keeps from running. libgomp reads this when torch loads it.
+    """
+    if not _SAYS_HOW_TO_WAIT & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 @contextmanager

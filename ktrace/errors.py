@@ -7,6 +7,7 @@
     │   └── NotReplayedError     the blocks of this model cannot be called again: engine=reference
     │       └── NotCachedError   a block asks its cache for more; an AttributeError, too
     └── DamagedPartError         a part is truncated, altered, or no part: stores set it aside
+        └── GonePartError        it was there a moment ago: set aside, or merged into another
     KeyboardInterrupt
     └── Terminated               SIGTERM: what is finished is kept
 
@@ -40,6 +41,10 @@ class NotCachedError(NotReplayedError, AttributeError):
 
 class DamagedPartError(Exception):
     """A part is truncated, altered, or not a part at all."""
+
+
+class GonePartError(DamagedPartError):
+    """A part that was listed is no longer there."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 import ktrace.__main__ as command
 from ktrace.config import RunConfig
 from ktrace.config.compose import composed
+from ktrace.lm.digests import CACHE
 from ktrace.lm.load import language_model
 from ktrace.lm.model import LanguageModel
 from tests.support.command import Ended, Ktrace
@@ -49,6 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG))
 
     items.sort(key=rank)  # a stable sort: tests that share a fixture stay together
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests leave nothing in the cache of who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

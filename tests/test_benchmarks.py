@@ -5,23 +5,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import analysis_scale, coverage, gpt2_small, llama_cuda, report_scale
+from benchmarks import (
+    analysis_scale,
+    coverage,
+    gpt2_small,
+    growth,
+    llama_cuda,
+    proof,
+    report_scale,
+)
 from benchmarks.arithmetic import Shape, loop_operations, operations
 from ktrace.facts import Span
+from ktrace.terms import MEDIATOR_NAMES
 from ktrace.tracing.mediators import make_mediator
 
-SMALL = Shape(n_layers=3, d_model=2, vocabulary=5, keys_values=8, rest=32)
+SMALL = Shape(3, d_model=2, vocabulary=5, keys_values=8, queries=4, output=4, mlp=24)
 
 
 def test_operations_of_a_case_worked_out_by_hand() -> None:
     """Three layers, three positions, noise from position 1, two samples, hidden states.
 
     Clean and corrupted once: 3 rows x (3 positions x 3 layers x 40 + head 10) = 1110.
-    Rows: none in layer 0, one in layer 1, two in layer 2 (the last), times two samples.
-    Position 1 (two positions): layer 1: 2 x 2 x 40 = 160; layer 2: 4 x (2 x 8 + 32 + 10) = 232.
-    Position 2 (one position):  layer 1: 2 x 1 x 40 = 80;  layer 2: 4 x (1 x 8 + 32 + 10) = 200.
+    Rows: none in layer 0; one joins in layer 1 and goes on in layer 2 (the last), where another
+    one joins; times two samples. A row that joins has output and MLP (28), one that goes on all
+    (40); in the last layer keys and values (8) at each position, all else at the last.
+    Position 1 (two positions): layer 1: 2 x 2 x 28 = 112; layer 2: 2 x (16 + 4 + 2 x (28 + 10)).
+    Position 2 (one position):  layer 1: 2 x 1 x 28 = 56;  layer 2: 2 x (8 + 4 + 2 x (28 + 10)).
     """
-    expected = 2 * (1110 + 160 + 232 + 80 + 200)
+    expected = 2 * (1110 + 112 + 192 + 56 + 176)
     assert operations(SMALL, [make_mediator("hidden", 1)], 3, Span(1, 2), 2) == expected
 
 
@@ -29,18 +40,57 @@ def test_operations_of_a_knockout_worked_out_by_hand() -> None:
     """One layer at a time: sources 0 and 1, which are groups of their own, and the query itself.
 
     The clean row once: 3 positions x 3 layers x 40 + head 10 = 370. At the query, one position,
-    three rows begin in each layer: 3 x 40 in layer 0, 6 x 40 in layer 1, 9 x (8 + 32 + 10) in the
-    last.
+    three rows begin in each layer, whose queries, keys and values are known: 3 x 28 in layer 0,
+    3 x 40 + 3 x 28 in layer 1, 6 x 40 + 3 x 28 + 9 x 10 in the last.
     """
-    expected = 2 * (370 + 120 + 240 + 450)
+    expected = 2 * (370 + 84 + 204 + 414)
     assert operations(SMALL, [make_mediator("knockout", 1)], 3, Span(1, 2), 2) == expected
+
+
+def test_operations_leave_out_what_is_put() -> None:
+    """As above, for MLP outputs of single layers.
+
+    A row joins at its own position alone, and its MLP's output (24) is put there: 4 in each layer.
+    Position 1 (two positions): layer 0: 4; layer 1: 2 x 40 + 4; layer 2: two rows go on, their
+    edits behind them: 2 x (2 x 8 + 4 + 28 + 10), and the third changes nothing that predicts.
+    Position 2 (one position): layer 0: 4; layer 1: 40 + 4; layer 2: 2 x (8 + 4 + 28) + 4 + 3 x 10.
+    """
+    of_rows = 4 + 84 + 116 + 4 + 44 + 114
+    expected = 2 * (1110 + 2 * of_rows)
+    assert operations(SMALL, [make_mediator("mlp", 1)], 3, Span(1, 2), 2) == expected
+
+
+def test_operations_leave_out_what_is_severed() -> None:
+    """As for hidden states, but that the MLP's output (24) at the position is held in later layers.
+
+    Position 1: layer 1: 24 less; layer 2: nobody looks at it. Position 2: 24 less, then 2 x 24.
+    """
+    hidden, severed = (
+        operations(SMALL, [make_mediator(name, 1)], 3, Span(1, 2), 2)
+        for name in ("hidden", "hidden_mlp_severed")
+    )
+    assert hidden - severed == 2 * 2 * (24 + 24 + 48)
 
 
 def test_operations_on_the_published_shape() -> None:
     gpt2 = gpt2_small.gpt2_shape()
     hidden = make_mediator("hidden", 1)
-    assert operations(gpt2, [hidden], 10, Span(0, 2), 10) / 1e12 == pytest.approx(0.56, abs=0.01)
+    assert operations(gpt2, [hidden], 10, Span(0, 2), 10) / 1e12 == pytest.approx(0.54, abs=0.01)
     assert loop_operations(gpt2, 10, 10) / 1e12 == pytest.approx(3.3, abs=0.1)
+
+
+def test_the_proof_is_timed_for_every_mediator() -> None:
+    table = proof.main(["--layers=2", "--width=24", "--vocabulary=97", "--length=8", "--rounds=1"])
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        f"| {name}" for name in MEDIATOR_NAMES
+    ]
+
+
+def test_growth_benchmark_writes_its_table(tmp_path: Path) -> None:
+    report = growth.main(["--sizes", "20", f"--write={tmp_path / 'growth.md'}"])
+    assert (tmp_path / "growth.md").read_text() == report
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in report.splitlines()[-7:]]
+    assert rows == list(growth._WORK)
 
 
 def test_gpt2_benchmark_writes_its_report(tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
         ("model.window=0", ["model.window=0 is out of range: at least 1"]),
         ("noise.samples=32768", ["noise.samples=32768 is out of range: at most 32767"]),
         ("mediator.names=[[hidden]]", ["mediator.names: ['hidden'] is not the name of a mediator"]),
+        ("engine.workers=0", ["engine.workers=0 is no number of processes: 1 or more, or auto"]),
+        ("engine.workers=many", ["engine.workers=many is no number of processes: 1 or more, or"]),
+        ("engine.workers=true", ["engine.workers=True is no number of processes"]),
+        ("engine.workers=[2]", ["engine.workers=[2] is no number of processes"]),
         ("model.path=", ["model.path is empty"]),
         ("dataset.path=", ["dataset.path is empty"]),
         ('output_dir="~/x"', ["output_dir=~/x: write the home folder out, as $HOME"]),
@@ -500,6 +504,14 @@ def test_help_is_quick_and_imports_nothing_heavy(in_folder: Path) -> None:
     assert ended.stdout.splitlines()[-1] == "imported:"
     assert seconds < 5  # of the processor: this machine may be busy
     assert not list(in_folder.iterdir())
+
+
+def test_help_is_what_hydra_makes_of_it(in_folder: Path) -> None:
+    """Which is asked where there is anything else on the line."""
+    own = python("-m", "ktrace", "--help")
+    assert own.returncode == 0
+    assert own.stdout == python("-m", "ktrace", "stage=all", "--help").stdout
+    assert own.stdout == python("-m", "ktrace", "-h").stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(in_folder: Path) -> None:

@@ -5,7 +5,7 @@ role such as the last subject token is at one position of a fact, so that n_rows
 facts; n_samples, those that are stored; d_model, features of a state.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ktrace.analysis.stored import expected_facts
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders, StatesRecord, Store
-from ktrace.store.schema import Array
+from ktrace.store.schema import Array, LayerRow
 from ktrace.terms import ROLE_KEYS, RUN_KINDS, SITES
 
 
@@ -64,21 +64,25 @@ def load_activations(
     folders = RunFolders(Path(run_folder).resolve())
     asked = _Asked(folders.activations(run_kind), run_kind, site, layer, role)
     asked.require_stored()
-    rows: dict[int, tuple[int, Array]] = {}
+    # Which rows there are is read first: states go to their places one part after another.
+    found: dict[int, _Place] = {}
     why = "no such fact is stored"
-    for record in StatesRecord.read(asked.store, site, known_id=known_id):
-        why = "it is no candidate"
-        if len(record.layers):
-            rows[record.index] = record.known_id, asked.rows_of(record)
-    if known_id is not None and not rows:
+    for record in StatesRecord.read(asked.store):
+        if known_id in (None, record.known_id):
+            why = "it is no candidate"
+            if len(record.layers):
+                found[record.index] = asked.place_of(record)
+    if known_id is not None and not found:
         raise KtraceError(f"known_id={known_id}: {asked.store.folder} has no states of it: {why}")
     if known_id is None and not partial:
-        asked.require_whole(folders, rows.keys())
-    ordered = [rows[index] for index in sorted(rows) if len(rows[index][1])]
-    if not ordered:
+        asked.require_whole(folders, found.keys())
+    places = {index: found[index] for index in sorted(found) if found[index].n_rows}
+    if not places:
         raise KtraceError(f"role={role!r}: no fact in {asked.store.folder} has such a position")
-    known_ids = np.repeat([number for number, _ in ordered], [len(some) for _, some in ordered])
-    return Activations(np.concatenate([some for _, some in ordered]), known_ids)
+    known_ids = np.repeat(
+        [place.known_id for place in places.values()], [place.n_rows for place in places.values()]
+    )
+    return Activations(asked.states_of(places, len(known_ids)), known_ids)
 
 
 def _require_known(site: str, role: str | None, run_kind: str) -> None:
@@ -96,6 +100,26 @@ def _require_known(site: str, role: str | None, run_kind: str) -> None:
 def _role_key(role: str) -> str:
     """As in the config: frames call roles by their names, with blanks."""
     return str(role).replace(" ", "_")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the states of a fact are: in its part, and among its positions.
+
+    Attributes:
+        known_id: the fact's own number.
+        layer: which of those that are stored.
+        positions: whether each stored one is wanted, `(n_kept_positions,)`.
+        n_rows: how many are.
+    """
+
+    known_id: int
+    layer: LayerRow
+    positions: npt.NDArray[np.bool_]
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.positions.sum())
 
 
 @dataclass(frozen=True)
@@ -137,28 +161,58 @@ class _Asked:
             return self._not_stored("layer", "layers", layers)
         return KtraceError(f"layer={self.layer!r:.60} is out of range: 0 to {layers[-1]}")
 
-    def rows_of(self, record: StatesRecord) -> Array:
-        """Of one fact, `(n_rows, d_model)`; with samples `(n_rows, n_samples, d_model)`."""
-        layers, site = record.layers.tolist(), self.site
+    def place_of(self, record: StatesRecord) -> _Place:
+        """Of one fact that has states."""
+        layers = record.layers.tolist()
         if self.layer not in layers:
             raise self._lacks_layer(layers)
-        if not len(record.positions):
-            return np.empty(0)
-        # Its axes are empty where the model lacks the site; layers that lack it hold NaN.
-        states = record.states[site]
-        kept = (len(layers), len(record.positions))
-        if (states.size and states.shape[-3:-1] != kept) or len(record.roles) != kept[1]:
-            raise KtraceError(
-                f"damaged: {self.store.folder}: of known_id={record.known_id}, {site!r} has other "
-                "axes than its layers and positions: remove that folder, and run again"
-            )
-        of_layer = _widened(states[..., layers.index(self.layer), :, :]) if states.size else states
-        if not states.size or np.isnan(of_layer).all():
-            where = f" in layer={self.layer}" if states.size else ""
-            raise KtraceError(f"site={site!r}: the model of {self.store.folder} has none{where}")
+        if len(record.roles) != len(record.positions):
+            raise self._other_axes(record.known_id)
         of_role = [self.role in (None, role, _role_key(role)) for role in record.roles]
-        copied: Array = np.moveaxis(of_layer, -2, 0)[of_role]  # so that the part's memory is let go
-        return copied
+        layer = LayerRow(layers.index(self.layer), len(layers))
+        return _Place(record.known_id, layer, np.array(of_role, dtype=bool))
+
+    def states_of(self, places: Mapping[int, _Place], n_rows: int) -> Array:
+        """Rows of the wanted positions, by fact in the order of `places`, read part by part.
+
+        Returns:
+            `(n_rows, d_model)`; with samples `(n_rows, n_samples, d_model)`.
+        """
+        ends = np.cumsum([place.n_rows for place in places.values()]).tolist()
+        stops = dict(zip(places, ends, strict=True))
+        rows = {index: place.layer for index, place in places.items()}
+        into: Array | None = None
+        for index, layer in self.store.read_layer(self.site, rows):
+            place = places[index]
+            states = self._checked(place, layer)[place.positions]
+            if into is None:
+                into = np.empty((n_rows, *states.shape[1:]), states.dtype)
+            if states.shape[1:] != into.shape[1:] or states.dtype != into.dtype:
+                raise self._other_axes(place.known_id)
+            into[stops[index] - len(states) : stops[index]] = states
+        if into is None:  # each was there a moment ago
+            raise KtraceError(f"{self.store.folder} has lost its parts")
+        return into
+
+    def _checked(self, place: _Place, layer: Array) -> Array:
+        """Of one fact, `(n_kept_positions, d_model)`; with samples as the second axis."""
+        # Its axes are empty where the model lacks the site; layers that lack it hold NaN.
+        states = _widened(layer)
+        if not states.size or np.isnan(states).all():
+            where = f" in layer={self.layer}" if states.size else ""
+            raise KtraceError(
+                f"site={self.site!r}: the model of {self.store.folder} has none{where}"
+            )
+        if states.shape[-2] != len(place.positions):
+            raise self._other_axes(place.known_id)
+        by_position: Array = np.moveaxis(states, -2, 0)
+        return by_position
+
+    def _other_axes(self, known_id: int) -> KtraceError:
+        return KtraceError(
+            f"damaged: {self.store.folder}: of known_id={known_id}, {self.site!r} has other "
+            "axes than its layers and positions: remove that folder, and run again"
+        )
 
     def require_whole(self, folders: RunFolders, have: Collection[int]) -> None:
         """Refuse a store that lacks facts; of scores nothing is read that does not tell."""

@@ -269,7 +269,8 @@ class Averages:
             if counts[at].any():
                 pull = one.pull[:, counts[at]]
                 pull = (pull / np.sqrt((pull**2).sum(axis=0))).astype(np.float32)
-                drawn = _multipliers(one.over == FACTS, int(one.units.max()) + 1)[one.units]
+                drawn = _multipliers(one.over == FACTS, int(one.units.max()) + 1)
+                drawn = drawn if len(drawn) == one.n_units else drawn[one.units]
                 np.maximum(largest, np.abs(pull.T @ drawn).max(axis=0), out=largest)
         beyond = 2 * (1 - ndtr(np.quantile(largest, LEVEL).astype(np.float64)))
         return 1 - float(beyond) if counts.any() else LEVEL
@@ -326,19 +327,24 @@ def averages(
         sizes: what makes a unit large, as `weights`; a fact of size 0 does not count. None: the
             weights.
     """
-    sizes = weights if sizes is None else sizes
-    missing = np.isnan(totals)
-    if weights.ndim == 1 and not missing.any():
+    sizes, missing = weights if sizes is None else sizes, np.isnan(totals)
+    has_gaps = bool(missing.any())
+    if weights.ndim == 1 and not has_gaps:
         return Averages([block(totals, weights, clusters, sizes)], [np.arange(totals.shape[1])])
-    weights, sizes = (
-        np.where(missing, 0, values if values.ndim > 1 else values[:, None])
-        for values in (weights, sizes)
-    )
+    # Without gaps nothing is copied: of many facts these arrays are large.
+    weights, sizes = (_by_cell(values, missing, has_gaps) for values in (weights, sizes))
     # Cells of the same weights are one block.
     by_weights: dict[bytes, list[int]] = {}
-    for cell, column in enumerate(np.concatenate([weights, sizes]).T):
-        by_weights.setdefault(column.tobytes(), []).append(cell)
+    for cell in range(totals.shape[1]):
+        told = weights[:, cell].tobytes() + sizes[:, cell].tobytes()
+        by_weights.setdefault(told, []).append(cell)
     cells = [np.array(own, dtype=np.intp) for own in by_weights.values()]
-    totals = np.where(missing, 0, totals)
+    totals = _by_cell(totals, missing, has_gaps)
     blocks = [block(totals[:, at], weights[:, at[0]], clusters, sizes[:, at[0]]) for at in cells]
     return Averages(blocks, cells)
+
+
+def _by_cell(values: Array, missing: npt.NDArray[np.bool_], has_gaps: bool) -> Array:
+    """Weights or sizes of each fact in each cell: 0 where it does not count."""
+    values = values if values.ndim > 1 else values[:, None]
+    return np.where(missing, 0, values) if has_gaps else np.broadcast_to(values, missing.shape)

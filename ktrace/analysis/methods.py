@@ -38,12 +38,12 @@ def whole_layers(one: MediatorEffects) -> MediatorEffects:
         return one
 
     def summed(values: Array) -> Array:
-        by_head = values.reshape(*values.shape[:-1], -1, one.n_heads)
+        by_head = values.reshape(*values.shape[:-1], one.n_layers // one.n_heads, one.n_heads)
         total: Array = np.nansum(by_head, axis=-1)
         return total
 
     totals, by_sample, groups = map(summed, (one.totals, one.by_sample, one.groups))
-    return replace(one, totals=totals, by_sample=by_sample, groups=groups, n_heads=1, grids={})
+    return replace(one, totals=totals, by_sample=by_sample, groups=groups, n_heads=1)
 
 
 class Method(NamedTuple):

@@ -1,10 +1,10 @@
-"""Where an effect is strongest: of an average, of each fact, and of a fact inside its subject.
+"""Where an effect is strongest: of an average, and of each fact.
 
 Axes are those of per_fact.py.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from ktrace.analysis.intervals import (
 )
 from ktrace.analysis.per_fact import MediatorEffects
 from ktrace.analysis.rows import Averaging, rows
+from ktrace.analysis.strongest import peak_of
 from ktrace.terms import METRICS, effects_fall
 
 _SPLITS, _SEED = 200, 0
@@ -41,40 +42,6 @@ class AveragePeak(TypedDict):
 
     layer: int
     aie: float
-
-
-class SubjectPeak(NamedTuple):
-    """A fact's strongest effect at a position of its subject."""
-
-    layer: int
-    position: int
-    effect: float
-
-
-def peak_of(values: npt.NDArray[np.floating], metric: str, key: str) -> int:
-    """Flat index of a mediator's strongest effect, which is its lowest where effects fall.
-
-    NaN, where it did not act, is never the strongest; of NaN alone the first is.
-    """
-    strength = -values if effects_fall(metric, key) else values
-    return int(np.argmax(np.where(np.isnan(strength), -np.inf, strength)))
-
-
-def strongest_heads(values: Array, effects: Array) -> Array:
-    """Of the head with the largest effect in each layer and place, of either sign.
-
-    Args:
-        values: `(..., n_layers, n_heads, n_places)`.
-        effects: that decide; likewise, with one entry on axes that they do not hang on. Heads that
-            a layer has not are NaN, and never the strongest.
-
-    Returns:
-        `(..., n_layers, n_places)`.
-    """
-    strength = np.nan_to_num(np.abs(effects), nan=-1.0)
-    chosen: Array = np.take_along_axis(values, strength.argmax(axis=-2, keepdims=True), axis=-2)
-    found: Array = chosen[..., 0, :]
-    return found
 
 
 def average_peaks(aie: pd.DataFrame, metric: str) -> dict[str, AveragePeak]:
@@ -274,21 +241,3 @@ def _share_within(curves: Array, first: object, last: object) -> float:
         return float("nan")
     peaks = curves.argmax(axis=1)
     return float(((first <= peaks) & (peaks <= last)).mean())
-
-
-def subject_peak(
-    effects: npt.NDArray[np.float32], span: tuple[int, int], metric: str, key: str
-) -> SubjectPeak:
-    """Of one fact. (At the prompt's last position, the last layers bring back everything.)
-
-    Args:
-        effects: `(n_layers, n_positions)`; NaN throughout gives the subject's first cell.
-        span: first position of the subject, and one past its last.
-        metric: which.
-        key: of the mediator.
-    """
-    start, stop = span
-    inside = effects[:, start:stop]
-    layer, offset = np.unravel_index(peak_of(inside, metric, key), inside.shape)
-    position = start + int(offset)
-    return SubjectPeak(int(layer), position, float(effects[layer, position]))

@@ -7,8 +7,9 @@ n_samples, draws of the noise; n_rows, those of a role scheme; n_layers (of a me
 layers times heads); n_positions, of a prompt; n_groups of sources.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +19,10 @@ from ktrace.analysis.clusters import (
     Clusters,
 )
 from ktrace.analysis.rows import Averaging, membership, rows
-from ktrace.analysis.stored import Survey
+from ktrace.analysis.stored import Survey, batches
+from ktrace.analysis.strongest import subject_peak
 from ktrace.store import CorruptedRecord, RestoredRecord
-from ktrace.terms import METRICS, SOURCE_GROUPS
-
-
-@dataclass(frozen=True)
-class FactGrid:
-    """Indirect effects of one fact at every position.
-
-    Attributes:
-        mean: over noise samples, `(n_metrics, n_layers, n_positions)`; NaN where the mediator did
-            not act.
-    """
-
-    mean: npt.NDArray[np.float32]
+from ktrace.terms import METRICS, SOURCE_GROUPS, cuts_edges
 
 
 @dataclass(frozen=True)
@@ -50,10 +40,11 @@ class MediatorEffects:
         total_effects: averaged over samples, `(n_facts, n_metrics)`.
         clusters: of the facts.
         relations: `relation_id` of the facts; may be empty.
-        grids: by the fact's index.
+        peaks: the strongest effect inside the subject, averaged over samples: its layer, its
+            position, and itself, `(n_facts, n_metrics, 3)`.
         groups: effects of sources that are cut together, averaged over samples, `(n_facts,
-            n_metrics, n_groups, n_layers)`; NaN where a fact lacks a group, and where nothing is
-            cut.
+            n_metrics, n_groups, n_layers)`; NaN where a fact lacks a group. No group where nothing
+            is cut.
         n_heads: of a layer, whose heads are neighbours; 1 for a mediator without heads.
     """
 
@@ -65,7 +56,7 @@ class MediatorEffects:
     total_effects: Array
     clusters: Clusters
     relations: tuple[str, ...]
-    grids: Mapping[int, FactGrid]
+    peaks: Array
     groups: Array
     n_heads: int = 1
 
@@ -73,6 +64,11 @@ class MediatorEffects:
     def n_layers(self) -> int:
         """Layers of the model."""
         return int(self.totals.shape[-1])
+
+    @cached_property
+    def row_of(self) -> dict[int, int]:
+        """By the fact's index, its row."""
+        return {index: row for row, index in enumerate(self.indices)}
 
     def curves(self, metric: str, pool: str) -> tuple[Array, Array]:
         """What facts give to each row and layer, and what it weighs.
@@ -127,75 +123,143 @@ def reduce_mediator(
         found: the run.
         key: the mediator's.
         averaging: rows, and the weights of `by_sample`.
-        records: at least one, in any order; one is in memory at a time.
+        records: of each fact that `found` says the mediator holds, at least one, in any order; one
+            is in memory at a time.
     """
-    facts = sorted(
-        (_reduced(found, key, record, averaging) for record in records), key=lambda f: f.index
-    )
-    # In the order of the dataset, whatever the parts: other sums would differ in their last bits.
-    indices = tuple(fact.index for fact in facts)
-    counts = np.stack([fact.counts for fact in facts])
-    _, weights = pooling(counts, averaging.pool)
-    with np.errstate(invalid="ignore"):
-        by_sample = sum(fact.by_sample for fact in facts) / weights.sum(axis=0)[:, None]
-    return MediatorEffects(
-        key=key,
-        indices=indices,
-        totals=np.stack([fact.totals for fact in facts]),
-        counts=counts,
-        by_sample=by_sample,
-        total_effects=TotalEffects.of(found, indices).mean,
-        clusters=clusters_of(found, indices, averaging.cluster),
-        relations=tuple(found.clean[index].relation_id for index in indices),
-        grids={fact.index: fact.grid for fact in facts},
-        groups=np.stack([fact.groups for fact in facts]),
-        n_heads=facts[0].n_heads,
-    )
+    reduction: _Reduction | None = None
+    for record in records:
+        if reduction is None:
+            reduction = _Reduction(found, key, averaging, record)
+        reduction.add(record)
+    if reduction is None:
+        raise ValueError(f"{key} has no restorations")
+    return reduction.effects()
 
 
-@dataclass(frozen=True)
-class _Reduced:
-    """One fact of one mediator; `by_sample` is what it adds to `MediatorEffects.by_sample`."""
+class _Reduction:
+    """The effects of one mediator, while its facts come in: every array has its size at once."""
 
-    index: int
-    totals: Array
-    counts: Array
-    by_sample: Array
-    grid: FactGrid
-    groups: Array
-    n_heads: int
+    def __init__(
+        self, found: Survey, key: str, averaging: Averaging, first: RestoredRecord
+    ) -> None:
+        self._found, self._key, self._averaging = found, key, averaging
+        # In the order of the dataset, whatever the parts.
+        self._indices = tuple(sorted(found.restored[key]))
+        self._row = {index: row for row, index in enumerate(self._indices)}
+        n_facts, n_rows, n_units = len(self._indices), len(rows(averaging.scheme)), first.n_units
+        n_groups = len(SOURCE_GROUPS) if cuts_edges(key) else 0
+        self._n_heads = first.shape[2]
+        # Layers lie apart in memory and rows together, as `by_row` has them: means over layers hang
+        # on that in their last bits.
+        self._totals = np.zeros((n_facts, len(METRICS), n_units, n_rows)).swapaxes(-1, -2)
+        self._counts = np.zeros((n_facts, n_rows))
+        self._peaks = np.zeros((n_facts, len(METRICS), 3))
+        self._groups = np.full((n_facts, len(METRICS), n_groups, n_units), np.nan)
+        self._by_sample = Sum((first.shape[0], len(METRICS), n_rows, n_units))
+
+    def add(self, record: RestoredRecord) -> None:
+        """Take in one fact."""
+        effects = indirect_effects(record, self._found.corrupted[record.index], self._key)
+        clean, row = self._found.clean[record.index], self._row[record.index]
+        positions = _positions(record)
+        members = np.zeros((len(positions), self._counts.shape[1]))
+        members[positions >= 0] = membership(clean.roles, clean.span, self._averaging)[
+            positions[positions >= 0]
+        ]
+        # (n_metrics, n_samples, n_layers, n_rows) to (n_metrics, n_samples, n_rows, n_layers)
+        by_row = np.swapaxes(effects @ members, -1, -2)
+        counts = members.sum(axis=0)
+        divisor, _ = pooling(counts, self._averaging.pool)
+        mean = effects.mean(axis=1)
+        self._totals[row] = by_row.mean(axis=1)
+        self._counts[row] = counts
+        self._by_sample.add(by_row.swapaxes(0, 1) / divisor[:, None])
+        grid = _grid(record, mean, len(clean.tokens))
+        self._peaks[row] = [
+            subject_peak(values, clean.span, metric, self._key)
+            for metric, values in zip(METRICS, grid, strict=True)
+        ]
+        if self._groups.shape[2]:
+            for column, place in enumerate(record.places):
+                if place < 0:
+                    self._groups[row, :, -1 - place] = mean[..., column]
+
+    def effects(self) -> MediatorEffects:
+        """Of all facts that came."""
+        found, indices = self._found, self._indices
+        _, weights = pooling(self._counts, self._averaging.pool)
+        with np.errstate(invalid="ignore"):
+            by_sample = self._by_sample.total / weights.sum(axis=0)[:, None]
+        return MediatorEffects(
+            key=self._key,
+            indices=indices,
+            totals=self._totals,
+            counts=self._counts,
+            by_sample=by_sample,
+            total_effects=TotalEffects.of(found, indices).mean,
+            clusters=clusters_of(found, indices, self._averaging.cluster),
+            relations=tuple(found.clean[index].relation_id for index in indices),
+            peaks=self._peaks,
+            groups=self._groups,
+            n_heads=self._n_heads,
+        )
 
 
-def _reduced(found: Survey, key: str, record: RestoredRecord, averaging: Averaging) -> _Reduced:
-    effects = indirect_effects(record, found.corrupted[record.index], key)
-    clean = found.clean[record.index]
+class Sum:
+    """A sum of arrays that does not hang on their order.
+
+    Two doubles for each number, the second of them what the first lost by rounding (Knuth's
+    two-sum): other orders differ some 50 bits below the last one that is shown.
+
+    Args:
+        shape: of every array.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._high, self._low = np.zeros((2, *shape))
+
+    def add(self, values: Array) -> None:
+        """One more."""
+        with np.errstate(invalid="ignore"):
+            high = self._high + values
+            of_values = high - self._high
+            self._low += (self._high - (high - of_values)) + (values - of_values)
+        self._high = high
+
+    @property
+    def total(self) -> Array:
+        """Of all that came."""
+        found: Array = np.where(np.isfinite(self._high), self._high + self._low, self._high)
+        return found
+
+
+def fact_grids(found: Survey, key: str, indices: Collection[int]) -> dict[int, Array]:
+    """Indirect effects of some facts at every position, read from the store again.
+
+    Args:
+        found: the run.
+        key: the mediator's.
+        indices: of the facts; those that the mediator lacks are not among what comes back.
+
+    Returns:
+        By index, the mean over noise samples, `(n_metrics, n_layers, n_positions)` in float32; NaN
+        where the mediator did not act.
+    """
+    grids = {}
+    for batch in batches(found, key, indices):
+        for record in batch:
+            effects = indirect_effects(record, found.corrupted[record.index], key)
+            n_positions = len(found.clean[record.index].tokens)
+            grids[record.index] = _grid(record, effects.mean(axis=1), n_positions)
+    return grids
+
+
+def _grid(record: RestoredRecord, mean: Array, n_positions: int) -> Array:
+    """At every position, from `(n_metrics, n_layers, n_places)`."""
+    grid = np.full((*mean.shape[:2], n_positions), np.nan, dtype=np.float32)
     positions = _positions(record)
-    members = np.zeros((len(positions), len(rows(averaging.scheme))))
-    members[positions >= 0] = membership(clean.roles, clean.span, averaging)[
-        positions[positions >= 0]
-    ]
-    # (n_metrics, n_samples, n_layers, n_rows) to (n_metrics, n_samples, n_rows, n_layers)
-    by_row = np.swapaxes(effects @ members, -1, -2)
-    counts = members.sum(axis=0)
-    divisor, _ = pooling(counts, averaging.pool)
-    mean = effects.mean(axis=1)
-    n_groups = len(SOURCE_GROUPS)
-    grid = np.full((*mean.shape[:2], len(clean.tokens)), np.nan, dtype=np.float32)
-    groups = np.full((len(METRICS), n_groups, mean.shape[1]), np.nan)
-    for column, place in enumerate(record.places):
-        if positions[column] >= 0:
-            grid[..., positions[column]] = mean[..., column]
-        if place < 0:
-            groups[:, -1 - place] = mean[..., column]
-    return _Reduced(
-        record.index,
-        by_row.mean(axis=1),
-        counts,
-        by_row.swapaxes(0, 1) / divisor[:, None],
-        FactGrid(grid),
-        groups,
-        record.shape[2],
-    )
+    grid[..., positions[positions >= 0]] = mean[..., positions >= 0]
+    return grid
 
 
 def _positions(record: RestoredRecord) -> npt.NDArray[np.int64]:

@@ -170,12 +170,23 @@ def _asked_for(folders: RunFolders, n_facts: int) -> int | None:
     return min(n_facts, max(asked)) if asked else None
 
 
-def batches(found: Survey, key: str) -> Iterator[list[RestoredRecord]]:
-    """Restorations of one mediator, part by part, some facts at a time."""
+def batches(
+    found: Survey, key: str, only: Collection[int] | None = None
+) -> Iterator[list[RestoredRecord]]:
+    """Restorations of one mediator, part by part, some facts at a time.
+
+    Args:
+        found: the run.
+        key: the mediator's.
+        only: indices of the facts that are wanted; None for all that are found.
+    """
     batch: list[RestoredRecord] = []
     n_cells = 0
-    for record in RestoredRecord.read(found.folders.restored(key)):
-        if record.index not in found.restored[key]:
+    wanted = found.restored[key] if only is None else found.restored[key] & frozenset(only)
+    for record in RestoredRecord.read(
+        found.folders.restored(key), None if only is None else wanted
+    ):
+        if record.index not in wanted:
             continue
         batch.append(record)
         n_cells += math.prod(record.shape)

@@ -4,7 +4,6 @@ import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.knockout import KNOCKOUT_COLUMNS
-from ktrace.analysis.peaks import subject_peak
 from ktrace.terms import METRICS
 
 _NAMES = ("model", "dataset", "noise")
@@ -92,11 +91,10 @@ def _peaks(run: RunAverages, index: int, metric: str) -> dict[str, object]:
     """Columns of one fact, of the mediators that hold it."""
     found: dict[str, object] = {}
     for one in run.effects:
-        grid = one.grids.get(index)
-        if grid is not None:
-            span = run.survey.clean[index].span
-            peak = subject_peak(grid.mean[METRICS.index(metric)], span, metric, one.key)
-            found[f"{one.key}_peak_layer"] = peak.layer
-            found[f"{one.key}_peak_position"] = peak.position
-            found[f"{one.key}_peak"] = peak.effect
+        row = one.row_of.get(index)
+        if row is not None:
+            layer, position, effect = one.peaks[row, METRICS.index(metric)].tolist()
+            found[f"{one.key}_peak_layer"] = int(layer)
+            found[f"{one.key}_peak_position"] = int(position)
+            found[f"{one.key}_peak"] = effect
     return found

@@ -11,7 +11,7 @@ from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import fact_heatmap
 from ktrace.analysis.figures.look import Prompt, chosen_look
 from ktrace.analysis.figures.style import shown_by_jupyter
-from ktrace.analysis.peaks import strongest_heads
+from ktrace.analysis.strongest import strongest_heads
 from ktrace.errors import KtraceError
 from ktrace.facts import Span
 from ktrace.terms import METRICS, changes_clean_run, has_heads

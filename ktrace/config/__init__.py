@@ -5,7 +5,7 @@ room is on the road to `--help`.
 """
 
 from ktrace.config.activations import ActivationsConfig, KeptStates, require_layers
-from ktrace.config.checks import parse_shard
+from ktrace.config.engine import EngineConfig, EngineName, Prove
 from ktrace.config.mediator import MediatorConfig
 from ktrace.config.schema import (
     NOISE_KEYS,
@@ -14,8 +14,6 @@ from ktrace.config.schema import (
     ColumnsConfig,
     DatasetConfig,
     Dtype,
-    EngineConfig,
-    EngineName,
     Foil,
     ModelConfig,
     ModulesConfig,
@@ -27,6 +25,7 @@ from ktrace.config.schema import (
     Separator,
     Stage,
 )
+from ktrace.config.shard import parse_shard
 
 __all__ = [
     "NOISE_KEYS",
@@ -45,6 +44,7 @@ __all__ = [
     "ModulesConfig",
     "NoiseConfig",
     "NoiseKind",
+    "Prove",
     "Quantization",
     "RoleScheme",
     "RunConfig",

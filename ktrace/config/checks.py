@@ -19,6 +19,7 @@ from ktrace.config.schema import (
     RunConfig,
     Stage,
 )
+from ktrace.config.shard import parse_shard
 from ktrace.errors import KtraceError
 from ktrace.terms import CLUSTERS, CONTRASTS, contrast_sides
 
@@ -48,6 +49,7 @@ def check(config: RunConfig) -> None:
     if config.output_dir.startswith("~"):  # nobody means a folder of that name
         raise KtraceError(f"output_dir={config.output_dir}: write the home folder out, as $HOME")
     parse_shard(config.shard)
+    _check_workers(config.engine.workers)
     _check_bounds(config)
     _check_noise(config.noise)
     _check_analysis(config.analysis)
@@ -64,6 +66,11 @@ def check(config: RunConfig) -> None:
                 "mlp where the model has them, or none of the four"
             )
     _check_device_map(config.model)
+
+
+def _check_workers(workers: object) -> None:
+    if workers != "auto" and not (type(workers) is int and workers >= 1):
+        raise KtraceError(f"engine.workers={workers} is no number of processes: 1 or more, or auto")
 
 
 def _check_bounds(part: object, prefix: str = "") -> None:
@@ -143,21 +150,6 @@ def _check_repository(dataset: DatasetConfig) -> None:
             raise KtraceError(f"dataset.{key}={value} and dataset.hub exclude each other")
     if not dataset.split:
         raise KtraceError("dataset.split is not set: name a split, such as dataset.split=train")
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """The k and n of `shard=k/n`.
-
-    Raises:
-        KtraceError: it is not of that form, or k is not from 1 to n.
-    """
-    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-    number, count = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= number <= count:
-        raise KtraceError(
-            f"shard={text!r} is out of range: k/n with k from 1 to n, such as 1/8 and 8/8"
-        )
-    return number, count
 
 
 def _check_analysis(analysis: AnalysisConfig) -> None:

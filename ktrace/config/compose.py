@@ -4,12 +4,14 @@ One `OmegaConf.to_object` here; no `DictConfig` travels further in.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePosixPath
+from string import Template
 from threading import Lock
 
 from hydra import compose, initialize_config_dir
@@ -22,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ktrace.config.checks import check
 from ktrace.config.complaints import explain
 from ktrace.config.schema import ModulesConfig, RunConfig
+from ktrace.config.shard import resolved_shard
 from ktrace.errors import KtraceError
 
 HYDRA_VERSION_BASE = "1.3"  # whose defaults are meant
@@ -103,6 +106,7 @@ def _checked(config: DictConfig) -> RunConfig:
     if run.model.modules is not None:
         paths = {key: path or None for key, path in vars(run.model.modules).items()}
         run.model.modules = ModulesConfig(**paths) if any(paths.values()) else None
+    run.shard = resolved_shard(run.shard, os.environ)
     check(run)
     return run
 
@@ -132,6 +136,14 @@ def _refuse_unknown(part: object, prefix: str = "") -> None:
             raise KtraceError(f"unknown key {prefix}{name}; keys here: {', '.join(known)}")
         if is_dataclass(value):
             _refuse_unknown(value, f"{prefix}{name}.")
+
+
+def help_text() -> str:
+    """What `--help` prints, as Hydra does, which copies all that it has loaded for each choice."""
+    shipped = OmegaConf.load(resource("conf") / "config.yaml")
+    groups = sorted(folder.name for folder in resource("conf").iterdir() if folder.is_dir())
+    listed = "".join(f"{g}: {', '.join(choices(g))}\n" for g in groups if g != "hydra")
+    return Template(shipped.hydra.help.template).substitute(APP_CONFIG_GROUPS=listed)
 
 
 def choices(group: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from ktrace.config.activations import ActivationsConfig
+from ktrace.config.engine import EngineConfig
 from ktrace.config.mediator import MediatorConfig
 from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Metric
 
@@ -20,7 +21,8 @@ from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Metric
 class Stage(Enum):
     """Where a run stops. Each stage first runs what it needs and does not find.
 
-    `compare` runs nothing: it sets runs that are stored side by side.
+    `compare` runs nothing: it sets runs that are stored side by side. Nor does `status`, which says
+    how far a run is, nor `compact`, which merges the small parts of its stores.
     """
 
     filter = "filter"
@@ -30,6 +32,8 @@ class Stage(Enum):
     analyze = "analyze"
     all = "all"
     compare = "compare"
+    status = "status"
+    compact = "compact"
 
 
 class Dtype(Enum):
@@ -138,13 +142,6 @@ class Interval(Enum):
 
     facts = "facts"
     facts_and_samples = "facts_and_samples"
-
-
-class EngineName(Enum):
-    """What computes the scores; every engine gives the same numbers."""
-
-    suffix = "suffix"
-    reference = "reference"
 
 
 @dataclass
@@ -318,15 +315,6 @@ class AnalysisConfig:
 
 
 @dataclass
-class EngineConfig:
-    """What computes the scores."""
-
-    name: EngineName = EngineName.suffix
-    # Most rows in one block call; null: what fits.
-    row_budget: int | None = field(default=None, metadata={"least": 1})
-
-
-@dataclass
 class RunConfig:
     """One run: everything that determines its numbers and where they go."""
 
@@ -342,5 +330,7 @@ class RunConfig:
     stage: Stage = Stage.all
     runs: Any = None  # for stage=compare: a pattern of run folders, or a list of patterns
     compare: bool = False  # whether a sweep ends in stage=compare of what its jobs stored
-    shard: str = "1/1"  # k/n: of n parts of equal cost, the k-th; all go into the same stores
+    # k/n: of n parts of equal cost, the k-th; all go into the same stores. auto: as the launcher
+    # numbers its tasks.
+    shard: str = "1/1"
     output_dir: str = "outputs"

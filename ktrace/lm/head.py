@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ktrace.lm.hooks import Args, removing, replaced_forward
+from ktrace.lm.model import Untyped
 
 
 def logits_from(
@@ -57,3 +58,18 @@ def noting_tuples(block: nn.Module) -> Iterator[list[int]]:
 
     with removing(block.register_forward_hook(note)):
         yield noted
+
+
+@contextmanager
+def contiguous_to_head(model: PreTrainedModel) -> Iterator[None]:
+    """The last positions are a strided view, which a CPU would multiply row by row."""
+
+    def make_contiguous(head: nn.Module, args: Args) -> Args:
+        return tuple(arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args)
+
+    untyped: Untyped = model
+    head = untyped.get_output_embeddings()
+    with ExitStack() as stack:
+        if head is not None:
+            stack.enter_context(removing(head.register_forward_pre_hook(make_contiguous)))
+        yield

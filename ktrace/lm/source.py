@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from ktrace.errors import KtraceError, NoSuchHubFileError
+from ktrace.lm.digests import file_digest
 from ktrace.lm.hub import hub_file
 
 # Number formats as safetensors and as torch name them.
@@ -225,15 +226,7 @@ def content_hashes(source: ModelSource) -> dict[str, dict[str, str]]:
 def _hub_digest(path: Path) -> str:
     # The cache names what a snapshot links to: large files by their SHA-256, small ones by git's.
     blob = path.resolve().name
-    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else _digest(path)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else file_digest(path)
 
 
 def _file_digests(folder: Path, allow_pickle: bool) -> dict[str, str]:
@@ -255,7 +248,7 @@ def _file_digests(folder: Path, allow_pickle: bool) -> dict[str, str]:
     digests = {}
     for name in sorted({*weights, *(file.name for file in others if not file.is_dir())}):
         try:
-            digests[name] = _digest(folder / name)
+            digests[name] = file_digest(folder / name)
         except OSError as error:  # a link whose target was not copied, for one
             raise KtraceError(f"model.path={folder}: {name}: {error.strerror}") from error
     return digests

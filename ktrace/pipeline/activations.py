@@ -160,15 +160,16 @@ def run_corrupted_states(session: "Session", into: StateStore, cases: Sequence["
 
     facts, lm, run_log = session.assignment.facts.facts, session.lm, session.log
     by_index = {case.index: case for case in session.corrupted(cases)}
+    noise = session.noise.noise
     with run_log.timed("activations"), into.writer(run_log.on_parts()) as writer:
 
         def compute(unit: Sequence[int], lacking: Lacking) -> None:
             for index in unit:
                 encoded = session.encoded[index]
-                kept, noise = into.kept_of(lm, encoded), session.noise.noise
+                kept = into.kept_of(lm, encoded)
                 n_samples = into.kept.samples or noise.samples
                 states = corrupted_states(lm, noise, by_index[index], kept, n_samples)
                 writer.add(into.record(lm, index, facts[index], encoded, states).row())
 
         units = [[case.index] for case in cases]
-        work("states of corrupted runs", units, {into.kind: writer}, compute)
+        work("states of corrupted runs", units, {into.kind: writer}, compute, session.workers)

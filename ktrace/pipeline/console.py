@@ -32,6 +32,7 @@ _PIPE_WIDTH = 110
 _UNBOUNDED = 10_000
 if TYPE_CHECKING:
     from ktrace.analysis.compare import Comparison
+    from ktrace.pipeline.upkeep import Upkeep
 
 
 def _stdout(pipe_width: int = _PIPE_WIDTH) -> Console:
@@ -168,6 +169,17 @@ def print_counts(counts: Mapping[str, int], folder: Path, candidates: Path | Non
     if candidates is not None:
         console.print(f"each fact, what was predicted, why left out: {candidates}", soft_wrap=True)
     console.print(f"stores in {folder.parent}", soft_wrap=True)
+
+
+def print_upkeep(upkeep: "Upkeep") -> None:
+    """How far a run is, or how its parts were merged."""
+    table = Table(title=upkeep.title, title_justify="left")
+    for name in upkeep.columns:
+        of_text = name in ("store", "by")
+        table.add_column(name, justify="left" if of_text else "right", overflow="fold")
+    for row in upkeep.rows:
+        table.add_row(*row)
+    _stdout().print(table)
 
 
 def print_comparison(jobs: Sequence[Job]) -> None:

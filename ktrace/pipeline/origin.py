@@ -4,6 +4,7 @@ Not what the numbers depend on: that is the fingerprint (ktrace/config/identity.
 unless a model was loaded.
 """
 
+import hashlib
 import math
 import platform
 import re
@@ -42,6 +43,9 @@ _PACKAGES = (
     "torch",
     "transformers",
 )
+# Those of them that a run's scores go through.
+_COMPUTING = {"ktrace", "accelerate", "bitsandbytes", "numpy", "torch", "transformers"}
+_ATTENTION = "_attn_implementation"  # of a config of transformers
 _GIT_SECONDS = 5
 
 
@@ -83,7 +87,7 @@ def git_commit() -> str | None:
 
 
 def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -> dict[str, object]:
-    """What a loaded model is and where it runs; the config's dtype is resolved."""
+    """What a loaded model is; the config's dtype is resolved."""
     return {
         "model": {
             "path": config.path,
@@ -91,11 +95,65 @@ def about_model(config: ModelConfig, source: ModelSource, lm: "LanguageModel") -
             "identity": source.identity,
             "architecture": type(lm.model).__name__,
             "dtype": config.dtype,
-            "attention": getattr(lm.model.config, "_attn_implementation", None),
+            "attention": getattr(lm.model.config, _ATTENTION, None),
             **content_hashes(source),
         },
-        "device": _about_device(lm.device),
     }
+
+
+def about_proof(
+    config: ModelConfig, fingerprint: Mapping[str, object], lm: "LanguageModel"
+) -> dict[str, object]:
+    """What a proof of the suffix engine hangs on, beside what it is a proof of.
+
+    Not the number of threads: it changes the order of sums, and so does the number of facts.
+
+    Args:
+        config: of the model.
+        fingerprint: of the model.
+        lm: the model, loaded.
+    """
+    import torch
+
+    own = {name: version for name, version in package_versions().items() if name in _COMPUTING}
+    return {
+        "model": {**fingerprint, "attention": getattr(lm.model.config, _ATTENTION, None)},
+        "devices": sorted({_device_name(device) for device in {lm.device, *lm.accelerators}}),
+        "device_map": _plain_map(config.device_map),
+        "versions": {**own, "cuda": torch.version.cuda, "code": _code()},
+        "arithmetic": {
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "onednn": torch.backends.mkldnn.enabled,
+            "float32": torch.get_float32_matmul_precision(),
+        },
+    }
+
+
+def _plain_map(device_map: object) -> object:
+    """A `model.device_map`, in JSON's values."""
+    if isinstance(device_map, dict):
+        return {str(module): str(device) for module, device in device_map.items()}
+    return device_map if device_map is None else str(device_map)
+
+
+@lru_cache
+def _code() -> str:
+    """SHA-256 of the code that computes: a checkout has one version for many states."""
+    package, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for room in ("lm", "tracing"):
+        for path in sorted((package / room).rglob("*.py")):
+            digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def about_device(device: "torch.device", workers: Mapping[str, int]) -> dict[str, object]:
+    """Where the model runs.
+
+    Args:
+        device: which.
+        workers: how many there are, and threads of each: how many share a sum changes its rounding.
+    """
+    return {"device": str(device), "name": _device_name(device), **workers}
 
 
 def about_dataset(config: DatasetConfig) -> dict[str, object]:
@@ -121,14 +179,6 @@ def about_noise(sigma: float, level: float, measured_on: Mapping[str, object]) -
         "multiple": level / sigma if known and sigma else None,
         "measured_on": dict(measured_on),
     }
-
-
-def _about_device(device: "torch.device") -> dict[str, object]:
-    """Where the model runs; how many threads share a sum changes its rounding on a CPU."""
-    import torch
-
-    name = _device_name(device)
-    return {"device": str(device), "name": name, "threads": torch.get_num_threads()}
 
 
 def _device_name(device: "torch.device") -> str:

@@ -13,6 +13,7 @@ from ktrace.files import remove_stale, require_writable
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
 from ktrace.pipeline.stages import run_stages
+from ktrace.pipeline.upkeep import Upkeep, compact_run, status_of
 from ktrace.store import RunFolders, one_at_a_time
 from ktrace.tracing.mediators import make_mediators
 
@@ -35,6 +36,7 @@ class Outcome:
         counts: facts by state, as far as the run got.
         comparison: of stage=compare only.
         candidates: where `candidates.csv` lies, of a run that stopped before the analysis.
+        upkeep: of stage=compact and stage=status only.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Outcome:
     counts: Mapping[str, int]
     comparison: "Comparison | None" = None
     candidates: Path | None = None
+    upkeep: Upkeep | None = None
 
 
 def run(config: RunConfig) -> Outcome:
@@ -59,6 +62,10 @@ def run(config: RunConfig) -> Outcome:
     folders = RunFolders(dataset / noise_key(config.noise))
     keys = tuple(mediator.key for mediator in mediators)
     counts: dict[str, int] = {}
+    if config.stage is Stage.status:
+        return Outcome(folders.run, keys, None, {}, upkeep=status_of(config, folders, keys))
+    if config.stage is Stage.compact:
+        return Outcome(folders.run, keys, None, {}, upkeep=compact_run(folders))
     require_writable(folders.run)
     with RunLog(config, folders) as run_log:
         if config.stage is Stage.analyze:

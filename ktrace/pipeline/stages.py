@@ -58,14 +58,18 @@ def run_stages(
     Raises:
         KtraceError: something that a person can mend.
     """
-    from ktrace.pipeline.session import Session
-
     assignment, shard = assign(config, mediators), Shard.parse(config.shard)
-    session = cache(lambda: Session(assignment, run_log))
+    session = cache(lambda: _session(assignment, run_log))
     counts = _run_stages(assignment, folders, shard, session)
     keys = [mediator.key for mediator in mediators]
     is_whole = not shard.is_part or is_complete(folders, keys, assignment.limit)
     return Ended(counts, is_whole)
+
+
+def _session(assignment: Assignment, run_log: RunLog) -> "Session":
+    from ktrace.pipeline.session import Session  # and torch
+
+    return Session(assignment, run_log)
 
 
 def _run_stages(
@@ -233,4 +237,5 @@ def run_clean(
                     found = run.states if run and not left_out else None
                     writers["states"].add(states.record(lm, index, fact, encoded, found).row())
 
-        work("clean runs", [[index] for index in lacking], writers, compute)
+        units = [[index] for index in lacking]
+        work("clean runs", units, writers, compute, session.workers)

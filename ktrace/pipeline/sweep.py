@@ -156,10 +156,13 @@ def run_job(config: DictConfig) -> None:
 
 
 def _ended(config: DictConfig, job: Job) -> Job:
+    from ktrace.pipeline.console import print_upkeep
     from ktrace.pipeline.run import run
 
     try:
         outcome = run(to_run_config(config))
+        if outcome.upkeep is not None:
+            print_upkeep(outcome.upkeep)
     except (KtraceError, OmegaConfBaseException) as error:
         return job.failed(explain(error), traceback.format_exc())
     except Exception as error:  # a bug in one job must not cost the others their results
@@ -202,6 +205,7 @@ class SweepReport(Callback):
         own = config.copy()
         with open_dict(own):
             del own["hydra"]  # of no job, so that parts of it are not set
+            own.shard = "1/1"  # all of what the jobs stored, whoever did which part of it
         try:
             outcome = compare_runs(to_run_config(own), folders)
         except (KtraceError, OmegaConfBaseException) as error:

@@ -58,7 +58,7 @@ def run_traced(
             tracing.add([by_index[index] for index in unit], lacking)
 
         title = f"restoring {', '.join(restored)}" if restored else "corrupted runs"
-        work(title, units, {_CORRUPTED: corrupted, **restored}, compute)
+        work(title, units, {_CORRUPTED: corrupted, **restored}, compute, session.workers)
 
 
 def _note_unusable(session: Session, folders: RunFolders, cases: Sequence[Case]) -> None:
@@ -74,7 +74,8 @@ def _note_unusable(session: Session, folders: RunFolders, cases: Sequence[Case])
                 record = uncorrupted_record(facts[index].known_id, case, noise, reason)
                 writer.add(record.row())
 
-        work("facts that cannot be corrupted", [[i] for i in by_index], {_CORRUPTED: writer}, note)
+        units = [[index] for index in by_index]
+        work("facts that cannot be corrupted", units, {_CORRUPTED: writer}, note, session.workers)
 
 
 @dataclass(frozen=True)

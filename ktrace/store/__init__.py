@@ -1,7 +1,9 @@
 """Stores: folders of immutable HDF5 parts. Knows nothing of models, engines or statistics."""
 
 from ktrace.store.claims import one_at_a_time, work_through
+from ktrace.store.compaction import Compacted, compact
 from ktrace.store.layout import RunFolders, is_complete
+from ktrace.store.progress import holders, progress_of
 from ktrace.store.records import CleanRecord, CorruptedRecord, RestoredRecord, StatesRecord
 from ktrace.store.schema import (
     ACTIVATIONS,
@@ -13,7 +15,8 @@ from ktrace.store.schema import (
     Field,
     Row,
 )
-from ktrace.store.store import PartWriter, Store
+from ktrace.store.store import Store
+from ktrace.store.writer import PartWriter
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,6 +26,7 @@ __all__ = [
     "CORRUPTED",
     "RESTORED",
     "CleanRecord",
+    "Compacted",
     "CorruptedRecord",
     "Field",
     "PartWriter",
@@ -31,7 +35,10 @@ __all__ = [
     "RunFolders",
     "StatesRecord",
     "Store",
+    "compact",
+    "holders",
     "is_complete",
     "one_at_a_time",
+    "progress_of",
     "work_through",
 ]

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Unit = TypeVar("Unit")
 
-_NAME = ".claims"
+NAME = ".claims"
 _POLL_SECONDS = 0.2
 
 
@@ -30,7 +30,7 @@ class Claims:
     """The claims of one process on the facts of one store. POSIX locks: threads share them."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _NAME
+        self._path = folder / NAME
         self._descriptor: int | None = None
         self._held: set[int] = set()
 

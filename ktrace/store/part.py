@@ -12,21 +12,15 @@ import hashlib
 import io
 import json
 import math
-import os
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
-from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import new_file
 from ktrace.store.binding import Binding, names_told, require_same
-from ktrace.store.bounds import bounded_attribute, bounded_dataset, bounded_group
+from ktrace.store.opened import checksum, opened
 from ktrace.store.schema import (
     ACTIVATION,
     TEXT,
@@ -34,6 +28,7 @@ from ktrace.store.schema import (
     Array,
     Field,
     JsonObject,
+    LayerRow,
     Row,
     Schema,
 )
@@ -96,14 +91,25 @@ def _write_field(file: h5py.File, name: str, field: Field, values: Sequence[obje
     _set_text(group, "axes", field.axes)
     offsets = np.cumsum([0, *(array.size for array in arrays)], dtype=np.int64)
     flat = [array.ravel() for array in arrays]
-    joined = (
-        [text for array in flat for text in array] if field.dtype == TEXT else np.concatenate(flat)
-    )
+    joined = [text for array in flat for text in array] if field.dtype == TEXT else _joined(flat)
     dataset = _write_dataset(group, "values", _encode(field, joined))
     if field.dtype == ACTIVATION and dataset.dtype == np.uint16:
         _set_text(dataset, "encoding", "bfloat16")
     _write_dataset(group, "offsets", offsets)
     _write_dataset(group, "shapes", np.array([a.shape for a in arrays], dtype=np.int64))
+    if field.dtype == ACTIVATION:
+        sums = [checksum(layer) for array in arrays for layer in _layers(array)]
+        _write_dataset(group, "layer_crc32", np.array(sums, dtype=np.uint32))
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    """One after another; of one array no copy, which may be of gigabytes."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _layers(states: Array) -> Array:
+    """States of one layer, and of one sample where there are such, after each other."""
+    return states.reshape(math.prod(states.shape[:-2]), *states.shape[-2:])
 
 
 def _encode(field: Field, values: Sequence[object] | Array) -> Array:
@@ -120,7 +126,7 @@ def _write_dataset(group: h5py.Group, name: str, array: Array) -> h5py.Dataset:
     if array.dtype.kind == "S":
         array = array.astype(h5py.string_dtype("utf-8", array.dtype.itemsize))
     dataset = group.create_dataset(name, data=array)
-    dataset.attrs["crc32"] = _checksum(array)
+    dataset.attrs["crc32"] = checksum(array)
     return dataset
 
 
@@ -130,10 +136,6 @@ def _set_text(owner: h5py.HLObject, name: str, text: str | Sequence[str]) -> Non
     owner.attrs.create(name, array, dtype=h5py.string_dtype("utf-8", array.dtype.itemsize))
 
 
-def _checksum(array: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data) if array.size else 0
-
-
 def read_fingerprint(path: Path) -> JsonObject:
     """What the part's numbers were determined by.
 
@@ -141,7 +143,7 @@ def read_fingerprint(path: Path) -> JsonObject:
         DamagedPartError: the file is not a complete part.
         KtraceError: it is of another schema version, or may not be read.
     """
-    with _opened(path) as part:
+    with opened(path) as part:
         return part.fingerprint()
 
 
@@ -164,7 +166,7 @@ def read_provenance(path: Path) -> tuple[JsonObject, int]:
         DamagedPartError: the file is not a complete part.
         KtraceError: it is of another schema version, or may not be read.
     """
-    with _opened(path) as part:
+    with opened(path) as part:
         if "provenance" not in part.file.attrs:
             return {}, part.n_facts
         provenance = json.loads(part.attribute(part.file, "provenance"))
@@ -191,13 +193,44 @@ def read_part(
         DamagedPartError: the part is incomplete, or a checksum does not fit.
         KtraceError: it is of other settings or another schema version, or may not be read.
     """
-    with _opened(path) as part:
+    with opened(path) as part:
         if expected is not None:
             require_same(path, part.fingerprint(), expected)
         columns = {name: part.column(name, schema[name]) for name in names}
         return [
             {name: column[row] for name, column in columns.items()} for row in range(part.n_facts)
         ]
+
+
+def read_layer(
+    path: Path,
+    schema: Schema,
+    name: str,
+    rows: Sequence[LayerRow | None],
+    expected: Mapping[str, object] | None = None,
+) -> list[Array | None]:
+    """Read one layer of the states in a part; no other layer's bytes are touched.
+
+    Args:
+        path: the part.
+        schema: of its store.
+        name: of the field.
+        rows: of each fact, what is wanted of it; None for nothing.
+        expected: the fingerprint of its store; None where nothing is known of it.
+
+    Returns:
+        Of each fact, the field without that axis; without any value where the field has none.
+
+    Raises:
+        DamagedPartError: the part is incomplete, a checksum does not fit, or layers differ.
+        KtraceError: it is of other settings or another schema version, or may not be read.
+    """
+    with opened(path) as part:
+        if expected is not None:
+            require_same(path, part.fingerprint(), expected)
+        if len(rows) != part.n_facts:
+            raise ValueError(f"it is of {part.n_facts} facts, {len(rows)} are known")
+        return part.layer(name, schema[name], rows)
 
 
 def verify_part(path: Path, schema: Schema) -> None:
@@ -207,104 +240,6 @@ def verify_part(path: Path, schema: Schema) -> None:
         DamagedPartError: as `read_part` would of any field.
         KtraceError: it is of another schema version, or may not be read.
     """
-    with _opened(path) as part:
+    with opened(path) as part:
         for name, field in schema.items():
             part.column(name, field)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator["_Part"]:
-    try:
-        # Without HDF5's own lock: a part never changes, and not every file system keeps locks.
-        with h5py.File(path, "r", locking=False) as file:
-            yield _Part(path, file)
-    except FileNotFoundError as error:  # another process has set it aside
-        raise DamagedPartError(f"{path}: it is gone") from error
-    except OSError as error:
-        if error.errno:  # the system's word: nothing is said about the file's content
-            raise KtraceError(f"{path} cannot be read: {os.strerror(error.errno)}") from error
-        raise DamagedPartError(f"{path}: {error}") from error
-    except (KeyError, MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise DamagedPartError(f"{path}: {error}") from error
-
-
-class _Part:
-    """An open part: what it says is believed only where it fits the file and its checksums."""
-
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        self.file = file
-        self._size = path.stat().st_size
-        if "schema_version" not in file.attrs:
-            raise ValueError("it is no part")
-        version = int(self.attribute(file, "schema_version"))
-        if version != VERSION:
-            raise KtraceError(
-                f"{path}: schema version {version}, this ktrace reads version {VERSION}: choose "
-                "another output_dir, or remove the store"
-            )
-        if "complete" not in file.attrs or not self.attribute(file, "complete"):
-            raise ValueError("it has no end marker")
-        self.n_facts = int(self.attribute(file, "n_facts"))
-
-    def attribute(self, owner: h5py.HLObject, name: str) -> Any:
-        return bounded_attribute(owner, name, self._size)
-
-    def fingerprint(self) -> JsonObject:
-        """What its numbers were determined by."""
-        found = json.loads(self.attribute(self.file, "fingerprint"))
-        if not isinstance(found, dict):
-            raise ValueError("its fingerprint is no JSON object")
-        return found
-
-    def column(self, name: str, field: Field) -> Sequence[object]:
-        """One field of every fact."""
-        column: Array | Sequence[object]
-        if not field.axes:
-            column = _decode(field, self._read(self.file, name, field))
-        else:
-            column = self._cells(name, field)
-        if len(column) != self.n_facts:
-            raise ValueError(f"{name} is of {len(column)} facts, the part of {self.n_facts}")
-        return column if isinstance(column, list) else column.tolist()
-
-    def _cells(self, name: str, field: Field) -> list[object]:
-        group = bounded_group(self.file, name)
-        values = _decode(field, self._read(group, "values", field))
-        offsets = self._read(group, "offsets", _WHOLE).tolist()
-        shapes = self._read(group, "shapes", _WHOLE)
-        if shapes.shape != (len(offsets) - 1, len(field.axes)) or (shapes < 0).any():
-            raise ValueError(f"{name} has no shapes for its axes")
-        ends = [0, *accumulate(math.prod(shape) for shape in shapes.tolist())]
-        if offsets != ends or ends[-1] != len(values):
-            raise ValueError(f"{name} has other shapes than values")
-        cells: list[object] = []
-        for row, shape in enumerate(shapes.tolist()):
-            value = values[offsets[row] : offsets[row + 1]]
-            cells.append(value if isinstance(value, list) else value.reshape(shape))
-        return cells
-
-    def _read(self, group: h5py.Group, name: str, field: Field) -> Array:
-        dataset = bounded_dataset(group, name, self._size)
-        kind = dataset.dtype
-        if field.dtype == TEXT:
-            fits = kind.kind == "S"
-        elif field.dtype == ACTIVATION:
-            fits = kind.name in _ACTIVATION_DTYPES
-        else:
-            fits = kind == np.dtype(field.dtype)
-        if not fits:
-            raise ValueError(f"{dataset.name} is of type {kind}, not {field.dtype}")
-        array: Array = dataset[()]
-        if _checksum(array) != int(self.attribute(dataset, "crc32")):
-            raise ValueError(f"{dataset.name} does not fit its checksum")
-        return array
-
-
-_WHOLE = Field("int64")
-_ACTIVATION_DTYPES = ("float16", "float32", "float64", "uint16")
-
-
-def _decode(field: Field, array: Array) -> Array | list[str]:
-    if field.dtype == TEXT:
-        return [text.decode() for text in array.tolist()]
-    return array

@@ -9,7 +9,7 @@ model; d_model, features of a state; n_answer, tokens of the answer that are sco
 n_kept_layers, n_kept_positions, those of them whose states are stored.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -196,13 +196,17 @@ class RestoredRecord:
         return {**{name: getattr(self, name) for name in _RESTORED_COLUMNS}, **self.scores}
 
     @classmethod
-    def read(cls, store: Store) -> Iterator["RestoredRecord"]:
-        """Every fact of a store, with all its scores, which are large.
+    def read(cls, store: Store, only: Collection[int] | None = None) -> Iterator["RestoredRecord"]:
+        """Facts of a store, with all their scores, which are large.
+
+        Args:
+            store: the mediator's.
+            only: indices of the facts that are wanted, see `Store.read`; None for every fact.
 
         Raises:
             KtraceError: a part is damaged.
         """
-        for row in store.read(*RESTORED):
+        for row in store.read(*RESTORED, only=only):
             own = {name: row[name] for name in _RESTORED_COLUMNS}
             yield cls(**own, scores={metric: row[metric] for metric in METRICS})
 
@@ -235,15 +239,13 @@ class StatesRecord:
         return {**own, **self.states}
 
     @classmethod
-    def read(
-        cls, store: Store, *sites: str, known_id: int | None = None
-    ) -> Iterator["StatesRecord"]:
-        """Every fact of a store, or one of them, with the states of some sites.
+    def read(cls, store: Store, *sites: str) -> Iterator["StatesRecord"]:
+        """Every fact of a store, with the states of some sites, or of none.
 
         Raises:
             KtraceError: a part is damaged.
         """
-        for row in store.read(*_STATES_COLUMNS, *sites, known_id=known_id):
+        for row in store.read(*_STATES_COLUMNS, *sites):
             own = {name: row[name] for name in _STATES_COLUMNS}
             states = {site: row[site] for site in sites}
             yield cls(**{**own, "roles": tuple(row["roles"])}, states=states)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
@@ -36,6 +36,14 @@ class Field:
 
 
 Schema = Mapping[str, Field]
+
+
+class LayerRow(NamedTuple):
+    """A row of the axis `layer` of a field of states, and how many there should be."""
+
+    row: int
+    n_rows: int
+
 
 # What a fact's clean scores are called beside its corrupted ones.
 CLEAN_SCORES = {metric: f"clean_{metric}" for metric in METRICS}

@@ -1,16 +1,13 @@
 """A store: a folder of parts with one fingerprint, that many writers may add to without a lock."""
 
 import logging
-import time
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
+from typing import TypeVar
 
-import numpy as np
-
-from ktrace.errors import DamagedPartError, KtraceError
+from ktrace.errors import DamagedPartError, GonePartError, KtraceError
 from ktrace.files import set_aside
 from ktrace.store.binding import (
     FILE,
@@ -21,22 +18,21 @@ from ktrace.store.binding import (
     require_same,
 )
 from ktrace.store.claims import Claims
+from ktrace.store.listing import parts_in
 from ktrace.store.part import (
     binding_of,
     read_fingerprint,
+    read_layer,
     read_part,
     read_provenance,
     verify_part,
-    write_part,
 )
-from ktrace.store.schema import JsonObject, Row, Schema
+from ktrace.store.schema import Array, JsonObject, LayerRow, Row, Schema
+from ktrace.store.writer import PartWriter
 
 log = logging.getLogger(__name__)
 
-# A part is closed at whichever comes first; a killed run loses the part in hand and no more.
-_PART_FACTS = 32
-_PART_SECONDS = 60.0
-_PART_BYTES = 256 * 2**20
+Found = TypeVar("Found")
 
 
 class Store:
@@ -65,7 +61,7 @@ class Store:
 
     def parts(self) -> list[Path]:
         """Completed parts, in the order of their first facts."""
-        return sorted(self.folder.glob("part-*.h5"))
+        return parts_in(self.folder)
 
     def bind(self, fingerprint: Mapping[str, object]) -> None:
         """Bind the folder to one fingerprint, before its first part.
@@ -108,13 +104,10 @@ class Store:
         bound = read_binding(self.folder)
         if bound is not None:
             require_same(self.folder, bound.fingerprint, fingerprint)
-        for path in paths:
-            try:
-                found = binding_of(path)
-            except DamagedPartError:
-                continue
-            require_same(self.folder, found.fingerprint, fingerprint)
-            bound = bound or found
+        for found in self._each(_binding_unless_damaged):
+            if found is not None:
+                require_same(self.folder, found.fingerprint, fingerprint)
+                bound = bound or found
         if bound is not None:
             require_own_names(self.folder, self.names, bound)
 
@@ -149,21 +142,24 @@ class Store:
         """
         # All are compared before any is renamed: a folder of other settings is left as it is.
         self.require(fingerprint)
-        stored: set[int] = set()
-        for path in self.parts():
+
+        def whole(path: Path) -> list[int]:
             try:
                 indices = _column(path, self.schema, "index")
                 relied_on = wanted is None or any(index in wanted for index in indices)
                 if self.read_by_runs and relied_on:
                     verify_part(path, self.schema)
+            except GonePartError:
+                raise
             except DamagedPartError as error:
                 aside = set_aside(path)
                 log.warning(
                     "damaged: %s; set aside as %s, its facts are computed again", error, aside.name
                 )
-            else:
-                stored.update(indices)
-        return frozenset(stored)
+                return []
+            return indices
+
+        return frozenset(index for indices in self._each(whole) for index in indices)
 
     def fingerprint(self) -> JsonObject | None:
         """The fingerprint that all parts share; None for an empty store.
@@ -172,37 +168,66 @@ class Store:
             KtraceError: parts differ, or one is damaged.
         """
         shared = self.bound()
-        for path in self.parts():
-            with self._naming_damage():
-                found = read_fingerprint(path)
+        for found in self._each(read_fingerprint):
             if shared is not None:
                 require_same(self.folder, found, shared)
         return shared
 
-    def read(self, *names: str, known_id: int | None = None) -> Iterator[Row]:
+    def read(self, *names: str, only: Collection[int] | None = None) -> Iterator[Row]:
         """Facts with the named fields, one part in memory at a time, each fact once.
 
         Args:
             names: of the fields.
-            known_id: of the only fact that is wanted; no field of parts without it is read.
+            only: indices of facts; of parts without any of them nothing else is read. None for
+                every fact.
 
         Raises:
             KtraceError: a part is damaged.
         """
         seen: set[int] = set()
-        asked = names if known_id is None else ("known_id", *names)
         bound = self.bound()
-        for path in self.parts():
-            with self._naming_damage():
-                if known_id is not None and known_id not in _column(path, self.schema, "known_id"):
-                    continue
-                records = read_part(path, self.schema, dict.fromkeys(("index", *asked)), bound)
+        asked = dict.fromkeys(("index", *names))
+
+        def rows_of(path: Path) -> list[Row]:
+            if only is not None and not any(i in only for i in _column(path, self.schema, "index")):
+                return []
+            return read_part(path, self.schema, asked, bound)
+
+        for records in self._each(rows_of):
             for record in records:
-                if known_id is not None and known_id != record["known_id"]:
-                    continue
-                if record["index"] not in seen:
+                if record["index"] not in seen and (only is None or record["index"] in only):
                     seen.add(record["index"])
                     yield record
+
+    def read_layer(self, name: str, rows: Mapping[int, LayerRow]) -> Iterator[tuple[int, Array]]:
+        """One layer of a field of states, one part's in memory at a time, each fact once.
+
+        Args:
+            name: of the field.
+            rows: by the index of the fact, what is wanted of it.
+
+        Yields:
+            The index, and the field without that axis (`ktrace.store.part.read_layer`).
+
+        Raises:
+            KtraceError: a part is damaged.
+        """
+        seen: set[int] = set()
+        bound = self.bound()
+
+        def layers_of(path: Path) -> list[tuple[int, Array | None]]:
+            indices = _column(path, self.schema, "index")
+            wanted = [None if index in seen else rows.get(index) for index in indices]
+            if all(row is None for row in wanted):
+                return []
+            layers = read_layer(path, self.schema, name, wanted, bound)
+            return list(zip(indices, layers, strict=True))
+
+        for found in self._each(layers_of):
+            for index, layer in found:
+                if layer is not None:
+                    seen.add(index)
+                    yield index, layer
 
     def provenance(self) -> list[tuple[JsonObject, int]]:
         """Of each part: who computed it, where and when; and its number of facts.
@@ -210,15 +235,14 @@ class Store:
         Raises:
             KtraceError: a part is damaged.
         """
-        with self._naming_damage():
-            return [read_provenance(path) for path in self.parts()]
+        return list(self._each(read_provenance))
 
     def writer(
         self,
         fingerprint: Mapping[str, object],
         provenance: Mapping[str, object] | None = None,
         keep: Sequence[str] = (),
-    ) -> "PartWriter":
+    ) -> PartWriter:
         """A context that collects records and writes them as parts; see `write_part`.
 
         Args:
@@ -233,10 +257,27 @@ class Store:
         with self._naming_damage():
             return binding_of(path)
 
+    def _each(self, work: Callable[[Path], Found]) -> Iterator[Found]:
+        """What comes of every part, while another process may merge some (`compact`)."""
+        seen: set[Path] = set()
+        left = deque(self.parts())
+        while left:
+            path = left.popleft()
+            seen.add(path)
+            try:
+                with self._naming_damage():
+                    found = work(path)
+            except GonePartError:
+                left = deque(path for path in self.parts() if path not in seen)
+            else:
+                yield found
+
     @contextmanager
     def _naming_damage(self) -> Iterator[None]:
         try:
             yield
+        except GonePartError:
+            raise
         except DamagedPartError as error:
             remedy = "the command that made it, without stage=analyze, sets it aside and computes"
             if not self.read_by_runs:
@@ -244,105 +285,14 @@ class Store:
             raise KtraceError(f"damaged: {error}; {remedy} its facts again") from error
 
 
-class PartWriter:
-    """Collects records, and closes a part when it is large or old enough.
-
-    Leaving the context writes what is in hand, also after an exception: those facts are complete.
-    Where other processes may write to the same store, `claim` facts before working on them.
-
-    Attributes:
-        stored: by index, the fields `keep` of the facts that `claim` found stored.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        fingerprint: Mapping[str, object],
-        provenance: Mapping[str, object],
-        keep: Sequence[str],
-    ) -> None:
-        self._store = store
-        self._fingerprint = fingerprint
-        self._provenance = provenance
-        self._claims = Claims(store.folder)
-        self._keep = ("index", *keep)
-        self._known: set[Path] = set()
-        self.stored: dict[int, Row] = {}
-        self._records: list[Row] = []
-        self._bytes = 0
-        self._opened = self._began = time.monotonic()
-
-    def __enter__(self) -> "PartWriter":
-        self._store.bind(self._fingerprint)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.flush()
-        finally:
-            self._claims.close()
-            self._store.unbind_unused()
-
-    def claim(self, indices: Collection[int]) -> frozenset[int] | None:
-        """Take facts to work on, until they are written or the context is left.
-
-        Returns:
-            Those of them that are not stored yet; None, where another process works on one.
-
-        Raises:
-            KtraceError: the folder cannot be written.
-        """
-        if not self._claims.take(indices):
-            return None
-        # Another process may have finished some since this one looked.
-        self._look()
-        self._claims.release([index for index in indices if index in self.stored])
-        return frozenset(index for index in indices if index not in self.stored)
-
-    def unclaim(self, indices: Collection[int]) -> None:
-        """Give back facts that were taken and not worked on."""
-        self._claims.release(indices)
-
-    def _look(self) -> None:
-        """Note the facts of parts that are new since the last look."""
-        for path in self._store.parts():
-            if path not in self._known:
-                self._known.add(path)
-                try:
-                    records = read_part(path, self._store.schema, self._keep, self._fingerprint)
-                except DamagedPartError:
-                    continue  # its facts are not stored; `Store.done` sets it aside
-                self.stored.update({record["index"]: record for record in records})
-
-    def add(self, record: Row) -> None:
-        """Take one fact."""
-        if not self._records:
-            self._opened = time.monotonic()
-        self._records.append(record)
-        self._bytes += sum(v.nbytes for v in record.values() if isinstance(v, np.ndarray))
-        age = time.monotonic() - self._opened
-        if len(self._records) >= _PART_FACTS or self._bytes >= _PART_BYTES or age >= _PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is in hand as one part."""
-        records, self._records, self._bytes = self._records, [], 0
-        if not records:
-            return
-        began, self._began = self._began, time.monotonic()
-        own = {
-            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "wall_seconds": round(self._began - began, 3),
-        }
-        store, provenance = self._store, {**self._provenance, **own}
-        write_part(store.folder, store.schema, self._fingerprint, records, provenance)
-        self._claims.release([record["index"] for record in records])
-
-
 def _column(path: Path, schema: Schema, name: str) -> list[int]:
     return [record[name] for record in read_part(path, schema, [name])]
+
+
+def _binding_unless_damaged(path: Path) -> Binding | None:
+    try:
+        return binding_of(path)
+    except GonePartError:
+        raise
+    except DamagedPartError:
+        return None

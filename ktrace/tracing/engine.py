@@ -1,4 +1,4 @@
-"""What an engine is: from cases to scores."""
+"""What an engine is: from cases to scores. No torch here: stored cases are read without it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ktrace.facts import Span
-from ktrace.lm.model import LanguageModel
 from ktrace.tracing.mediators import Mediator
 
 # One array for each metric.
@@ -155,8 +154,3 @@ class Engine(Protocol):
         to put; so do heads that a layer has not.
         """
         ...
-
-
-def cells_shape(lm: LanguageModel, mediator: Mediator) -> tuple[int, ...]:
-    """Cells of a mediator at one place: `(n_layers,)`, of heads `(n_layers, n_heads)`."""
-    return (lm.n_layers, lm.most_heads) if mediator.has_heads else (lm.n_layers,)

@@ -6,19 +6,22 @@ Shapes: S noise samples; a batch has a clean row, and then blocks of S rows; n_l
 of the prompt.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ktrace.lm.edges import Cut, cutting
+from ktrace.lm.head import contiguous_to_head
 from ktrace.lm.hooks import Edit, hooked, keep
 from ktrace.lm.memory import fewer_samples, within_memory
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import METRICS
-from ktrace.tracing.engine import Baseline, Case, Scores, Shape, cells_shape
+from ktrace.tracing.cells import cells_shape
+from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.mediators import Cell, Mediator, sites_of
 from ktrace.tracing.noise import Noise
 from ktrace.tracing.scores import Targets, make_targets, score
@@ -42,6 +45,7 @@ class Change:
     head: tuple[int, int] = (0, 1)
 
 
+_KEEPS = "logits_to_keep"  # of a forward in transformers
 _CLEAN = slice(0, 1)  # the first row is the clean run; blocks of S rows follow it
 
 
@@ -51,11 +55,19 @@ class ReferenceEngine:
     The batch of every pass holds a clean row and then a block of corrupted rows, one for each noise
     sample. Restoring is copying the clean row's state into the others, in the same pass. To noise,
     a block of clean rows gets the states of a block of corrupted ones; to cut edges, its mask.
+
+    Args:
+        lm: the model.
+        noise: what corrupts.
+        few_logits: whether the model is asked for logits of the answer's tokens alone, where its
+            forward can be: those of every token cost as much as some blocks.
     """
 
-    def __init__(self, lm: LanguageModel, noise: Noise) -> None:
+    def __init__(self, lm: LanguageModel, noise: Noise, *, few_logits: bool = False) -> None:
         self.lm = lm
         self.noise = noise
+        takes = inspect.signature(type(lm.model).forward).parameters
+        self.few_logits = few_logits and _KEEPS in takes
 
     def cases_together(self, shape: Shape) -> int:
         """See `Engine.cases_together`: each case on its own."""
@@ -226,9 +238,14 @@ class ReferenceEngine:
                 noised[block, start:stop] = subject
             return noised
 
-        with hooked(self.lm.model, {self.lm.paths.embedding: add_noise, **edits}):
-            output = self.lm.model(input_ids=ids, use_cache=False)
-        logits: torch.Tensor = output.logits[:, -len(case.answer_ids) :]
+        n_answer = len(case.answer_ids)
+        kept = {_KEEPS: n_answer} if self.few_logits else {}
+        with (
+            contiguous_to_head(self.lm.model) if kept else nullcontext(),
+            hooked(self.lm.model, {self.lm.paths.embedding: add_noise, **edits}),
+        ):
+            output = self.lm.model(input_ids=ids, use_cache=False, **kept)
+        logits: torch.Tensor = output.logits[:, -n_answer:]
         return logits
 
     def _targets(self, case: Case, logits: torch.Tensor) -> Targets:

@@ -1,18 +1,20 @@
 """Stored states back out of a run, for all facts at once."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 import ktrace
 from ktrace.analysis.activations import load_activations
 from ktrace.errors import KtraceError
-from ktrace.store import RunFolders, StatesRecord
-from ktrace.store import part as part_module
-from ktrace.store import store as store_module
+from ktrace.store import ACTIVATIONS, RunFolders, StatesRecord
+from ktrace.store import opened as opened_module
+from ktrace.store.part import read_part
 from ktrace.terms import ROLE_KEYS, SITES
 from tests.support.stores import (
     CANDIDATES,
@@ -70,41 +72,71 @@ def test_rows_are_those_of_the_facts(folders: RunFolders, kind: str, role: str |
     np.testing.assert_array_equal(by_name.states, states)
 
 
-def test_one_fact(folders: RunFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Datasets that are opened from now on, by part."""
+    found: list[tuple[str, str]] = []
+    original = opened_module.bounded_dataset
+
+    def noting(owner: Any, name: str, size: int) -> Any:
+        found.append((owner.file.filename, f"{owner.name}/{name}"))
+        return original(owner, name, size)
+
+    monkeypatch.setattr(opened_module, "bounded_dataset", noting)
+    return found
+
+
+def test_one_fact(folders: RunFolders, read: list[tuple[str, str]]) -> None:
     """Its states alone are read: they are by far the largest field of a part."""
-    read = []
-    original = store_module.read_part
-
-    def counted(path: Path, schema: Any, names: Any, expected: Any = None) -> Any:
-        names = list(names)
-        read.append(names)
-        return original(path, schema, names, expected)
-
-    monkeypatch.setattr(store_module, "read_part", counted)
     index = 5
     found = load_activations(folders.run, "attn", 1, known_id=known_id(index))
     np.testing.assert_array_equal(found.states, activations(index, "attn")[1])
     assert found.known_ids.tolist() == [known_id(index)] * len(FACTS[index].tokens)
     assert len(folders.activations("clean").parts()) == 3
-    assert len([names for names in read if "attn" in names]) == 1
+    assert len([name for _, name in read if name == "/attn/values"]) == 1
 
 
 def test_the_work_grows_with_the_facts_alone(
-    folders: RunFolders, monkeypatch: pytest.MonkeyPatch
+    folders: RunFolders, read: list[tuple[str, str]]
 ) -> None:
     """Each part's states are read once, whatever is asked for."""
-    read = []
-    original = part_module.bounded_dataset
-
-    def noting(owner: Any, name: str, size: int) -> Any:
-        read.append((owner.file.filename, f"{owner.name}/{name}"))
-        return original(owner, name, size)
-
-    monkeypatch.setattr(part_module, "bounded_dataset", noting)
     load_activations(folders.run, "mlp", 2, "last")
     states = [filename for filename, name in read if name == "/mlp/values"]
     assert len(states) == len(set(states)) == 3
     assert not [name for _, name in read if name.startswith(("/hidden", "/attn"))]
+
+
+def test_other_layers_are_not_read(folders: RunFolders, tmp_path: Path) -> None:
+    """What lies there may be damaged, which is seen where it is asked for."""
+    shutil.copytree(folders.run.parent, tmp_path / "toy" / "made-up")
+    run = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
+    path = run.activations("corrupted").parts()[0]
+    content = path.read_bytes()
+    index = read_part(path, ACTIVATIONS["corrupted"], ["index"])[0]["index"]
+    second = np.ascontiguousarray(activations(index, "attn", kind="corrupted")[1, 1])
+    place = content.index(second.tobytes())
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    for layer in (0, 2):
+        found = load_activations(run.run, "attn", layer, None, "corrupted")
+        np.testing.assert_array_equal(found.states, expected(None, "attn", layer, "corrupted")[0])
+    with pytest.raises(KtraceError, match=r"damaged: .*checksum"):
+        load_activations(run.run, "attn", 1, None, "corrupted")
+
+
+def test_parts_without_sums_of_layers_are_read_as_a_whole(
+    folders: RunFolders, tmp_path: Path
+) -> None:
+    shutil.copytree(folders.run.parent, tmp_path / "toy" / "made-up")
+    run = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
+    for path in run.activations("clean").parts():
+        with h5py.File(path, "r+", locking=False) as file:
+            for site in SITES:
+                del file[site]["layer_crc32"]
+    for role in (None, "last"):
+        states, known_ids = expected(role, "mlp", 2, "clean")
+        found = load_activations(run.run, "mlp", 2, role)
+        np.testing.assert_array_equal(found.states, states)
+        assert found.known_ids.tolist() == known_ids
 
 
 def test_a_run_folder_is_found_from_inside(
@@ -237,7 +269,11 @@ def test_what_a_stranger_wrote_is_refused_in_a_line(tmp_path: Path) -> None:
     )
     for number, (changes, kept, message) in enumerate(
         (
-            ({"layers": np.arange(3)}, whole, "damaged: .* of known_id=1000, 'mlp' has other axes"),
+            (
+                {"layers": np.arange(3)},
+                whole,
+                "damaged: .*mlp has other axes .*: 2, not 3",
+            ),
             ({"positions": np.arange(4)}, whole, "damaged: .*'mlp' has other axes"),
             ({"roles": ("last",)}, whole, "damaged: .*'mlp' has other axes"),
             ({}, None, "damaged: .* does not say which states it holds"),

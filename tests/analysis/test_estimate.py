@@ -1,5 +1,9 @@
 """Estimators on the first three candidates of a store, whose numbers are worked out by hand."""
 
+import math
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from ktrace.analysis.clusters import (
 )
 from ktrace.analysis.estimate import AverageTotalEffect, average_total_effect
 from ktrace.analysis.peaks import average_peaks, peak_layers
-from ktrace.analysis.per_fact import TotalEffects
+from ktrace.analysis.per_fact import Sum, TotalEffects, fact_grids, reduce_mediator
 from ktrace.analysis.rows import Averaging
+from ktrace.analysis.stored import Survey, survey
 from ktrace.analysis.tables import fact_table
 from ktrace.store import RestoredRecord, RunFolders
 from ktrace.terms import METRICS
@@ -186,10 +191,11 @@ def test_the_table_of_facts(folders: RunFolders) -> None:
 
 
 def test_grids_hold_the_mean_of_every_cell(folders: RunFolders) -> None:
-    [hidden] = averages(folders).effects
+    grids = fact_grids(averages(folders).survey, "hidden", [*EFFECTS, 99])
+    assert grids.keys() == EFFECTS.keys()
     for index, row in EFFECTS.items():
         for number in range(len(METRICS)):  # they differ by a constant, which the effect cancels
-            np.testing.assert_array_equal(hidden.grids[index].mean[number, 0], row)
+            np.testing.assert_array_equal(grids[index][number, 0], row)
 
 
 def test_total_effect() -> None:
@@ -266,7 +272,7 @@ def test_positions_without_a_role_are_in_no_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pool", ["facts", "positions"])
 def test_the_order_of_the_parts_changes_no_bit(tmp_path: Path, pool: str) -> None:
-    """Facts come part by part; their sums are taken in the order of the dataset."""
+    """Facts come part by part."""
     found = []
     orders = ([[0, 1, 3, 4, 5]], [[0, 5], [1, 3, 4]], [[0, 4], [1, 5], [3]], [[0, 3, 5], [1, 4]])
     # Of sizes so different that float64 rounds their sums.
@@ -285,3 +291,58 @@ def test_the_order_of_the_parts_changes_no_bit(tmp_path: Path, pool: str) -> Non
         pd.testing.assert_frame_equal(samples, found[0][1], check_exact=True)
         pd.testing.assert_frame_equal(aie, found[0][2], check_exact=True)
         np.testing.assert_array_equal(by_sample, found[0][3])
+
+
+def test_a_sum_does_not_hang_on_its_order() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(500, 40)) * 10.0 ** generator.integers(-6, 7, size=(500, 40))
+    found, plain = set(), set()
+    for _ in range(20):
+        order = generator.permutation(len(values))
+        summed = Sum((40,))
+        for one in values[order]:
+            summed.add(one)
+        found.add(summed.total.tobytes())
+        plain.add(sum(values[order]).tobytes())
+    assert found == {np.array([math.fsum(column) for column in values.T]).tobytes()}
+    assert len(plain) > 1, "any sum would have passed"
+
+
+def test_a_sum_of_what_is_no_number_is_none() -> None:
+    summed = Sum((3,))
+    for one in ([1.0, np.nan, np.inf], [2.0, 1.0, 1.0]):
+        summed.add(np.array(one))
+    np.testing.assert_array_equal(summed.total, [3.0, np.nan, np.inf])
+
+
+def test_samples_are_let_go_fact_by_fact(folders: RunFolders) -> None:
+    """They are most of what a run holds; what is kept grows with facts alone."""
+    found = survey(folders, whole_dataset=False)
+    n_facts, n_samples, n_layers = 200, 40, 8
+    clean, one = found.clean[0], found.corrupted[0]
+    scores = {metric: np.zeros(n_samples) for metric in METRICS}
+    corrupted = replace(one, clean=scores, corrupted=scores)
+    made = Survey(
+        folders,
+        None,
+        {index: replace(clean, index=index) for index in range(n_facts)},
+        {index: replace(corrupted, index=index) for index in range(n_facts)},
+        {"hidden": frozenset(range(n_facts))},
+    )
+    shape = (n_samples, n_layers, 1, len(clean.tokens))
+    restored = {metric: np.zeros(shape, np.float32) for metric in METRICS}
+    places = np.arange(shape[-1])
+
+    def records() -> Iterator[RestoredRecord]:
+        for index in range(n_facts):
+            yield RestoredRecord(index, index, "hidden", places, restored)
+
+    tracemalloc.start()
+    try:
+        effects = reduce_mediator(made, "hidden", Averaging(), records())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert effects.totals.shape[0] == n_facts
+    samples_of_all = n_facts * n_samples * len(METRICS) * 6 * n_layers * 8
+    assert peak < 0.2 * samples_of_all

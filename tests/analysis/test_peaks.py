@@ -46,7 +46,7 @@ def effects_of(
         total_effects=np.full((n_facts, len(METRICS)), 0.8),
         clusters=clusters,
         relations=("",) * n_facts,
-        grids={},
+        peaks=np.zeros((n_facts, len(METRICS), 3)),
         groups=np.full((n_facts, len(METRICS), len(SOURCE_GROUPS), totals.shape[-1]), np.nan),
     )
 

@@ -5,8 +5,10 @@ import hashlib
 import json
 import re
 import shutil
+import tracemalloc
 import zlib
 from contextlib import nullcontext
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from ktrace.analysis.report.cells import (
     units,
 )
 from ktrace.analysis.rows import Averaging
+from ktrace.analysis.stored import batches, survey
 from ktrace.analysis.tables import fact_table
 from ktrace.analysis.tokens import visible
 from ktrace.store import CLEAN, RunFolders
@@ -196,6 +199,26 @@ def test_a_mediator_that_lacks_a_fact_is_marked_there(tmp_path: Path) -> None:
     effect = decoded(Page(written(folders)).scripts["cells-logit-0"])[0]
     missing = sum(N_LAYERS * len(FACTS[i].tokens) for i in CANDIDATES if i not in left)
     assert (effect == MISSING).sum() == missing
+
+
+def test_cells_wait_on_the_disk_and_leave_nothing_there(tmp_path: Path) -> None:
+    folders = write_run(tmp_path, KEYS)
+    found = survey(folders, whole_dataset=False)
+    [record] = (one for batch in batches(found, "hidden") for one in batch if one.index == 0)
+    wide = {metric: np.repeat(scores, 500, axis=1) for metric, scores in record.scores.items()}
+    cells, many = CellCollector(), [replace(record, scores=wide)] * 10
+    cells.add(found, "hidden", many)
+    tracemalloc.start()
+    try:
+        for _ in range(5):
+            cells.add(found, "hidden", many)
+        left, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    [one] = cells.of(["hidden"]).values()
+    assert one.nbytes > 10**5
+    assert left < one.nbytes
+    assert list(folders.analysis.iterdir()) == []
 
 
 def packed(budget: int, n_facts: int = 3 * CHUNK_FACTS) -> PackedCells:

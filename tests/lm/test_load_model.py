@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,25 @@ def test_a_folder_round_trip(model_folder: Path) -> None:
     assert lm.tokenizer("Cape")["input_ids"]
     assert not lm.model.training
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it tells what is mapped by its files")
+def test_processes_of_a_machine_share_a_checkpoints_pages(model_folder: Path) -> None:
+    """In the checkpoint's own dtype weights are its file, mapped: no process has a copy."""
+
+    def are_mapped(**options: Any) -> set[bool]:
+        lm = loaded(model_folder, device="cpu", **options)
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        mapped = [
+            range(*(int(end, 16) for end in line.split()[0].split("-")))
+            for line in lines
+            if line.endswith(f"{model_folder.name}/model.safetensors")
+        ]
+        places = [weight.data_ptr() for weight in lm.model.parameters()]
+        return {any(place in pages for pages in mapped) for place in places}
+
+    assert are_mapped() == {True}
+    assert are_mapped(dtype="float64") == {False}
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_shards_share_what_is_lacking_of_states_alone(
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     config: Compose, whole: Whole, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ktrace.store.store._PART_FACTS", 2)
+    monkeypatch.setattr("ktrace.store.writer._PART_FACTS", 2)
     original = activations.StateStore.record
     calls = []
 

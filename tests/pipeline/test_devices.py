@@ -15,8 +15,9 @@ from ktrace.pipeline import session
 from ktrace.pipeline.run import run
 from ktrace.tracing import engines
 from ktrace.tracing.engine import Use
+from ktrace.tracing.suffix.judge import judge
 from ktrace.tracing.suffix.limits import MEASURED, Limits
-from ktrace.tracing.suffix.proof import Verdict, judge
+from ktrace.tracing.suffix.verdicts import Verdict
 from tests.support.accelerator import Accelerator, mps_out_of_memory
 from tests.support.configs import Compose
 from tests.support.models import as_moved
@@ -90,7 +91,7 @@ def test_the_proof_runs_where_the_model_is(
     n_operations: list[int] = []
     verdicts: list[Verdict] = []
 
-    def proven(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
+    def proven(lm: LanguageModel, use: Use, limits: Limits, *rest: Any) -> Verdict:
         assert lm.device.type in ("cpu", "mps")
         before = accelerator.n_operations
         verdicts.append(judge(lm, use, limits))

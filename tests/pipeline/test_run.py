@@ -204,7 +204,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     folder = pipeline.run(asked).folder
     whole = {key: numbers(folder, key) for key in FIVE}
     shutil.rmtree(tmp_path / "out")
-    monkeypatch.setattr("ktrace.store.store._PART_FACTS", 2)
+    monkeypatch.setattr("ktrace.store.writer._PART_FACTS", 2)
     original = suffix.SuffixEngine.restored
     calls = []
 
@@ -368,7 +368,7 @@ def test_a_token_that_the_model_has_not_names_its_fact(
 def test_noise_beyond_the_dtype_is_an_error_not_a_result(
     config: Compose,
 ) -> None:
-    with pytest.raises(KtraceError, match=r"^known_id=100: the corrupted run gives no numbers"):
+    with pytest.raises(KtraceError, match=r"^known_id=101: the corrupted run gives no numbers"):
         pipeline.run(config("noise.std=1e300"))
 
 

@@ -15,7 +15,7 @@ from ktrace.pipeline import run as pipeline
 from ktrace.store import RESTORED, RunFolders, Store
 from ktrace.store.layout import UNRECORDED, provenance_of
 from ktrace.tracing import engines
-from ktrace.tracing.suffix.proof import Verdict
+from ktrace.tracing.suffix.verdicts import Verdict
 from tests.support.command import Ktrace, refused
 from tests.support.configs import Compose
 
@@ -45,7 +45,7 @@ def test_run_yaml_says_what_made_the_numbers(config: Compose, model_folder: Path
     assert "tokenizer.json" in content["model"]["tokenizer"]
     assert len(content["dataset"]["sha256"]) == 64
     assert content["device"]["device"] == "cpu"
-    assert content["engine"] == {"asked": "suffix", "used": "suffix"}
+    assert content["engine"] == {"asked": "suffix", "used": "suffix", "prove": "auto"}
     assert content["noise"]["level"] == 0.5
     assert content["noise"]["multiple"] == pytest.approx(0.5 / content["noise"]["sigma"])
     for package in ("torch", "matplotlib", "seaborn", "pyarrow"):
@@ -120,7 +120,8 @@ def test_the_engine_that_ran_is_told_and_proven_once(
 
     monkeypatch.setattr(engines, "judge", judge)
     folder = pipeline.run(config("stage=restore")).folder
-    assert read(folder / "run.yaml")["engine"] == {"asked": "suffix", "used": "reference"}
+    told = {"asked": "suffix", "used": "reference", "prove": "auto"}
+    assert read(folder / "run.yaml")["engine"] == told
     assert len(asked) == 1, "corrupted runs and restorations share an engine"
 
 

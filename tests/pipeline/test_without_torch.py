@@ -51,7 +51,7 @@ for command in commands:
 def test_what_reads_stores_alone_loads_no_torch(
     traced: Compose, own: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """With the model at hand, whose settings are compared; without it; and side by side."""
+    """With the model at hand, whose settings are compared; without it; side by side; complete."""
     made_up = write_run(tmp_path)
     here = (*own, "noise.samples=3", f"output_dir={traced().output_dir}")
     gone = ("model=auto", "model.path=nowhere/toy", "model.name=toy", "noise.samples=2")
@@ -62,6 +62,9 @@ def test_what_reads_stores_alone_loads_no_torch(
             *(sys.executable, "-c", PROGRAM, str(made_up.run), str(known_id(CANDIDATES[0]))),
             *("stage=analyze", *here, "then", "stage=analyze", *gone),
             *("then", "stage=compare", f"runs=[{','.join(both)}]"),
+            # Everything is stored: no model is loaded.
+            *("then", "stage=restore", *here),
+            *("then", "stage=status", *gone, "then", "stage=compact", *gone),
         ],
         capture_output=True,
         text=True,
@@ -73,3 +76,5 @@ def test_what_reads_stores_alone_loads_no_torch(
     assert "5 of 6 facts are candidates" in result.stdout
     assert (made_up.analysis / "aie.csv").is_file()
     assert "minus toy" in result.stdout
+    assert "seconds left" in result.stdout
+    assert "Parts of " in result.stdout

@@ -17,7 +17,7 @@ from ktrace.errors import DamagedPartError, KtraceError
 from ktrace.files import new_file, write_text
 from ktrace.store import ACTIVATIONS, CLEAN, Row
 from ktrace.store import RESTORED as ALL_RESTORED
-from ktrace.store import part as part_module
+from ktrace.store import opened as opened_module
 from ktrace.store.part import part_name, read_fingerprint, read_part, write_part
 from ktrace.store.schema import VERSION
 from ktrace.terms import SITES
@@ -237,7 +237,7 @@ def test_a_part_without_end_marker_is_refused(path: Path) -> None:
 def test_another_schema_version_is_refused_with_both_values(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(part_module, "VERSION", VERSION + 1)
+    monkeypatch.setattr(opened_module, "VERSION", VERSION + 1)
     # Not as damage, which would be set aside: another ktrace can read it.
     said = rf"schema version {VERSION}, this ktrace reads version {VERSION + 1}"
     with pytest.raises(KtraceError, match=said):
@@ -257,7 +257,7 @@ def test_a_part_that_cannot_be_reached_is_not_called_damaged(
     def refuse(*_: object, **__: object) -> h5py.File:
         raise OSError(5, "a disk that fails for now, or a network that is gone")
 
-    monkeypatch.setattr(part_module.h5py, "File", refuse)
+    monkeypatch.setattr(opened_module.h5py, "File", refuse)
     with pytest.raises(KtraceError, match="cannot be read: Input/output error"):
         read_part(path, RESTORED, ["index"])
 

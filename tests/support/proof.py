@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from ktrace.tracing import engines
-from ktrace.tracing.suffix import proof
-from ktrace.tracing.suffix.proof import Verdict
+from ktrace.tracing.suffix import judge
+from ktrace.tracing.suffix.verdicts import Verdict
 
 
 def skip_proof(replace: Callable[[object, str, object], None] = setattr) -> None:
@@ -12,10 +12,10 @@ def skip_proof(replace: Callable[[object, str, object], None] = setattr) -> None
     replace(
         engines,
         "judge",
-        lambda lm, use, limits: Verdict(packed=lm.d_embedding >= limits.pack_width),
+        lambda lm, use, limits, *rest: Verdict(packed=lm.d_embedding >= limits.pack_width),
     )
 
 
 def forget_verdicts() -> None:
     """Let models that have been judged be judged again."""
-    proof._VERDICTS.clear()
+    judge._VERDICTS.clear()

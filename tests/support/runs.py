@@ -35,7 +35,7 @@ import torch
 import ktrace.__main__ as command
 import ktrace.analysis.analyze, ktrace.lm.load, ktrace.pipeline.run
 from hydra.core.global_hydra import GlobalHydra
-from ktrace.store import claims, store
+from ktrace.store import claims, writer
 from tests.support.figures import NO_FIGURES
 from tests.support.proof import skip_proof
 
@@ -43,7 +43,7 @@ torch.set_num_threads(1)
 skip_proof()
 # Figures are looked at in other tests.
 ktrace.analysis.analyze.draw_figures = lambda *args, **options: NO_FIGURES
-store._PART_FACTS = 2
+writer._PART_FACTS = 2
 claims._POLL_SECONDS = 0.02
 for line in sys.stdin:
     order, _, rest = line.rstrip("\\n").partition(" ")

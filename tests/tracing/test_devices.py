@@ -14,7 +14,7 @@ import torch
 from accelerate import dispatch_model
 from torch import nn
 
-from ktrace.config import EngineConfig, NoiseConfig, NoiseKind
+from ktrace.config import EngineConfig, NoiseConfig, NoiseKind, Prove
 from ktrace.errors import KtraceError, NoMemoryLeftError
 from ktrace.lm.load import language_model
 from ktrace.lm.memory import MORE_ROOM
@@ -28,11 +28,10 @@ from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.noise import Noise, RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
 from ktrace.tracing.states import corrupted_states
-from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.engine import SuffixEngine
+from ktrace.tracing.suffix.judge import judge
 from ktrace.tracing.suffix.limits import MEASURED, Limits
 from ktrace.tracing.suffix.memory import head_rows_that_fit, rows_that_fit
-from ktrace.tracing.suffix.proof import judge
 from tests.support.accelerator import GIB, Accelerator, mps_out_of_memory, out_of_memory
 from tests.support.families import tiny_model
 from tests.support.models import all_states, as_moved, known_case, loaded, micro_llama
@@ -391,8 +390,7 @@ def test_every_word_for_it_is_taken_for_out_of_memory(
 
 def judged_anew(lm: LanguageModel) -> None:
     """The proof, which is kept for a model that is loaded."""
-    proof._VERDICTS.pop(lm.model, None)
-    judge(lm, Use(HIDDEN), SAME)
+    judge(lm, Use(HIDDEN), SAME, Prove.always)
 
 
 def test_out_of_memory_where_nothing_is_smaller_is_said_in_a_line(

@@ -14,8 +14,8 @@ from ktrace.tracing.engine import Case
 from ktrace.tracing.mediators import make_mediator
 from ktrace.tracing.noise import RandomNoise
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import proof
 from ktrace.tracing.suffix.engine import SuffixEngine
+from ktrace.tracing.suffix.expected import probe_noise
 from tests.support.families import NOT_REPLAYED, TINY_FAMILIES, mediators_of, tiny_model
 from tests.support.models import all_states, known_case
 from tests.support.places import ROOT
@@ -60,9 +60,9 @@ def test_the_probe_is_noisy_even_where_its_tokens_share_an_embedding() -> None:
     """Rows that no text reaches may be equal; without noise, a wrong engine would pass."""
     lm = language_model(tiny_model("GemmaForCausalLM"))
     rows = lm.embedding_weight[1:7].double().numpy() * np.sqrt(32)
-    assert proof.probe_noise(lm).scale == pytest.approx(3 * rows.std(ddof=1), rel=1e-5)
+    assert probe_noise(lm).scale == pytest.approx(3 * rows.std(ddof=1), rel=1e-5)
     lm.embedding_weight[1:7] = 0
-    assert proof.probe_noise(lm).scale == 1
+    assert probe_noise(lm).scale == 1
 
 
 def test_a_module_that_changes_its_output_later_is_recorded_as_it_was() -> None:

@@ -17,11 +17,13 @@ from ktrace.tracing.engine import Engine, Shape, Use
 from ktrace.tracing.engines import make_engine
 from ktrace.tracing.mediators import Mediator, make_mediator
 from ktrace.tracing.reference import ReferenceEngine
-from ktrace.tracing.suffix import plan, proof, runs, walk
+from ktrace.tracing.suffix import expected, judge, plan, runs, walk
 from ktrace.tracing.suffix.engine import SuffixEngine
 from ktrace.tracing.suffix.layout import BlockCall, Index
+from ktrace.tracing.suffix.limits import Limits
 from ktrace.tracing.suffix.plan import Cell
 from ktrace.tracing.suffix.runs import features_of
+from ktrace.tracing.suffix.verdicts import Verdict
 from tests.support.models import known_case, micro_llama
 from tests.support.proof import forget_verdicts
 from tests.tracing.agreement import (
@@ -55,8 +57,8 @@ def require_exact(lm: LanguageModel, engine: Engine, longest: int = LONGEST) -> 
     """On three facts in one group, of the longest length and of another."""
     for n_positions in (7, longest):
         cases = [known_case(lm, seed, n_positions) for seed in (1, 2, 3)]
-        expected = scores(ReferenceEngine(lm, NOISE), cases, HIDDEN)
-        assert largest_difference(scores(engine, cases, HIDDEN), expected) <= 1e-12
+        right = scores(ReferenceEngine(lm, NOISE), cases, HIDDEN)
+        assert largest_difference(scores(engine, cases, HIDDEN), right) <= 1e-12
 
 
 def llama() -> Any:
@@ -400,6 +402,23 @@ def test_what_is_wrongly_left_out_is_found(
     assert isinstance(engine_of(language_model(llama()), HIDDEN), ReferenceEngine)
 
 
+def test_mediators_of_some_roles_are_compared_where_they_act(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also at positions where no other is."""
+    lm = language_model(llama())
+    at_last_subject = [make_mediator("hidden", 1, positions=["last_subject"])]
+    assert isinstance(engine_of(lm, at_last_subject, longest=15), SuffixEngine)
+    original = walk.Walk._input
+
+    def nothing_restored(self: Any, step: Any, *rest: Any) -> Any:
+        nothing = [False] * len(step.joining_restored)
+        return original(self, replace(step, joining_restored=nothing), *rest)
+
+    monkeypatch.setattr(walk.Walk, "_input", nothing_restored)
+    assert isinstance(engine_of(lm, at_last_subject, longest=15), ReferenceEngine)
+
+
 def the_next_source(sources: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(source + 1 for source in sources)
 
@@ -453,18 +472,30 @@ def test_a_cut_in_one_layer_too_few_is_found(monkeypatch: pytest.MonkeyPatch) ->
     assert lm.n_layers - 1 in layers
 
 
+def judgements(monkeypatch: pytest.MonkeyPatch) -> list[list[Mediator]]:
+    """Whenever a model is judged, of which mediators."""
+    judged: list[list[Mediator]] = []
+    original = judge.proven
+
+    def proven(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
+        judged.append(list(use.mediators))
+        return original(lm, use, limits)
+
+    monkeypatch.setattr(judge, "proven", proven)
+    return judged
+
+
 def test_a_model_is_judged_once_for_a_use_and_again_when_it_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lm, judged = language_model(llama()), []
-    original = proof._judged
-    monkeypatch.setattr(proof, "_judged", lambda *rest: judged.append(1) or original(*rest))
+    lm, judged = language_model(llama()), judgements(monkeypatch)
     for _ in range(2):
         assert isinstance(judged_engine(lm, HIDDEN), SuffixEngine)
     assert len(judged) == 1
     judged_engine(lm, HIDDEN, longest=15)
     judged_engine(lm, ALL, longest=15)
-    assert len(judged) == 3
+    # Of more mediators those alone that are new.
+    assert judged[1:] == [HIDDEN, ALL[1:]]
     # Shorter prompts and fewer mediators hold with these; longer ones do not.
     judged_engine(lm, HIDDEN, longest=14)
     judged_engine(lm, ALL[1:3])
@@ -485,6 +516,37 @@ def test_suffixes_between_are_proven() -> None:
     assert isinstance(
         engine_of(language_model(between_the_longest_and_the_shortest()), HIDDEN), ReferenceEngine
     )
+
+
+def test_each_of_the_facts_meets_every_layer_and_every_length() -> None:
+    """In the long prompt each cell is compared on one of them."""
+    lm = language_model(micro_llama(8))
+    found = expected.expected_of_longest(lm, HIDDEN, Shape(40, 1))
+    cells = [set(of_case) for of_case in found.log_p]
+    assert not cells[0] & cells[1]
+    every = {(cell.layer, cell.place) for cell in cells[0] | cells[1]}
+    layers, places = (sorted(set(axis)) for axis in zip(*every, strict=True))
+    assert len(every) == len(layers) * len(places)
+    assert layers == [0, 4, 6]
+    for of_case in cells:
+        assert {cell.layer for cell in of_case} == set(layers)
+        assert {cell.place for cell in of_case} == set(places)
+
+
+def test_as_many_layers_are_walked_as_fill_a_pack() -> None:
+    lm = replace(language_model(micro_llama(8)), d_embedding=256)
+    walked = {
+        n_tokens: expected._filling(lm, HIDDEN, [0, 4, 6], n_tokens) for n_tokens in (20, 30, 128)
+    }
+    assert walked == {20: [0, 1, 2, 3, 4, 5, 6], 30: [0, 3, 4, 5, 6], 128: [0, 4, 6]}
+
+
+def test_logits_of_the_answer_alone_are_the_same() -> None:
+    lm = language_model(llama())
+    case = known_case(lm, 1, 9)
+    whole, few = (ReferenceEngine(lm, NOISE, few_logits=few) for few in (False, True))
+    assert (whole.few_logits, few.few_logits) == (False, True)
+    assert largest_difference(scores(few, [case], ALL), scores(whole, [case], ALL)) <= 1e-12
 
 
 def test_the_proof_asks_for_no_more_room_than_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.look import Look, Prompt
 from ktrace.analysis.peaks import peak_layers
-from ktrace.analysis.per_fact import MediatorEffects
+from ktrace.analysis.per_fact import MediatorEffects, fact_grids
 from ktrace.analysis.rows import rows
 from ktrace.analysis.tokens import shortened, visible
 from ktrace.errors import KtraceError
@@ -89,8 +89,7 @@ def _whole(
     for key in run.keys:
         on_page = key not in shown
         into.add(f"aie-{key}", heatmaps, aie, keys=[key], look=look, on_page=on_page, **titled)
-    for index in chosen:
-        _fact(run, into, shown, look, index)
+    _facts(run, into, shown, look, chosen)
     _severed(run, into, shown, metric, title)
     _windows(run, into, look)
     for key in filter(cuts_edges, run.keys):
@@ -263,23 +262,31 @@ def _fact_indices(run: RunAverages, facts: Sequence[int]) -> list[int]:
     return [by_id[known_id] for known_id in facts]
 
 
-def _fact(run: RunAverages, into: Drawing, shown: Sequence[str], look: Look, index: int) -> None:
-    fact, scores = run.survey.clean[index], run.survey.corrupted[index]
-    for one in run.effects:
-        if one.key not in shown or index not in one.grids:
-            continue
-        title = (
-            f"{run.names.model}: {mediator_title(one.key)}, fact {fact.known_id} "
-            f"({fact.attribute.strip()})\np clean {scores.clean['probability'].mean():.3f}, "
-            f"corrupted {scores.corrupted['probability'].mean():.3f}\n{_noise(run)}"
-        )
-        into.add(
-            f"fact-{fact.known_id}-{one.key}",
-            "heatmaps.fact_heatmap",
-            one.grids[index].mean[METRICS.index(look.metric)],
-            Prompt(fact.tokens, fact.span),
-            key=one.key,
-            title=title,
-            look=look,
-            on_page=False,
-        )
+def _facts(
+    run: RunAverages, into: Drawing, shown: Sequence[str], look: Look, indices: Sequence[int]
+) -> None:
+    """A heatmap of each fact and mediator."""
+    if not indices:
+        return
+    keys = [key for key in run.keys if key in shown]
+    grids = {key: fact_grids(run.survey, key, indices) for key in keys}
+    for index in indices:
+        fact, scores = run.survey.clean[index], run.survey.corrupted[index]
+        for key in keys:
+            if index not in grids[key]:
+                continue
+            title = (
+                f"{run.names.model}: {mediator_title(key)}, fact {fact.known_id} "
+                f"({fact.attribute.strip()})\np clean {scores.clean['probability'].mean():.3f}, "
+                f"corrupted {scores.corrupted['probability'].mean():.3f}\n{_noise(run)}"
+            )
+            into.add(
+                f"fact-{fact.known_id}-{key}",
+                "heatmaps.fact_heatmap",
+                grids[key][index][METRICS.index(look.metric)],
+                Prompt(fact.tokens, fact.span),
+                key=key,
+                title=title,
+                look=look,
+                on_page=False,
+            )

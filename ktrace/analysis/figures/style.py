@@ -211,7 +211,9 @@ def save(figure: Figure, stem: Path) -> Saved:
         # One note says it of all figures.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         # Laid out once, and drawn once for each kind: `savefig` would do both twice, each time.
-        figure.draw_without_rendering()
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            layout.execute(figure)
         figure.set_layout_engine("none")
         figure.set_dpi(_PIXELS_PER_INCH)
         for path, write in zip(paths, _WRITERS.values(), strict=True):

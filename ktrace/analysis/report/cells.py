@@ -11,7 +11,7 @@ n_samples, n_layers and n_positions, of a fact.
 import base64
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import TypedDict
 
@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from ktrace.analysis.clusters import Array
 from ktrace.analysis.intervals import t_quantile
-from ktrace.analysis.peaks import strongest_heads
-from ktrace.analysis.stored import Survey
+from ktrace.analysis.strongest import strongest_heads
 from ktrace.store import CorruptedRecord, RestoredRecord
 from ktrace.terms import METRICS, has_heads
 
@@ -97,34 +96,7 @@ def shown_in_full(n_traced: int) -> list[ShownMetric]:
     return [{"name": m, "decimals": DECIMALS[m][0], "n_facts": n_traced} for m in METRICS]
 
 
-@dataclass(frozen=True)
-class CellCollector:
-    """Reduces the noise samples of every cell while restorations are read for the averages."""
-
-    _cells: dict[int, Cells] = field(default_factory=dict)  # a column for each stored mediator
-    _keys: list[str] = field(default_factory=list)
-
-    def add(self, found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
-        """Take in some restorations of one mediator (`ktrace.analysis.averaged_run.Watch`)."""
-        self._keys[:] = found.restored
-        column = self._keys.index(key)
-        for record in (one.at_positions() for one in batch):
-            if record.index not in self._cells:
-                n_positions = len(found.clean[record.index].tokens)
-                shape = (len(METRICS), len(self._keys), _N_PLANES, record.shape[1], n_positions)
-                self._cells[record.index] = np.full(shape, np.nan, dtype=np.float32)
-            reduced = _reduced(record, found.corrupted[record.index], key)
-            self._cells[record.index][:, column][..., record.places] = reduced
-
-    def of(self, keys: Sequence[str]) -> dict[int, Cells]:
-        """Of some mediators, such as `mlp-w10`, by index; facts without one are not in it."""
-        if list(keys) == self._keys:
-            return dict(self._cells)
-        columns = [self._keys.index(key) for key in keys]
-        return {index: cells[:, columns] for index, cells in self._cells.items()}
-
-
-def _reduced(record: RestoredRecord, corrupted: CorruptedRecord, key: str) -> Array:
+def reduced_cells(record: RestoredRecord, corrupted: CorruptedRecord, key: str) -> Array:
     """Of one mediator, `(n_metrics, 4, n_layers, n_places)`; of each layer's strongest head."""
     base = corrupted.base(key)
     # (n_samples, n_metrics, n_layers, n_positions)
@@ -173,7 +145,7 @@ def pack_cells(
     Decimals are given up first, then metrics other than `metric`, and last the facts at the end.
 
     Args:
-        cells: from `read_cells`, by fact.
+        cells: by fact; each is asked for twice at most, and those that have no room once at most.
         corrupted: by fact and metric, the mean corrupted score.
         metric: what the run shows.
         budget: characters at most.
@@ -184,7 +156,8 @@ def pack_cells(
     # All metrics of a fact before the next facts: what does not fit is cut off at the end.
     for start in range(0, len(cells), CHUNK_FACTS):
         facts = range(start, min(start + CHUNK_FACTS, len(cells)))
-        blocks = {name: _chunk(cells, corrupted, facts, name, decimals[name]) for name in decimals}
+        own = [cells[fact] for fact in facts], [corrupted[fact] for fact in facts]
+        blocks = {name: _chunk(*own, name, decimals[name]) for name in decimals}
         left -= sum(len(block) + _CHUNK_FRAME for block in blocks.values())
         if left < 0:
             break
@@ -199,12 +172,13 @@ def _affordable(
     """Decimals of each metric that the page can have, by what some of the facts take."""
     step = max(1, len(cells) // (_SAMPLED_CHUNKS * CHUNK_FACTS))
     sampled = range(0, len(cells), step)
+    own = [cells[fact] for fact in sampled], [corrupted[fact] for fact in sampled]
     share = len(sampled) / len(cells)
     frames = _CHUNK_FRAME * -(-len(cells) // CHUNK_FACTS)
 
     @cache
     def size(name: str, decimals: int) -> float:
-        return len(_chunk(cells, corrupted, sampled, name, decimals)) / share + frames
+        return len(_chunk(*own, name, decimals)) / share + frames
 
     chosen = {name: DECIMALS[name][0] for name in METRICS}
     # Chunks deflate a little worse than the sample does in one piece.
@@ -228,16 +202,10 @@ def _affordable(
     return chosen
 
 
-def _chunk(
-    cells: Sequence[Cells],
-    corrupted: Sequence[Means],
-    facts: Sequence[int],
-    metric: str,
-    decimals: int,
-) -> str:
+def _chunk(cells: Sequence[Cells], corrupted: Sequence[Means], metric: str, decimals: int) -> str:
     row = METRICS.index(metric)
-    scores = [corrupted[fact][metric] for fact in facts]
-    return _encode([cells[fact][row] for fact in facts], scores, decimals)
+    scores = [fact[metric] for fact in corrupted]
+    return _encode([fact[row] for fact in cells], scores, decimals)
 
 
 def _encode(cells: Sequence[Cells], corrupted: Sequence[float], decimals: int) -> str:

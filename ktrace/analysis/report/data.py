@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ktrace.analysis.palettes import ramp_of
-from ktrace.analysis.peaks import subject_peak
 from ktrace.analysis.report.cells import (
     CHUNK_FACTS,
     MISSING,
@@ -21,7 +20,9 @@ from ktrace.analysis.report.cells import (
     ShownMetric,
     units,
 )
+from ktrace.analysis.report.collected import CellsInOrder, CollectedCells
 from ktrace.analysis.stored import Survey
+from ktrace.analysis.strongest import SubjectPeak
 from ktrace.analysis.tokens import visible
 from ktrace.store import CleanRecord, CorruptedRecord
 from ktrace.terms import (
@@ -42,13 +43,13 @@ class ReportedFact:
         record: its clean run.
         clean: means of its clean scores.
         corrupted: likewise.
-        cells: of every mediator.
+        peaks: of every mediator, the strongest effect inside the subject in each metric.
     """
 
     record: CleanRecord
     clean: Means
     corrupted: Means
-    cells: Cells
+    peaks: Sequence[Sequence[SubjectPeak]]
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,14 @@ class ReportedRun:
         n_samples: of the noise.
         facts: what was traced, in the order of the dataset.
         left_out: the other facts, with the reason.
+        cells: of each traced fact, of every mediator.
     """
 
     keys: Sequence[str]
     n_samples: int
     facts: Sequence[ReportedFact]
     left_out: Sequence[tuple[CleanRecord, str]]
-
-    @property
-    def cells(self) -> list[Cells]:
-        """Of each traced fact."""
-        return [fact.cells for fact in self.facts]
+    cells: Sequence[Cells]
 
     @property
     def corrupted(self) -> list[Means]:
@@ -157,7 +155,7 @@ class PageData(TypedDict):
     scores: Mapping[str, ScoreColumns]
 
 
-def reported_run(found: Survey, keys: Sequence[str], cells: Mapping[int, Cells]) -> ReportedRun:
+def reported_run(found: Survey, keys: Sequence[str], cells: CollectedCells) -> ReportedRun:
     """Put together what a page can hold.
 
     Args:
@@ -170,11 +168,12 @@ def reported_run(found: Survey, keys: Sequence[str], cells: Mapping[int, Cells])
         scores = found.corrupted.get(index)
         if scores is not None and index in cells:
             means = _means(scores.clean), _means(scores.corrupted)
-            facts.append(ReportedFact(record, *means, cells[index]))
+            facts.append(ReportedFact(record, *means, cells.peaks(index, record.span)))
         else:
             left_out.append((record, _why_left_out(record, scores)))
     n_samples = len(found.example.corrupted[METRICS[0]])
-    return ReportedRun(keys, n_samples, facts, left_out)
+    in_order = CellsInOrder(cells, [fact.record.index for fact in facts])
+    return ReportedRun(keys, n_samples, facts, left_out, in_order)
 
 
 def _why_left_out(record: CleanRecord, scores: CorruptedRecord | None) -> str:
@@ -205,7 +204,7 @@ def page_data(
         "metric": metric,
         "mediators": [_mediator_choice(key, palette) for key in run.keys],
         "roles": roles,
-        "n_layers": run.facts[0].cells.shape[-2],
+        "n_layers": run.cells[0].shape[-2],
         "n_samples": run.n_samples,
         "n_traced": len(run.facts),
         "chunk_facts": CHUNK_FACTS,
@@ -275,9 +274,7 @@ def _scores(run: ReportedRun, metric: str, decimals: int) -> ScoreColumns:
     peaks: list[list[int]] = []
     for fact in facts:
         of_fact: list[int] = []
-        # Of each mediator, (n_layers, n_positions).
-        for key, effects in zip(run.keys, fact.cells[row, :, 0], strict=True):
-            peak = subject_peak(effects, fact.record.span, metric, key)
+        for peak in (of_mediator[row] for of_mediator in fact.peaks):
             of_fact += [int(units([peak.effect], decimals)[0]), peak.layer, peak.position]
         peaks.append(of_fact)
     return {

@@ -16,7 +16,8 @@ from string import Template
 import yaml
 
 from ktrace.analysis.layers import RoleLayers
-from ktrace.analysis.report.cells import Cells, PackedCells, pack_cells, shown_in_full
+from ktrace.analysis.report.cells import PackedCells, pack_cells, shown_in_full
+from ktrace.analysis.report.collected import CollectedCells
 from ktrace.analysis.report.data import page_data, reported_run
 from ktrace.analysis.stored import Survey
 from ktrace.analysis.summary import Summary
@@ -41,7 +42,7 @@ _SCRIPTS = (
 def write_report(
     found: Survey,
     keys: Sequence[str],
-    cells: Mapping[int, Cells],
+    cells: CollectedCells,
     *,
     summary: Summary,
     figures: Callable[[], Sequence[Path]],

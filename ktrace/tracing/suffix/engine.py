@@ -12,7 +12,7 @@ rows for each case of a group, (case, sample), with the sample fastest.
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
@@ -24,11 +24,12 @@ from ktrace.lm.linear import onednn_products
 from ktrace.lm.memory import fewer_samples, is_out_of_memory, release
 from ktrace.lm.model import LanguageModel
 from ktrace.terms import SOURCE_GROUPS
-from ktrace.tracing.engine import Baseline, Case, Scores, Shape, cells_shape
+from ktrace.tracing.cells import cells_shape
+from ktrace.tracing.engine import Baseline, Case, Scores, Shape
 from ktrace.tracing.groups import UNIT_FACTS
 from ktrace.tracing.mediators import Mediator, sites_of
 from ktrace.tracing.noise import Noise
-from ktrace.tracing.suffix.grid import Grid, acted_on_alike, by_case, walking_together
+from ktrace.tracing.suffix.grid import Grid, Only, acted_on_alike, by_case, walking_together
 from ktrace.tracing.suffix.limits import MEASURED, Limits
 from ktrace.tracing.suffix.memory import rows_that_fit
 from ktrace.tracing.suffix.plan import Cell, Plan, make_plan, split, stretches
@@ -110,12 +111,9 @@ class SuffixEngine:
 
     @torch.inference_mode()
     def restored_at(
-        self, group: Sequence[Case], mediators: Sequence[Mediator], only: Collection[int] | None
+        self, group: Sequence[Case], mediators: Sequence[Mediator], only: Only | None
     ) -> Iterator[tuple[Case, Mapping[str, Scores]]]:
-        """As `restored`; of positions, states are put at these alone.
-
-        Others hold the scores of a mediator's base. Where edges are cut, every source counts.
-        """
+        """As `restored`, of some cells; others hold the scores of a mediator's base."""
         self.lm.paths.require(*sites_of(mediators))
 
         def restore(part: Sequence[Case], budget: int) -> list[tuple[Case, Mapping[str, Scores]]]:
@@ -207,7 +205,7 @@ class SuffixEngine:
         self,
         group: Sequence[Case],
         mediators: Sequence[Mediator],
-        only: Collection[int] | None,
+        only: Only | None,
         budget: int,
     ) -> list[tuple[Case, Mapping[str, Scores]]]:
         grids: list[tuple[list[int], Grid]] = []
@@ -266,4 +264,9 @@ class SuffixEngine:
         # More would cost more in attention, where a packed token meets all others; and of each base
         # row no more than keep attention small beside the products with weights.
         most = self.limits.enough(self.lm.device).tokens
-        return min(most, budget * runs.n_positions, runs.n_base * self.lm.d_embedding // 2)
+        return min(most, budget * runs.n_positions, runs.n_base * most_packed(self.lm))
+
+
+def most_packed(lm: LanguageModel) -> int:
+    """Tokens of a base row in a pack, at the most."""
+    return lm.d_embedding // 2

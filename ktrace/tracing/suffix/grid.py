@@ -4,11 +4,13 @@ Shapes: n_rows = n_cases x n_samples, (case, sample) with the sample fastest; n_
 """
 
 from collections.abc import Collection, Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ktrace.terms import METRICS
-from ktrace.tracing.engine import Case, Scores, cells_shape
+from ktrace.tracing.cells import cells_shape
+from ktrace.tracing.engine import Case, Scores
 from ktrace.tracing.mediators import Mediator, Place
 from ktrace.tracing.suffix.plan import Cell, Plan
 from ktrace.tracing.suffix.runs import Base, OnDevice, Runs
@@ -34,6 +36,18 @@ def acted_on_alike(group: Sequence[Case], mediator: Mediator) -> list[list[int]]
     return list(found.values())
 
 
+class Only(NamedTuple):
+    """Which cells of a grid are walked: the proof compares no others.
+
+    Attributes:
+        positions: where states are put. Where edges are cut, every source counts.
+        layers: around which mediators act.
+    """
+
+    positions: Collection[int]
+    layers: Collection[int]
+
+
 class Grid:
     """Scores of mediators that walk together, on cases that they act on alike.
 
@@ -44,7 +58,7 @@ class Grid:
         runs: of the cases.
         group: the cases.
         mediators: of one base, at the same places.
-        only: positions where alone states are put; None for all that the noise reaches.
+        only: which cells; None for all that the noise reaches.
     """
 
     def __init__(
@@ -52,7 +66,7 @@ class Grid:
         runs: Runs,
         group: Sequence[Case],
         mediators: Sequence[Mediator],
-        only: Collection[int] | None,
+        only: Only | None,
     ) -> None:
         case, lm = group[0], runs.lm
         self._n_cases = len(group)
@@ -65,6 +79,7 @@ class Grid:
             for mediator in mediators
             for sources in dict.fromkeys(self._sources(place) for place in self._cut_places)
             for layer in lm.paths.layers_with(mediator.site, lm.n_layers)
+            if only is None or layer in only.layers
             for head in range(lm.n_heads(layer) if mediator.has_heads else 1)
         ]
         self._lm, self._n_samples = lm, runs.n_samples
@@ -94,7 +109,7 @@ class Grid:
             query = self._first.query_position(self._span, self._n_positions)
             return [] if query is None else [query]
         reached = [place for place in self._places if place >= self._span.start]
-        return [p for p in reached if self._only is None or p in self._only]
+        return [p for p in reached if self._only is None or p in self._only.positions]
 
     def add(self, plan: Plan, positions: Sequence[int], scores: OnDevice) -> None:
         """Take what a walk gave.

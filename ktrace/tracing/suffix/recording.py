@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ktrace.errors import NotReplayedError
-from ktrace.lm.head import noting_tuples
+from ktrace.lm.head import contiguous_to_head, noting_tuples
 from ktrace.lm.hooks import Args, Edit, Kwargs, hooked, keep, module_at, removing
 from ktrace.lm.model import LanguageModel, Untyped
 from ktrace.lm.paths import INPUT
@@ -99,7 +99,7 @@ class Recorder:
             _kept_projections(lm, cache, (n_rows, n_positions)) as projections,
             hooked(lm.model, watched),
             noting_tuples(lm.blocks[-1]) as in_tuples,
-            _contiguous_to_head(lm),
+            contiguous_to_head(lm.model),
             hooked(lm.model, edits),
         ):
             logits = self._run(input_ids, cache, n_logits)
@@ -214,18 +214,3 @@ def _projections(lm: LanguageModel, layer: int) -> Iterator[tuple[str, nn.Module
         path = f"{attention}.{name}"
         if path != output and weight is not None and weight.ndim == 2 and not [*module.children()]:
             yield path, module
-
-
-@contextmanager
-def _contiguous_to_head(lm: LanguageModel) -> Iterator[None]:
-    """The last position is a strided view, which a CPU would multiply row by row."""
-
-    def make_contiguous(head: nn.Module, args: Args) -> Args:
-        return tuple(arg.contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args)
-
-    model: Untyped = lm.model
-    head = model.get_output_embeddings()
-    with ExitStack() as stack:
-        if head is not None:
-            stack.enter_context(removing(head.register_forward_pre_hook(make_contiguous)))
-        yield
