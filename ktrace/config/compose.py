@@ -6,6 +6,7 @@ One `OmegaConf.to_object` here; no `DictConfig` travels further in.
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -62,6 +63,13 @@ def register() -> None:
         ("prompt_name", _prompt_name),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    # Kept with the config, as the time is, so that it is drawn once for a sweep and its jobs.
+    OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True, use_cache=True)
+
+
+def _sweep_name() -> str:
+    """Another one at each call."""
+    return secrets.token_hex(4)
 
 
 def _hub_name(repository: object, *chosen: object) -> str:

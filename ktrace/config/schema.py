@@ -297,6 +297,9 @@ class RolesConfig:
 class AnalysisConfig:
     """How stored effects are averaged and shown."""
 
+    # Where tables and figures go, so that stores which cannot be written are analysed; null: into
+    # the run's folder.
+    folder: str | None = None
     partial: bool = False  # whether to take what is there of an unfinished run
     pool: Pool = Pool.facts
     palette: Palette = Palette.shared

@@ -1,6 +1,5 @@
 """A sweep in processes of this machine: shards side by side, a failing job among them."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from hydra.errors import MissingConfigException
 from ktrace.config.complaints import explain
 from tests.support.places import ROOT
 from tests.support.runs import RUN, STATES, contents
+from tests.support.sweeps import records
 
 
 def test_shards_run_side_by_side_and_a_failing_job_stays_alone(
@@ -37,8 +37,8 @@ def test_shards_run_side_by_side_and_a_failing_job_stays_alone(
         check=False,
     )
     assert ended.returncode == 1
-    records = [json.loads((jobs / number / "job.json").read_text()) for number in "012"]
-    assert [record["status"] for record in records] == ["done", "failed", "done"], ended.stderr
+    told = [record["status"] for record in records(jobs).values()]
+    assert told == ["done", "failed", "done"], ended.stderr
     assert "job 1 failed: shard='3/2' is out of range" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert contents(output / RUN) == contents(whole / RUN)
