@@ -256,7 +256,7 @@ class SweepReport(Callback):
         except (KtraceError, OmegaConfBaseException) as error:
             sys.exit(f"ktrace: {explain(error)}")
         if note := shares_stores(submitted):
-            log.info("%s", note)
+            log.warning("%s", note)  # Hydra lets no less through before the jobs
         command = current_command()
         command.sweep, command.submitted_before = sweep, _handed_over(sweep.folder)
 

@@ -25,7 +25,9 @@ def write_sweep(folder: Path, jobs: Sequence[Job]) -> Path:
     rows = [
         row for job, own in zip(jobs, own_overrides(jobs), strict=True) for row in _rows(job, own)
     ]
-    [path] = write_tables(folder, {"sweep": pd.DataFrame(rows, columns=list(_COLUMNS))})
+    # As objects: numbers stay whole where others lack them.
+    table: pd.DataFrame = pd.DataFrame(rows, columns=list(_COLUMNS), dtype=object)
+    [path] = write_tables(folder, {"sweep": table})
     return path
 
 
