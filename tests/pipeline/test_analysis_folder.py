@@ -1,4 +1,4 @@
-"""`analysis.folder`: stores that cannot be written are analysed and compared, and stay as they are."""
+"""`analysis.folder`: stores that cannot be written are analysed, compared, and stay as they are."""
 
 import errno
 import io
