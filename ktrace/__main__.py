@@ -102,6 +102,7 @@ def _in_one_line(command: Command) -> Iterator[None]:
     try:
         yield
     except (KtraceError, HydraException, OmegaConfBaseException) as error:
+        command.report_broken(error)
         sys.exit(f"ktrace: {explain(error)}")
     except BrokenPipeError:
         # A reader such as `head` has gone; the interpreter must not fail on it once more.
@@ -113,6 +114,7 @@ def _in_one_line(command: Command) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         is_term = isinstance(stop, Terminated)
         what = "terminated" if is_term else "interrupted"
+        command.report_interrupted(what)
         print(f"ktrace: {what}; the same command goes on where this run stopped", file=sys.stderr)
         sys.exit(128 + (signal.SIGTERM if is_term else signal.SIGINT))
     except Exception as error:

@@ -102,8 +102,12 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def require_writable(folder: Path) -> None:
+def require_writable(folder: Path, key: str = "output_dir") -> None:
     """Notice before the work, and without writing, that its results could not be kept.
+
+    Args:
+        folder: where they would go.
+        key: of the config, which placed it; for messages.
 
     Raises:
         KtraceError: the folder, or what it would be created in, is no folder or is read-only.
@@ -111,10 +115,10 @@ def require_writable(folder: Path) -> None:
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:  # a name that is too long, for one
-        raise KtraceError(f"output_dir: {folder} cannot be written: {error.strerror}") from error
+        raise KtraceError(f"{key}: {folder} cannot be written: {error.strerror}") from error
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "it is read-only" if existing.is_dir() else "it is not a folder"
-        raise KtraceError(f"output_dir: {folder} cannot be written: {existing}: {reason}")
+        raise KtraceError(f"{key}: {folder} cannot be written: {existing}: {reason}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,14 @@ from enum import Enum
 from typing import NamedTuple
 
 
-class Metric(Enum):
+class Choice(Enum):
+    """A value of a config by its name, also where `${...}` puts it into another value."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Metric(Choice):
     """What is scored of the answer where it is predicted; every run stores all of them.
 
     An answer of several tokens is read under teacher forcing: each token is scored given those
@@ -34,7 +41,7 @@ class Metric(Enum):
 METRICS = tuple(metric.value for metric in Metric)
 
 
-class Direction(Enum):
+class Direction(Choice):
     """Which run a mediator changes, and which it takes states from.
 
     Attributes:

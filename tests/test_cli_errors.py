@@ -15,6 +15,7 @@ import pytest
 from tests.support.command import Ended, Ktrace, refused
 from tests.support.configs import refusal
 from tests.support.places import ROOT
+from tests.support.sweeps import records
 
 
 def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> None:
@@ -408,7 +409,7 @@ def test_a_bad_job_does_not_stop_its_sweep(ktrace: Ktrace, own: tuple[str, ...])
     assert ended.code == 1
     assert "job 0 failed: noise.samples=0 is out of range" in ended.stderr
     assert "Traceback" not in ended.stderr
-    jobs = [json.loads(Path(f"jobs/{number}/job.json").read_text()) for number in (0, 1)]
+    jobs = list(records(Path("jobs")).values())
     assert [job["status"] for job in jobs] == ["failed", "done"]
     assert [job["model"] for job in jobs] == ["random", "random"]
 
@@ -448,7 +449,7 @@ def test_a_job_whose_name_cannot_be_told_fails_alone(ktrace: Ktrace, own: tuple[
     path = own[1].removeprefix("model.path=")
     ended = ktrace("-m", *own, f"model.path=???,{path}", "stage=filter", "hydra.sweep.dir=jobs")
     assert ended.code == 1
-    jobs = [json.loads(Path(f"jobs/{number}/job.json").read_text()) for number in (0, 1)]
+    jobs = list(records(Path("jobs")).values())
     assert [job["status"] for job in jobs] == ["failed", "done"]
     assert jobs[0]["message"] == "model.path is not set: give model.path=..."
 

@@ -30,7 +30,7 @@ from ktrace.analysis.tables import (
     sample_table,
 )
 from ktrace.files import write_text
-from ktrace.store import RestoredRecord
+from ktrace.store import RestoredRecord, RunFolders
 from ktrace.terms import METRICS, cuts_edges
 
 
@@ -58,7 +58,7 @@ class Analysis:
 
 
 def analyze(
-    run_folder: Path,
+    run_folder: Path | RunFolders,
     *,
     averaging: Averaging = Averaging(),  # noqa: B008  # frozen
     asked: Sequence[str] = (),
@@ -72,7 +72,8 @@ def analyze(
     """Analyse every mediator of a run that is complete for the chosen facts.
 
     Args:
-        run_folder: `outputs/<model>/<dataset>/<noise>`.
+        run_folder: `outputs/<model>/<dataset>/<noise>`, or its folders where the analysis goes
+            elsewhere.
         averaging: rows of the figures, and how positions are pooled.
         asked: mediators that must be complete, and that figures with several mediators show; those
             show all, where none is named or, with `partial`, none of them is stored. The tables
@@ -87,12 +88,13 @@ def analyze(
     Raises:
         KtraceError: nothing to analyse, an unfinished run, or parts of different settings.
     """
-    folder = run_folder / "analysis"
+    folders = run_folder if isinstance(run_folder, RunFolders) else RunFolders(run_folder)
+    folder = folders.analysis
     parquet, cells = folder / "effects.parquet", CellCollector()
     watch = _kept(parquet, cells)
     with artists() as drawers:
         run = average_run(
-            run_folder, averaging, asked=asked, limit=limit, partial=partial, watch=watch
+            folders, averaging, asked=asked, limit=limit, partial=partial, watch=watch
         )
         shown = [key for key in run.keys if key in asked] or run.keys
         into, look = Drawing(folder, drawers), Look(metric, palette)

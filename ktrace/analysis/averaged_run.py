@@ -169,7 +169,7 @@ def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def average_run(
-    run_folder: Path,
+    run_folder: Path | RunFolders,
     averaging: Averaging,
     *,
     asked: Sequence[str] = (),
@@ -180,7 +180,8 @@ def average_run(
     """Stream a run's stores and average them.
 
     Args:
-        run_folder: `outputs/<model>/<dataset>/<noise>`.
+        run_folder: `outputs/<model>/<dataset>/<noise>`, or its folders where the analysis goes
+            elsewhere.
         averaging: rows and pooling.
         asked: mediators that must be complete; others that are not are left out with a note.
         limit: only the first `limit` facts of the dataset.
@@ -190,7 +191,7 @@ def average_run(
     Raises:
         KtraceError: nothing to analyse, an unfinished run, or parts of different settings.
     """
-    folders = RunFolders(run_folder)
+    folders = run_folder if isinstance(run_folder, RunFolders) else RunFolders(run_folder)
     if folders.clean.fingerprint() is None:
         raise KtraceError(f"{folders.clean.folder} holds no clean runs: run stage=all first")
     found = survey(folders, limit, whole_dataset=True)
@@ -198,7 +199,7 @@ def average_run(
         raise KtraceError(f"{found.lacking[0]}: {_FINISH}, or set dataset.limit or {_PARTIAL}")
     if not found.candidates:
         raise KtraceError(
-            f"{run_folder}: none of the {len(found.clean)} facts is a candidate; nothing was "
+            f"{folders.run}: none of the {len(found.clean)} facts is a candidate; nothing was "
             f"traced ({write_candidates(folders, limit)} says what was predicted)"
         )
     chosen = _mediators(found, asked, partial)

@@ -92,7 +92,10 @@ def compare(
     with artists() as drawers:
         # Every run stays in memory: its facts at all positions, without the axis of noise samples.
         runs = _labelled(
-            [average_run(run, averaging, limit=limit, partial=partial) for run in folders]
+            [
+                average_run(RunFolders(run, folder), averaging, limit=limit, partial=partial)
+                for run in folders
+            ]
         )
         run_table, aie = _run_table(runs, metric), _aie_table(runs)
         differences, unpaired = _differences(runs, metric)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ktrace.files import write_text
 
-_RUNS = re.compile(r"[=+\-@\t\r]")  # what a formula begins with
+_RUNS = re.compile(r"[=+\-@\t\r\x1b]")  # what a formula begins with
 
 
 def _escaped(table: pd.DataFrame) -> pd.DataFrame:

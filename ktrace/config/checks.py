@@ -46,8 +46,14 @@ def check(config: RunConfig) -> None:
             )
     if not config.output_dir:
         raise KtraceError("output_dir is empty: name a folder, or . for this one")
-    if config.output_dir.startswith("~"):  # nobody means a folder of that name
-        raise KtraceError(f"output_dir={config.output_dir}: write the home folder out, as $HOME")
+    if config.analysis.folder == "":
+        raise KtraceError("analysis.folder is empty: name a folder, or . for this one")
+    for key, folder in (
+        ("output_dir", config.output_dir),
+        ("analysis.folder", config.analysis.folder),
+    ):
+        if folder and folder.startswith("~"):  # nobody means a folder of that name
+            raise KtraceError(f"{key}={folder}: write the home folder out, as $HOME")
     parse_shard(config.shard)
     _check_workers(config.engine.workers)
     _check_bounds(config)

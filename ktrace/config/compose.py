@@ -6,14 +6,18 @@ One `OmegaConf.to_object` here; no `DictConfig` travels further in.
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from string import Template
+from threading import Lock
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +29,10 @@ from ktrace.config.shard import resolved_shard
 from ktrace.errors import KtraceError
 
 HYDRA_VERSION_BASE = "1.3"  # whose defaults are meant
+
+# Keys of the dataset that hold somebody's words.
+_TEXT = ("prompt", "subject", "attribute", "also", "corrupted_prompt", "foil")
+_COMPOSING = Lock()  # Hydra keeps what it is composing for the whole process
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -55,6 +63,13 @@ def register() -> None:
         ("prompt_name", _prompt_name),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    # Kept with the config, as the time is, so that it is drawn once for a sweep and its jobs.
+    OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True, use_cache=True)
+
+
+def _sweep_name() -> str:
+    """Another one at each call."""
+    return secrets.token_hex(4)
 
 
 def _hub_name(repository: object, *chosen: object) -> str:
@@ -88,6 +103,11 @@ def to_run_config(config: DictConfig) -> RunConfig:
         KtraceError: a value out of range or two keys that exclude each other.
         omegaconf.errors.OmegaConfBaseException: a missing or mistyped value.
     """
+    _take_as_given(config)
+    return _checked(config)
+
+
+def _checked(config: DictConfig) -> RunConfig:
     run = OmegaConf.to_object(config)
     assert isinstance(run, RunConfig)
     _refuse_unknown(run)
@@ -97,6 +117,23 @@ def to_run_config(config: DictConfig) -> RunConfig:
     run.shard = resolved_shard(run.shard, os.environ)
     check(run)
     return run
+
+
+def _take_as_given(config: DictConfig) -> None:
+    """Let what people write about facts be what it is: `${...}` in a prompt is no interpolation."""
+    dataset = OmegaConf.to_container(config.dataset, resolve=False)
+    assert isinstance(dataset, dict)
+    for key in _TEXT:
+        given = dataset[key]
+        if isinstance(given, str):
+            config.dataset[key] = _literal(given)
+        elif isinstance(given, list):
+            config.dataset[key] = [_literal(text) for text in given]
+
+
+def _literal(text: str) -> str:
+    """Text that OmegaConf resolves to this text."""
+    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", text)
 
 
 def _refuse_unknown(part: object, prefix: str = "") -> None:
@@ -154,14 +191,31 @@ def composed(
     """
     with _one_line_errors():
         register()
-        with initialize_config_dir(
-            version_base=HYDRA_VERSION_BASE, config_dir=str(resource("conf"))
+        with (
+            _beside_others(),
+            initialize_config_dir(
+                version_base=HYDRA_VERSION_BASE, config_dir=str(resource("conf"))
+            ),
         ):
             found = compose("config", list(overrides))
+        _take_as_given(found)
         for group, entries in (values or {}).items():
             for key, value in entries.items():
-                OmegaConf.update(found, f"{group}.{key}", value)
-        return to_run_config(found)
+                literal = _literal(value) if isinstance(value, str) else value
+                OmegaConf.update(found, f"{group}.{key}", literal)
+        return _checked(found)
+
+
+@contextmanager
+def _beside_others() -> Iterator[None]:
+    """Leave the Hydra of a program around this one, or of a notebook, as it is."""
+    with _COMPOSING:
+        of_others = copy(GlobalHydra.instance())
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:
+            GlobalHydra.instance().hydra = of_others.hydra
 
 
 @contextmanager

@@ -1,18 +1,19 @@
 """The schema of `engine.*`: what computes the scores, and how it is held to be right."""
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
+from ktrace.terms import Choice
 
-class EngineName(Enum):
+
+class EngineName(Choice):
     """What computes the scores; every engine gives the same numbers."""
 
     suffix = "suffix"
     reference = "reference"
 
 
-class Prove(Enum):
+class Prove(Choice):
     """When the suffix engine is compared with the reference engine on the loaded model.
 
     `auto` takes a verdict that is known, in this process or beside the model's runs; `never` takes

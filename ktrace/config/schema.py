@@ -7,7 +7,6 @@ frozen only because OmegaConf would then refuse every override; nothing changes 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
@@ -15,10 +14,10 @@ from omegaconf import MISSING
 from ktrace.config.activations import ActivationsConfig
 from ktrace.config.engine import EngineConfig
 from ktrace.config.mediator import MediatorConfig
-from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Metric
+from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Choice, Metric
 
 
-class Stage(Enum):
+class Stage(Choice):
     """Where a run stops. Each stage first runs what it needs and does not find.
 
     `compare` runs nothing: it sets runs that are stored side by side. Nor does `status`, which says
@@ -36,7 +35,7 @@ class Stage(Enum):
     compact = "compact"
 
 
-class Dtype(Enum):
+class Dtype(Choice):
     """Number format that the model computes in; `auto` takes the checkpoint's own."""
 
     auto = "auto"
@@ -46,14 +45,14 @@ class Dtype(Enum):
     float16 = "float16"
 
 
-class Quantization(Enum):
+class Quantization(Choice):
     """Bits that weights are rounded to when they are loaded."""
 
     int8 = "int8"
     int4 = "int4"
 
 
-class NoiseKind(Enum):
+class NoiseKind(Choice):
     """How the subject's embeddings are corrupted; or, in a pair, which prompt is read instead."""
 
     gaussian = "gaussian"
@@ -66,7 +65,7 @@ class NoiseKind(Enum):
     pair = "pair"
 
 
-class Foil(Enum):
+class Foil(Choice):
     """What `logit_difference` compares the answer with.
 
     `corrupted` is the token that the corrupted run finds most probable, `replacement` the answer of
@@ -102,42 +101,42 @@ FOILS: Mapping[NoiseKind, Foil] = {
 _WINDOW = {"least": 1}
 
 
-class RoleScheme(Enum):
+class RoleScheme(Choice):
     """Rows of the heatmaps: six (`rome`) or four (`seed`)."""
 
     rome = "rome"
     seed = "seed"
 
 
-class SingleToken(Enum):
+class SingleToken(Choice):
     """Where the only token of a subject counts: under last subject alone, or under first, too."""
 
     last = "last"
     both = "both"
 
 
-class Pool(Enum):
+class Pool(Choice):
     """What weighs the same in an average: facts, or (as published) positions."""
 
     facts = "facts"
     positions = "positions"
 
 
-class Palette(Enum):
+class Palette(Choice):
     """Colours of the heatmaps: one for all mediators, or those of Meng et al. 2022."""
 
     shared = "shared"
     rome = "rome"
 
 
-class Relations(Enum):
+class Relations(Choice):
     """Which of the mediators shown get a figure with a panel for each relation."""
 
     first = "first"
     all = "all"
 
 
-class Interval(Enum):
+class Interval(Choice):
     """What intervals say was drawn: facts (or their clusters), or samples of the noise, too."""
 
     facts = "facts"
@@ -209,7 +208,7 @@ class NoiseConfig:
         return _PUBLISHED_MULTIPLE if self.multiple is None else self.multiple
 
 
-class Answer(Enum):
+class Answer(Choice):
     """How much of an answer is scored."""
 
     # As published, but for answers of several tokens: docs/datasets.md.
@@ -217,7 +216,7 @@ class Answer(Enum):
     full = "full"  # all of its tokens, each given those before it
 
 
-class Separator(Enum):
+class Separator(Choice):
     """What is put between a prompt and its answer; `auto` puts what the joined text needs."""
 
     auto = "auto"
@@ -225,7 +224,7 @@ class Separator(Enum):
     none = "none"
 
 
-class Bos(Enum):
+class Bos(Choice):
     """Whether a prompt that has a BOS token of its own gets the tokenizer's as well."""
 
     keep = "keep"
@@ -297,6 +296,9 @@ class RolesConfig:
 class AnalysisConfig:
     """How stored effects are averaged and shown."""
 
+    # Where tables and figures go, so that stores which cannot be written are analysed; null: into
+    # the run's folder.
+    folder: str | None = None
     partial: bool = False  # whether to take what is there of an unfinished run
     pool: Pool = Pool.facts
     palette: Palette = Palette.shared

@@ -3,11 +3,15 @@
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ktrace.config import DatasetConfig
 from ktrace.errors import KtraceError
 from ktrace.facts.fact import FactSet, fact_set
 from ktrace.facts.load import checked_facts
+
+if TYPE_CHECKING:
+    import datasets
 
 _SHOWN = 400  # characters of what `datasets` says
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -65,11 +69,31 @@ def _rows(dataset: DatasetConfig, asked: str) -> list[dict[str, object]]:
         if hasattr(builder.config, "keep_default_na"):
             # A CSV file's cell NA, None or null is the text that it is, as in a file of one's own.
             builder = datasets.load_dataset_builder(source, **options, keep_default_na=False)
+        _require_inside(builder, source, asked)
         builder.download_and_prepare()
         rows: list[dict[str, object]] = builder.as_dataset(split=dataset.split).to_list()
+    except KtraceError:
+        raise
     except Exception as error:  # a repository may hold anything, and each format fails its own way
         raise KtraceError(f"{asked}: {_said(error)}") from error
     return rows
+
+
+def _require_inside(builder: "datasets.DatasetBuilder", source: str, asked: str) -> None:
+    """Refuse files that a repository names and that lie elsewhere: here, or with somebody else.
+
+    Raises:
+        KtraceError: there is one.
+    """
+    inside = Path(source).resolve() if Path(source).is_dir() else None
+    for files in (builder.config.data_files or {}).values():
+        for file in map(str, files):
+            if inside is None:
+                is_own = file.startswith(f"hf://datasets/{source}@") and "/../" not in file
+            else:
+                is_own = "://" not in file and Path(file).resolve().is_relative_to(inside)
+            if not is_own:
+                raise KtraceError(f"{asked}: its data_files name {file}, which is not within it")
 
 
 def _said(error: BaseException) -> str:

@@ -5,6 +5,7 @@ Every complaint names the file and the record, or the config key.
 
 import http.client
 import logging
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from ktrace.files import new_file
 log = logging.getLogger(__name__)
 
 _DOWNLOAD_SECONDS = 60
+_MOST_BYTES = 2**30  # of a download: facts are text
+_SCHEMES = ("http", "https")
 _SHOWN = 20  # columns in a message
 
 
@@ -189,14 +192,24 @@ def _read(path: Path) -> bytes:
 
 
 def _download(path: Path, url: str) -> bytes:
+    scheme = urllib.parse.urlsplit(url).scheme
+    if scheme not in _SCHEMES:
+        raise KtraceError(
+            f"dataset.url begins with {scheme!r}: {' and '.join(_SCHEMES)} can be downloaded"
+        )
     try:
         with urllib.request.urlopen(url, timeout=_DOWNLOAD_SECONDS) as response:
-            content: bytes = response.read()
+            content: bytes = response.read(_MOST_BYTES + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise KtraceError(
             f"dataset.path={path} is not a file, and {url} cannot be downloaded ({error}); "
             "give a copy with dataset.path=..."
         ) from error
+    if len(content) > _MOST_BYTES:
+        raise KtraceError(
+            f"{url} gives more than {_MOST_BYTES // 2**20} MiB, which are no facts; give a copy "
+            "with dataset.path=..."
+        )
     return content
 
 

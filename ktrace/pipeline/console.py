@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ktrace.pipeline.jobs import DONE, Job
+from ktrace.pipeline.jobs import DONE, Job, failures, numbered, own_overrides
 from ktrace.terms import metric_title
 
 # A pipe or a log file has no width of its own.
@@ -183,20 +183,17 @@ def print_upkeep(upkeep: "Upkeep") -> None:
 
 
 def print_comparison(jobs: Sequence[Job]) -> None:
-    """One row for each job of a sweep and mediator; what failed stands below, with its reason."""
+    """One row for each job of a sweep and mediator; each reason of failures stands below, once."""
     table = Table(title="Sweep", title_justify="left")
     for name in ("job", "overrides", "model", "noise", "mediator"):
         table.add_column(name, overflow="fold")
     for name in ("facts", "candidates", "ATE", "peak at last subject", "peak at last"):
         table.add_column(name, justify="right")
-    # What all jobs share tells none of them apart.
-    shared = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
-    failed = []
+    told = dict(zip((job.job for job in jobs), own_overrides(jobs), strict=True))
     for job in jobs:
-        own = " ".join(text for text in job.overrides if text not in shared)
+        own = told[job.job]
         if job.status != DONE:
             table.add_row(job.job, own, job.model, "", "failed")
-            failed.append(f"job {job.job} ({own}) failed: {job.message}")
         elif job.summary is None:  # a stage before the analysis
             counts = (str((job.counts or {}).get(name, "")) for name in ("facts", "candidates"))
             table.add_row(job.job, own, job.model, "", "", *counts)
@@ -205,8 +202,9 @@ def print_comparison(jobs: Sequence[Job]) -> None:
                 table.add_row(job.job, own, *_cells(job.summary, key))
     console = _stdout(_UNBOUNDED)  # overrides may be long: who reads a file can scroll
     console.print(table)
-    for line in failed:
-        console.print(line, soft_wrap=True)
+    for message, alike in failures(jobs).items():
+        who = f"job {alike[0].job} ({told[alike[0].job]})" if len(alike) == 1 else numbered(alike)
+        console.print(f"{who} failed: {message}", soft_wrap=True)
 
 
 def _cells(summary: Mapping[str, Any], key: str) -> tuple[str, ...]:

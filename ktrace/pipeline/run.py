@@ -1,14 +1,16 @@
 """One run from its config: which stages it takes, and the analysis of what they stored."""
 
+import errno
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktrace.config import RunConfig, Stage
 from ktrace.config.identity import dataset_key, noise_key
+from ktrace.errors import KtraceError
 from ktrace.files import remove_stale, require_writable
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from ktrace.analysis.rows import Averaging
 
 log = logging.getLogger(__name__)
+
+_ELSEWHERE = "analysis.folder"
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 @dataclass(frozen=True)
@@ -58,20 +63,19 @@ def run(config: RunConfig) -> Outcome:
         runs = [config.runs] if isinstance(config.runs, str) else config.runs
         return compare_runs(config, runs)
     mediators = make_mediators(config.mediator)
-    dataset = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
-    folders = RunFolders(dataset / noise_key(config.noise))
+    folders = _folders(config)
     keys = tuple(mediator.key for mediator in mediators)
     counts: dict[str, int] = {}
     if config.stage is Stage.status:
         return Outcome(folders.run, keys, None, {}, upkeep=status_of(config, folders, keys))
     if config.stage is Stage.compact:
         return Outcome(folders.run, keys, None, {}, upkeep=compact_run(folders))
-    require_writable(folders.run)
-    with RunLog(config, folders) as run_log:
+    _require_writable(config, folders)
+    with _naming_elsewhere(config), RunLog(config, folders) as run_log:
         if config.stage is Stage.analyze:
             require_same_settings(config, folders)
         else:
-            remove_stale(dataset)
+            remove_stale(folders.run.parent)
             counts, is_whole = run_stages(config, folders, mediators, run_log)
             if not is_whole:
                 log.info("shard=%s is done; the last shard to end draws the figures", config.shard)
@@ -80,6 +84,51 @@ def run(config: RunConfig) -> Outcome:
                 return Outcome(folders.run, keys, None, counts, candidates=candidates)
         with run_log.timed("analyze"):
             return Outcome(folders.run, keys, _analyze(config, folders, keys), counts)
+
+
+def _folders(config: RunConfig) -> RunFolders:
+    dataset = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
+    elsewhere = config.analysis.folder
+    return RunFolders(dataset / noise_key(config.noise), Path(elsewhere) if elsewhere else None)
+
+
+def analysis_folder(config: RunConfig) -> Path:
+    """Where the tables and figures of a run or a comparison go."""
+    if config.stage is Stage.compare:
+        return _comparison_folder(config)
+    return _folders(config).analysis
+
+
+def _comparison_folder(config: RunConfig) -> Path:
+    return Path(config.analysis.folder or Path(config.output_dir) / "comparison")
+
+
+def _require_writable(config: RunConfig, folders: RunFolders) -> None:
+    if folders.elsewhere is not None:
+        require_writable(folders.elsewhere, _ELSEWHERE)
+    if folders.elsewhere is None or config.stage is not Stage.analyze:
+        try:
+            require_writable(folders.run)
+        except KtraceError as error:
+            raise KtraceError(f"{error}{_hint(config)}") from error
+
+
+@contextmanager
+def _naming_elsewhere(config: RunConfig) -> Iterator[None]:
+    """Say what to do about stores that turn out to be read-only."""
+    try:
+        yield
+    except KtraceError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in _READ_ONLY:
+            raise
+        raise KtraceError(f"{error}{_hint(config)}") from cause
+
+
+def _hint(config: RunConfig) -> str:
+    if config.analysis.folder is not None:
+        return ""
+    return f"; stage=analyze {_ELSEWHERE}=... puts the analysis of stored runs elsewhere"
 
 
 def _candidates(folders: RunFolders, limit: int | None) -> Path:
@@ -95,7 +144,7 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
     # who looked first must not be the last to write.
     with _alone(folders):
         return analyze(
-            folders.run,
+            folders,
             averaging=_averaging(config),
             asked=keys,
             limit=config.dataset.limit,
@@ -110,7 +159,7 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
 def _alone(folders: RunFolders) -> AbstractContextManager[None]:
     if not folders.run.is_dir():  # nothing to analyse, which is an error that leaves no folder
         return nullcontext()
-    return one_at_a_time(folders.run, "analyses the same run")
+    return one_at_a_time(folders.elsewhere or folders.run, "analyses the same run")
 
 
 def _averaging(config: RunConfig) -> "Averaging":
@@ -130,7 +179,7 @@ def _averaging(config: RunConfig) -> "Averaging":
 
 
 def compare_runs(config: RunConfig, runs: Sequence[str]) -> Outcome:
-    """Set stored runs side by side, in `<output_dir>/comparison`.
+    """Set stored runs side by side, in `analysis.folder` or `<output_dir>/comparison`.
 
     Args:
         config: how they are averaged and shown.
@@ -141,8 +190,8 @@ def compare_runs(config: RunConfig, runs: Sequence[str]) -> Outcome:
     """
     from ktrace.analysis.compare import compare
 
-    folder = Path(config.output_dir) / "comparison"
-    require_writable(folder)
+    folder = _comparison_folder(config)
+    require_writable(folder, _ELSEWHERE if config.analysis.folder else "output_dir")
     comparison = compare(
         runs,
         folder,

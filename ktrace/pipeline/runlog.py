@@ -13,7 +13,7 @@ from types import TracebackType
 
 import yaml
 
-from ktrace.config import RunConfig
+from ktrace.config import RunConfig, Stage
 from ktrace.errors import KtraceError
 from ktrace.files import write_text
 from ktrace.pipeline.origin import git_commit, package_versions
@@ -32,6 +32,9 @@ class RunLog:
         host = re.sub(r"[^A-Za-z0-9.-]", "_", platform.node()) or "unknown"
         self.name = f"{now:%Y%m%dT%H%M%S.%fZ}-{host}-{os.getpid()}"
         self._folders = folders
+        # Beside an analysis that leaves the stores' folder alone.
+        is_apart = config.stage is Stage.analyze and folders.elsewhere is not None
+        self._runs = folders.analysis / "runs" if is_apart else folders.runs
         self._clock = time.monotonic()
         self._adds_numbers = False
         self._ending: dict[str, object] = {"status": "started"}
@@ -97,7 +100,7 @@ class RunLog:
     def _write(self) -> None:
         content = {**self._ending, **self._about, "wall_seconds_by_stage": self._seconds}
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        write_text(self._folders.runs / f"{self.name}.yaml", text)
+        write_text(self._runs / f"{self.name}.yaml", text)
         if self._adds_numbers:
             write_text(self._folders.run_yaml, text)
 

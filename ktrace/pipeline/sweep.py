@@ -1,7 +1,8 @@
-"""Multiruns: each job leaves a `job.json`, and the sweep ends with one table.
+"""Multiruns: each job leaves a record, and the sweep ends with one table.
 
-The report reads the files, not this process's memory, so it works whatever launcher ran the jobs.
-A job writes its file before it starts: one that is killed is seen to have no end.
+The report reads the records, not this process's memory, so it works whatever launcher ran the jobs.
+A job writes its own before it starts: one that is killed is seen to have no end. One that was
+submitted and left none has failed, too.
 """
 
 import glob
@@ -9,12 +10,13 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -25,8 +27,24 @@ from ktrace.config.complaints import explain
 from ktrace.config.compose import to_run_config
 from ktrace.errors import KtraceError, Terminated
 from ktrace.files import require_writable
-from ktrace.pipeline.jobs import DONE, Job, jobs_in
+from ktrace.pipeline.jobs import (
+    DONE,
+    FAILED,
+    GOES_ON,
+    STARTED,
+    Job,
+    Sweep,
+    failures,
+    numbered,
+)
 from ktrace.pipeline.signals import ended_by_signals
+from ktrace.pipeline.swept import (
+    analysis_overrides,
+    require_own_places,
+    shares_stores,
+    submitted_by,
+    variant,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,58 +58,96 @@ class Command:
     Attributes:
         wants_traceback: whether errors are shown as they are.
         is_composed: whether its config stands: from here on, an unknown error is a bug.
-        sweep: folder of the multirun that is under way.
+        sweep: the multirun that is under way.
+        submitted_before: what other multiruns have handed to Slurm from the same folder.
         failed: numbers of the sweep's jobs that ended without a result.
-        told: those whose failure was logged.
+        told: reasons for it that were logged.
     """
 
     wants_traceback: bool = False
     is_composed: bool = False
-    sweep: Path | None = None
+    sweep: Sweep | None = None
+    submitted_before: Collection[Path] = ()
     failed: list[str] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
-    def tell(self, job: Job) -> None:
-        """Log once why a job has no result."""
-        if job.job not in self.told:
-            self.told.add(job.job)
-            log.error("job %s failed: %s", job.job, job.message)
-
-    def report(self, submitted: Sequence[str] = ()) -> list[Job]:
-        """End the sweep: print its table, and note which jobs failed.
+    def tell(self, job: Job, sweep: Sweep) -> None:
+        """Log why a job has no result, unless another one has the same reason.
 
         Args:
-            submitted: numbers of jobs that a launcher has taken, though some may never have begun.
+            job: before its record says so.
+            sweep: whose other jobs may run in other processes.
+        """
+        elsewhere = () if self.sweep else {other.message for other in sweep.begun().values()}
+        if job.message not in self.told and job.message not in elsewhere:
+            log.error("job %s failed: %s", job.job, job.message)
+        self.told.add(job.message)
+
+    def report(self, why_lost: str = "it left no record") -> list[Job]:
+        """End the sweep: print its table, write it, and note which jobs failed.
+
+        Args:
+            why_lost: why jobs have no record that were submitted.
         """
         from ktrace.pipeline.console import print_comparison
+        from ktrace.pipeline.sweep_file import write_sweep
 
         assert self.sweep is not None
-        folder, self.sweep = self.sweep, None
-        lost = {number: Job(number).failed("ended before it began") for number in submitted}
-        jobs = sorted((lost | jobs_in(folder)).values(), key=lambda job: int(job.job))
-        for job in jobs:
-            if job.status != DONE:
-                self.tell(job)  # it may have failed in another process
-                self.failed.append(job.job)
+        sweep, on_slurm, self.sweep = self.sweep, bool(self._on_slurm()), None
+        began = sweep.begun()
+        jobs = sweep.jobs(why_lost)
+        for message, alike in failures(jobs).items():
+            # A process of this machine has told it here itself.
+            is_told = not on_slurm and any(
+                int(job.job) in began and job.status == FAILED for job in alike
+            )
+            if message not in self.told and not is_told:
+                log.error("%s failed: %s", numbered(alike), message)
+        self.failed += [job.job for job in jobs if job.status != DONE]
         print_comparison(jobs)
-        print(f"wrote {folder}")
+        print(f"wrote {sweep.folder}: {write_sweep(sweep.folder, jobs).name}")
         return jobs
 
     def report_broken(self, error: Exception) -> bool:
         """Report on a sweep whose launcher gave up, as it does on the first job that was lost.
 
-        The other jobs go on without it. They are waited for, so that the report tells how they
-        ended.
+        On Slurm the other jobs go on without it. They are waited for, so that the report tells how
+        they ended.
 
         Returns:
-            Whether there was a sweep.
+            Whether the report tells it: not where no job began, or where all are well.
         """
         if self.sweep is None:
             return False
-        jobs = self.report(_wait_for_submitted(self.sweep))
-        if all(job.status == DONE for job in jobs):  # then it is not about a job
-            raise error
-        return True
+        handed = self._on_slurm()
+        _wait_for(handed)
+        if not handed and not self.sweep.begun():
+            self.sweep = None
+            return False
+        stopped = f"it did not begin: the launcher stopped ({explain(error)})"
+        jobs = self.report("ended before it began" if handed else stopped)
+        return any(job.status != DONE for job in jobs)
+
+    def report_interrupted(self, what: str) -> None:
+        """Report on a sweep that a signal ended, and with it the jobs in processes of this machine.
+
+        Args:
+            what: the signal did, such as "interrupted".
+        """
+        if self.sweep is None:
+            return
+        if self._on_slurm():
+            self.report(f"{what} before it began; Slurm may still run it (scancel ends it)")
+            return
+        for job in self.sweep.begun().values():
+            if job.status == STARTED:  # its launcher has killed it
+                self.sweep.write(job.failed(f"{what}; {GOES_ON}"))
+        self.report(f"{what} before it began")
+
+    def _on_slurm(self) -> list[Path]:
+        """Files that name the jobs which this sweep has handed to Slurm."""
+        assert self.sweep is not None
+        return sorted(_handed_over(self.sweep.folder) - set(self.submitted_before))
 
 
 # Hydra makes the callback and calls the jobs itself, with nothing but their config: this is where
@@ -136,31 +192,35 @@ def run_job(config: DictConfig) -> None:
     # The name may hang on a key that is not set, which `to_run_config` then explains.
     name = OmegaConf.select(config, "model.name", throw_on_resolution_failure=False)
     job = Job(str(hydra.job.num), list(hydra.overrides.task), str(name or ""))
-    folder = Path(hydra.runtime.output_dir)
+    sweep, command = Sweep.of(hydra, Path(str(hydra.runtime.cwd))), current_command()
     with ended_by_signals():
-        job.write(folder)
+        sweep.write(job)
         try:
-            job = _ended(config, job)
+            job = _ended(config, job, sweep)
         except KeyboardInterrupt as stop:
             told = "terminated" if isinstance(stop, Terminated) else "interrupted"
-            job = job.failed(f"{told}; the same command goes on where this job stopped")
+            job = job.failed(f"{told}; {GOES_ON}")
             # Ctrl-C, and any signal in the command's own process, are meant for the whole sweep.
-            if current_command().sweep is not None or told == "interrupted":
-                job.write(folder)
+            if command.sweep is not None or told == "interrupted":
+                sweep.write(job)
                 raise
-        job.write(folder)
+        if job.status != DONE:
+            command.tell(job, sweep)
+        sweep.write(job)
     if job.status == DONE:
         log.info("job %s done: %s", job.job, " ".join(job.overrides))
-    else:
-        current_command().tell(job)
 
 
-def _ended(config: DictConfig, job: Job) -> Job:
+def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
     from ktrace.pipeline.console import print_upkeep
-    from ktrace.pipeline.run import run
+    from ktrace.pipeline.run import analysis_folder, run
 
     try:
-        outcome = run(to_run_config(config))
+        own = to_run_config(config)
+        apart = variant(analysis_overrides(job.overrides, sweep.submitted()))
+        if apart and own.analysis.folder is None:
+            own.analysis.folder = f"{analysis_folder(own)}{apart}"
+        outcome = run(own)
         if outcome.upkeep is not None:
             print_upkeep(outcome.upkeep)
     except (KtraceError, OmegaConfBaseException) as error:
@@ -173,6 +233,7 @@ def _ended(config: DictConfig, job: Job) -> Job:
         status=DONE,
         message="",
         folder=str(outcome.folder),
+        analysis=None if outcome.upkeep else str(analysis_folder(own)),
         mediators=list(outcome.mediator_keys),
         counts=dict(outcome.counts),
         summary=outcome.analysis.summary if outcome.analysis else None,
@@ -187,42 +248,62 @@ class SweepReport(Callback):
         try:
             if not config.output_dir:
                 raise KtraceError("output_dir is empty: name a folder, or . for this one")
-            folder = Path(str(config.hydra.sweep.dir))
-            require_writable(folder)
+            sweep = Sweep.of(config.hydra)
+            require_writable(sweep.folder)
+            submitted = submitted_by(config)
+            require_own_places(config, submitted)
+            sweep.begin(submitted)
         except (KtraceError, OmegaConfBaseException) as error:
             sys.exit(f"ktrace: {explain(error)}")
-        current_command().sweep = folder
+        if note := shares_stores(submitted):
+            log.warning("%s", note)  # Hydra lets no less through before the jobs
+        command = current_command()
+        command.sweep, command.submitted_before = sweep, _handed_over(sweep.folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """See Hydra's callbacks. What it raises Hydra would only warn of, so this exits."""
         jobs = current_command().report()
         if not config.compare or any(job.status != DONE for job in jobs):
             return
-        from ktrace.pipeline.console import print_compared
-        from ktrace.pipeline.run import compare_runs
+        try:
+            _compare(config, jobs)
+        except (KtraceError, OmegaConfBaseException) as error:
+            sys.exit(f"ktrace: {explain(error)}")
 
-        folders = list(dict.fromkeys(glob.escape(str(job.folder)) for job in jobs))
-        own = config.copy()
+
+def _compare(config: DictConfig, jobs: Sequence[Job]) -> None:
+    """Compare what jobs stored: those of one analysis with each other."""
+    from ktrace.pipeline.console import print_compared
+    from ktrace.pipeline.run import compare_runs
+
+    submitted = [job.overrides for job in jobs]
+    alike: dict[str, list[Job]] = {}
+    for job in jobs:
+        alike.setdefault(variant(analysis_overrides(job.overrides, submitted)), []).append(job)
+    loader = GlobalHydra.instance().config_loader()
+    for apart, same in alike.items():
+        own = loader.load_sweep_config(config, list(same[0].overrides))
         with open_dict(own):
             del own["hydra"]  # of no job, so that parts of it are not set
             own.shard = "1/1"  # all of what the jobs stored, whoever did which part of it
-        try:
-            outcome = compare_runs(to_run_config(own), folders)
-        except (KtraceError, OmegaConfBaseException) as error:
-            sys.exit(f"ktrace: {explain(error)}")
+            own.analysis.folder = f"{config.output_dir}/comparison{apart}"
+        folders = list(dict.fromkeys(glob.escape(str(job.folder)) for job in same))
+        outcome = compare_runs(to_run_config(own), folders)
         assert outcome.comparison is not None
         print_compared(outcome.comparison)
 
 
-def _wait_for_submitted(folder: Path) -> list[str]:
-    """Numbers of the jobs that a sweep has handed to Slurm, when all of them have ended."""
-    files = sorted(folder.glob(".submitit/*/*_submitted.pkl"))  # only their names are read
-    if not files:
-        return []
+def _handed_over(folder: Path) -> set[Path]:
+    return set(folder.glob(".submitit/*/*_submitted.pkl"))  # only their names are read
+
+
+def _wait_for(handed: Sequence[Path]) -> None:
+    """Wait until the jobs have ended that a sweep has handed to Slurm."""
+    if not handed:
+        return
     from submitit import SlurmJob  # of the extra `cluster`, which submitted them
 
-    identifiers = [path.name.removesuffix("_submitted.pkl") for path in files]
     log.info("waiting for the other jobs of this sweep")
-    for path, identifier in zip(files, identifiers, strict=True):
+    for path in handed:
+        identifier = path.name.removesuffix("_submitted.pkl")
         SlurmJob[None](path.parent.parent / "%j", identifier).wait()
-    return [identifier.rpartition("_")[2] for identifier in identifiers]

@@ -16,9 +16,11 @@ class RunFolders:
 
     Attributes:
         run: the folder of one noise; the clean store is its neighbour, shared by every noise.
+        elsewhere: where the analysis goes, if not into the run's folder.
     """
 
     run: Path
+    elsewhere: Path | None = None
 
     @property
     def clean(self) -> Store:
@@ -60,7 +62,7 @@ class RunFolders:
     @property
     def analysis(self) -> Path:
         """Tables and figures."""
-        return self.run / "analysis"
+        return self.elsewhere or self.run / "analysis"
 
     @property
     def run_yaml(self) -> Path:

@@ -1,6 +1,5 @@
 """Sweeps: one table at the end, a failed job that stays alone, and what is kept on SIGTERM."""
 
-import json
 import os
 import re
 import signal
@@ -17,11 +16,13 @@ from ktrace.__main__ import main
 from ktrace.config import RunConfig
 from ktrace.pipeline import run as pipeline
 from ktrace.pipeline import sweep
+from ktrace.pipeline.jobs import Sweep
 from ktrace.store import RunFolders
 from ktrace.tracing.suffix import engine as suffix
 from tests.support.configs import Compose
 from tests.support.known_facts import save_random_model, write_known_facts
 from tests.support.signals import signalled_where_it_is_dropped
+from tests.support.sweeps import records
 
 pytestmark = pytest.mark.usefixtures("no_figures", "no_proof")
 
@@ -56,7 +57,8 @@ def test_a_sweep_over_models_and_mediators_ends_with_one_table(
     assert code == 0
     printed = capsys.readouterr().out
     assert printed.count("Sweep") == 1
-    jobs = [json.loads(path.read_text()) for path in Path("outputs/sweeps").glob("*/*/job.json")]
+    [folder] = Path("outputs/sweeps").iterdir()
+    jobs = records(folder).values()
     assert len(jobs) == 6
     assert {job["status"] for job in jobs} == {"done"}
     assert {tuple(job["mediators"]) for job in jobs} == {("hidden",), ("mlp-w10",), ("attn-w10",)}
@@ -86,10 +88,8 @@ def test_a_failing_job_does_not_stop_the_sweep(
         "noise.samples=2",
     )
     assert code == 1
-    jobs = {
-        path.parent.name: json.loads(path.read_text())
-        for path in Path("outputs/sweeps").glob("*/*/job.json")
-    }
+    [folder] = Path("outputs/sweeps").iterdir()
+    jobs = records(folder)
     assert [jobs[number]["status"] for number in ("0", "1")] == ["failed", "done"]
     assert "dataset.limit=0" in jobs["0"]["message"]
     assert jobs["0"]["traceback"].startswith("Traceback")
@@ -112,9 +112,10 @@ def test_a_job_that_was_killed_is_failed(
     monkeypatch.setattr(pipeline, "run", die)
     with pytest.raises(Killed):
         cli(monkeypatch, "-m", "noise.seed=1,2", "hydra.sweep.dir=jobs")
-    command = sweep.Command(sweep=Path("jobs"))
+    [name] = (path.name for path in Path("jobs/jobs").iterdir())
+    command = sweep.Command(sweep=Sweep(Path("jobs"), name))
     command.report()
-    assert command.failed == ["0"]
+    assert command.failed == ["0", "1"], "the second did not begin"
     printed = capsys.readouterr().out
     assert "job 0 (" in printed
     assert "failed: it started and left no result" in printed
@@ -141,14 +142,14 @@ def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
     original = suffix.SuffixEngine.baseline
     calls = []
 
-    def baseline(self: Any, group: Any, **then: Any) -> Any:
+    def baseline(self: Any, group: Any, then: Any = ()) -> Any:
         calls.append(group)
         if len(calls) == 2:
             if is_dropped:
                 signalled_where_it_is_dropped(signal.SIGTERM)
             else:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, group, **then)
+        return original(self, group, then)
 
     monkeypatch.setattr(suffix.SuffixEngine, "baseline", baseline)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as submitit does
@@ -163,7 +164,7 @@ def test_a_job_in_a_launchers_process_keeps_its_facts_on_sigterm(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert code == 1
-    told, other = (json.loads(Path(f"jobs/{number}/job.json").read_text()) for number in "01")
+    told, other = records(Path("jobs")).values()
     assert (told["status"], other["status"]) == ("failed", "done")
     assert told["message"] == "terminated; the same command goes on where this job stopped"
     folder = Path("outputs/random/known/gaussian-x3-n2-seed1")

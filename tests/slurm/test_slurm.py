@@ -1,6 +1,5 @@
 """A sweep of shards on a real Slurm of one node, one of whose jobs is cancelled."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,12 +8,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.places import ROOT
 from tests.support.runs import RUN, STATES, contents, parts
+from tests.support.sweeps import records
 
 HERE = ROOT / "tests" / "slurm"
 SECONDS = 300  # a machine may be busy
@@ -47,11 +46,6 @@ def slurm() -> Iterator[dict[str, str]]:
             }
         finally:
             subprocess.run([script, "stop", folder], timeout=120, check=True)
-
-
-def records(jobs: Path) -> dict[str, dict[str, Any]]:
-    """The records of a sweep's jobs, by number."""
-    return {path.parent.name: json.loads(path.read_text()) for path in jobs.glob("*/job.json")}
 
 
 def test_a_cancelled_shard_is_reported_and_the_rerun_completes_it(
