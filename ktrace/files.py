@@ -117,8 +117,10 @@ def require_writable(folder: Path, key: str = "output_dir") -> None:
     except OSError as error:  # a name that is too long, for one
         raise KtraceError(f"{key}: {folder} cannot be written: {error.strerror}") from error
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        code = errno.EROFS if existing.is_dir() else errno.ENOTDIR
         reason = "it is read-only" if existing.is_dir() else "it is not a folder"
-        raise KtraceError(f"{key}: {folder} cannot be written: {existing}: {reason}")
+        cause = OSError(code, os.strerror(code), str(existing))
+        raise KtraceError(f"{key}: {folder} cannot be written: {existing}: {reason}") from cause
 
 
 def write_text(path: Path, text: str) -> None:

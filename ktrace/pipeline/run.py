@@ -17,7 +17,7 @@ from ktrace.pipeline.same_settings import require_same_settings
 from ktrace.pipeline.stages import run_stages
 from ktrace.pipeline.upkeep import Upkeep, compact_run, status_of
 from ktrace.store import RunFolders, one_at_a_time
-from ktrace.tracing.mediators import make_mediators
+from ktrace.tracing.mediators import Mediator, make_mediators
 
 if TYPE_CHECKING:
     from ktrace.analysis.analyze import Analysis
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ELSEWHERE = "analysis.folder"
+_OF_STORES = (Stage.analyze, Stage.compare)
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -61,17 +62,24 @@ def run(config: RunConfig) -> Outcome:
     """
     if config.stage is Stage.compare:
         runs = [config.runs] if isinstance(config.runs, str) else config.runs
-        return compare_runs(config, runs)
+        with _naming_elsewhere(config):
+            return compare_runs(config, runs)
     mediators = make_mediators(config.mediator)
     folders = _folders(config)
     keys = tuple(mediator.key for mediator in mediators)
-    counts: dict[str, int] = {}
     if config.stage is Stage.status:
         return Outcome(folders.run, keys, None, {}, upkeep=status_of(config, folders, keys))
     if config.stage is Stage.compact:
         return Outcome(folders.run, keys, None, {}, upkeep=compact_run(folders))
-    _require_writable(config, folders)
-    with _naming_elsewhere(config), RunLog(config, folders) as run_log:
+    with _naming_elsewhere(config):
+        _require_writable(config, folders)
+        return _run(config, folders, mediators)
+
+
+def _run(config: RunConfig, folders: RunFolders, mediators: Sequence[Mediator]) -> Outcome:
+    keys = tuple(mediator.key for mediator in mediators)
+    counts: dict[str, int] = {}
+    with RunLog(config, folders) as run_log:
         if config.stage is Stage.analyze:
             require_same_settings(config, folders)
         else:
@@ -107,28 +115,20 @@ def _require_writable(config: RunConfig, folders: RunFolders) -> None:
     if folders.elsewhere is not None:
         require_writable(folders.elsewhere, _ELSEWHERE)
     if folders.elsewhere is None or config.stage is not Stage.analyze:
-        try:
-            require_writable(folders.run)
-        except KtraceError as error:
-            raise KtraceError(f"{error}{_hint(config)}") from error
+        require_writable(folders.run)
 
 
 @contextmanager
 def _naming_elsewhere(config: RunConfig) -> Iterator[None]:
-    """Say what to do about stores that turn out to be read-only."""
+    """Say what to do where an analysis cannot be written beside the stores."""
     try:
         yield
     except KtraceError as error:
         cause = error.__cause__
-        if not isinstance(cause, OSError) or cause.errno not in _READ_ONLY:
+        is_refused = isinstance(cause, OSError) and cause.errno in _READ_ONLY
+        if not is_refused or config.analysis.folder or config.stage not in _OF_STORES:
             raise
-        raise KtraceError(f"{error}{_hint(config)}") from cause
-
-
-def _hint(config: RunConfig) -> str:
-    if config.analysis.folder is not None:
-        return ""
-    return f"; stage=analyze {_ELSEWHERE}=... puts the analysis of stored runs elsewhere"
+        raise KtraceError(f"{error}; {_ELSEWHERE}=... puts the analysis elsewhere") from cause
 
 
 def _candidates(folders: RunFolders, limit: int | None) -> Path:

@@ -107,6 +107,7 @@ def test_so_it_does_where_only_writing_tells(
 
 @pytest.mark.usefixtures("read_only")
 def test_runs_are_compared_elsewhere(stored: Callable[..., Ended]) -> None:
+    refused(stored("stage=compare", "runs=stores/*/*/*"), "read-only", "analysis.folder=...")
     ended = stored("stage=compare", "runs=stores/*/*/*", "analysis.folder=there")
     assert ended.code == 0, ended.stderr
     assert pd.read_csv("there/runs.csv")["run"].tolist() == NOISES

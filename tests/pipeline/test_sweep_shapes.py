@@ -6,6 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ktrace.config import RunConfig
+from ktrace.errors import KtraceError, Terminated
+from ktrace.pipeline import run as pipeline
 from ktrace.pipeline.jobs import Job, Sweep
 from ktrace.pipeline.swept import analysis_overrides, variant
 from tests.support.command import Ended, Ktrace, refused
@@ -94,7 +97,7 @@ def test_each_metric_keeps_its_analysis(sweep: Ktrace) -> None:
 
 
 def test_roles_and_limit_together(sweep: Ktrace) -> None:
-    assert sweep("roles.scheme=rome,seed", "dataset.limit=2,3").code == 0
+    assert sweep("roles.scheme=rome,seed", "dataset.limit=2,3", "stage=filter").code == 0
     assert sorted(path.name for path in RUN.glob("analysis*")) == [
         f"analysis-scheme-{scheme}-limit-{limit}" for scheme in ("rome", "seed") for limit in "23"
     ]
@@ -123,7 +126,7 @@ def test_each_dtype_has_its_stores_under_a_name_of_its_own(sweep: Ktrace) -> Non
 
 
 def test_engines_and_shards_share_stores_and_say_so(sweep: Ktrace) -> None:
-    ended = sweep("engine=suffix,reference", "shard=1/2,2/2,5/2", "dataset.limit=2")
+    ended = sweep("engine=suffix,reference", "shard=1/2,2/2,5/2", "stage=filter")
     assert ended.code == 1
     assert ended.stderr.count("the others find its numbers") == 1
     found = table()
@@ -150,6 +153,52 @@ def test_a_job_without_a_record_has_failed(sweep: Ktrace, monkeypatch: pytest.Mo
     assert ended.code == 1
     assert "job 1 (dataset.limit=2) failed: it left no record" in ended.stdout
     assert table()["status"].tolist() == ["done", "failed", "done"]
+
+
+def test_an_error_of_the_launcher_is_told_with_the_table(
+    sweep: Ktrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Sweep.write
+
+    def full(self: Sweep, job: Job) -> None:
+        if job.job == "1":
+            raise KtraceError("the disk is full")
+        write(self, job)
+
+    monkeypatch.setattr(Sweep, "write", full)
+    ended = sweep("dataset.limit=1,2", "stage=filter")
+    assert ended.code == 1
+    assert ended.stderr.endswith("ktrace: the disk is full\n")
+    assert "job 1 (dataset.limit=2) failed: it did not begin" in ended.stdout
+    assert table()["status"].tolist() == ["done", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "word"),
+    [(KeyboardInterrupt, 130, "interrupted"), (Terminated, 143, "terminated")],
+)
+def test_a_sweep_that_a_signal_ends_has_its_table(
+    sweep: Ktrace,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: type[BaseException],
+    code: int,
+    word: str,
+) -> None:
+    run = pipeline.run
+
+    def told(config: RunConfig) -> pipeline.Outcome:
+        if config.dataset.limit == 2:
+            raise stop
+        return run(config)
+
+    monkeypatch.setattr(pipeline, "run", told)
+    ended = sweep("dataset.limit=1,2,3,4", "stage=filter")
+    assert ended.code == code
+    assert statuses() == ["done", "failed"]
+    assert table()["status"].tolist() == ["done", "failed", "failed", "failed"]
+    goes_on = "the same command goes on where this job stopped"
+    assert f"job 1 (dataset.limit=2) failed: {word}; {goes_on}\n" in ended.stdout
+    assert f"2 jobs (2, 3) failed: {word} before it began\n" in ended.stdout
 
 
 def test_metrics_are_compared_apart(sweep: Ktrace) -> None:
