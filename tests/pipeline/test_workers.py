@@ -1,6 +1,7 @@
 """How many workers a run has."""
 
 import multiprocessing
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import ktrace.__main__ as command
 from ktrace.errors import KtraceError
 from ktrace.lm.model import LanguageModel
 from ktrace.pipeline import run as pipeline
@@ -141,3 +143,19 @@ def test_the_run_shows_and_records_what_its_workers_do(
         return totals, outcome.counts, record["status"], list(record["wall_seconds_by_stage"])
 
     assert told(3) == told(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [
+        ({}, "passive"),
+        ({"OMP_WAIT_POLICY": "active"}, "active"),
+        ({"GOMP_SPINCOUNT": "100"}, None),
+    ],
+)
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], policy: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    command._wait_asleep()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy

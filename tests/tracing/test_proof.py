@@ -409,13 +409,13 @@ def test_mediators_of_some_roles_are_compared_where_they_act(
     lm = language_model(llama())
     at_last_subject = [make_mediator("hidden", 1, positions=["last_subject"])]
     assert isinstance(engine_of(lm, at_last_subject, longest=15), SuffixEngine)
-    original = walk.Walk._input
+    original = SuffixEngine.restored_at
 
-    def nothing_restored(self: Any, step: Any, *rest: Any) -> Any:
-        nothing = [False] * len(step.joining_restored)
-        return original(self, replace(step, joining_restored=nothing), *rest)
+    def off_by_one(self: Any, *arguments: Any) -> Any:
+        for case, found in original(self, *arguments):
+            yield case, {key: {m: s + 1 for m, s in of.items()} for key, of in found.items()}
 
-    monkeypatch.setattr(walk.Walk, "_input", nothing_restored)
+    monkeypatch.setattr(SuffixEngine, "restored_at", off_by_one)
     assert isinstance(engine_of(lm, at_last_subject, longest=15), ReferenceEngine)
 
 
