@@ -6,6 +6,7 @@ No torch here: `--help` and `stage=analyze` must not wait for it.
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,7 @@ from ktrace.config.compose import (
 from ktrace.errors import KtraceError, Terminated
 from ktrace.pipeline.signals import ended_by_signals
 from ktrace.pipeline.sweep import Command, current_command, is_sweep, new_command, run_job
+from ktrace.redaction import redacted
 
 _SAYS_HOW_TO_WAIT = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 
@@ -63,7 +65,7 @@ def _run(config: DictConfig) -> None:
         print_counts(outcome.counts, outcome.folder, outcome.candidates)
         return
     for note in outcome.analysis.notes:
-        print(note, file=sys.stderr)
+        print(redacted(note), file=sys.stderr)
     print_summary(outcome.analysis.summary, outcome.analysis.files)
 
 
@@ -97,7 +99,8 @@ def _wait_asleep() -> None:
 def _in_one_line(command: Command) -> Iterator[None]:
     """End the process as a person at the terminal should see it; a bug keeps its traceback."""
     if command.wants_traceback:
-        yield
+        with _redacted_traceback():
+            yield
         return
     try:
         yield
@@ -109,7 +112,7 @@ def _in_one_line(command: Command) -> Iterator[None]:
         sys.exit(1)
     except OSError as error:  # of Hydra's own files: ktrace's come with their key
         name = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"ktrace: {name}{error.strerror or error}")
+        sys.exit(redacted(f"ktrace: {name}{error.strerror or error}"))
     except KeyboardInterrupt as stop:
         is_term = isinstance(stop, Terminated)
         what = "terminated" if is_term else "interrupted"
@@ -120,8 +123,18 @@ def _in_one_line(command: Command) -> Iterator[None]:
         # launcher does, about the first job that it lost.
         if not command.is_composed and command.sweep is None:
             sys.exit(f"ktrace: {explain(error)}")
-        if not command.report_broken(error):
-            raise
+        with _redacted_traceback():
+            if not command.report_broken(error):
+                raise
+
+
+@contextmanager
+def _redacted_traceback() -> Iterator[None]:
+    """End the process with an error's traceback, as Python does, but without secrets."""
+    try:
+        yield
+    except Exception:
+        sys.exit(redacted(traceback.format_exc().rstrip()))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from string import Template
 from threading import Lock
@@ -24,13 +24,17 @@ from omegaconf.errors import OmegaConfBaseException
 from ktrace.config.checks import check
 from ktrace.config.complaints import explain
 from ktrace.config.schema import ModulesConfig, RunConfig
+from ktrace.config.secret_values import (
+    TEXT_KEYS,
+    keep_secrets,
+    keep_url_secrets,
+    require_open_names,
+)
 from ktrace.config.shard import resolved_shard
 from ktrace.errors import KtraceError
 
 HYDRA_VERSION_BASE = "1.3"  # whose defaults are meant
 
-# Keys of the dataset that hold somebody's words.
-_TEXT = ("prompt", "subject", "attribute", "also", "corrupted_prompt", "foil")
 _COMPOSING = Lock()  # Hydra keeps what it is composing for the whole process
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -100,9 +104,12 @@ def to_run_config(config: DictConfig) -> RunConfig:
 
 
 def _checked(config: DictConfig) -> RunConfig:
+    keep_secrets(config)
     run = OmegaConf.to_object(config)
     assert isinstance(run, RunConfig)
     _refuse_unknown(run)
+    keep_url_secrets(asdict(run))
+    require_open_names(config)
     if run.model.modules is not None:
         paths = {key: path or None for key, path in vars(run.model.modules).items()}
         run.model.modules = ModulesConfig(**paths) if any(paths.values()) else None
@@ -115,7 +122,7 @@ def _take_as_given(config: DictConfig) -> None:
     """Let what people write about facts be what it is: `${...}` in a prompt is no interpolation."""
     dataset = OmegaConf.to_container(config.dataset, resolve=False)
     assert isinstance(dataset, dict)
-    for key in _TEXT:
+    for key in TEXT_KEYS:
         given = dataset[key]
         if isinstance(given, str):
             config.dataset[key] = _literal(given)

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ktrace.config.secret_values import from_environment
 from ktrace.files import write_text
+from ktrace.redaction import all_redacted
 
 _FILE = "job.json"
 STARTED, DONE, FAILED = "started", "done", "failed"
@@ -55,10 +57,12 @@ class Job:
         told = {name: value for name, value in content.items() if value not in (None, ())}
         if self.status == DONE:
             told |= {"summary": self.summary}
-        write_text(folder / _FILE, json.dumps(told, indent=2) + "\n")
+        write_text(folder / _FILE, json.dumps(all_redacted(told), indent=2) + "\n")
 
 
 def jobs_in(sweep: Path) -> dict[str, Job]:
     """What the jobs of a sweep left, by their numbers."""
     contents = [json.loads(path.read_text("utf-8")) for path in sweep.glob(f"*/{_FILE}")]
+    for content in contents:
+        content["folder"] = from_environment(content.get("folder") or "") or None
     return {content["job"]: Job(**content) for content in contents}

@@ -23,10 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config.complaints import explain
 from ktrace.config.compose import to_run_config
+from ktrace.config.secret_values import hide_from_hydra, keep_secrets, refuse_told_folders
 from ktrace.errors import KtraceError, Terminated
-from ktrace.files import require_writable
+from ktrace.files import require_writable, write_text
 from ktrace.pipeline.jobs import DONE, Job, jobs_in
 from ktrace.pipeline.signals import ended_by_signals
+from ktrace.redaction import redacted
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ class Command:
                 self.tell(job)  # it may have failed in another process
                 self.failed.append(job.job)
         print_comparison(jobs)
-        print(f"wrote {folder}")
+        print(redacted(f"wrote {folder}"))
         return jobs
 
     def report_broken(self, error: Exception) -> bool:
@@ -135,7 +137,10 @@ def run_job(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     # The name may hang on a key that is not set, which `to_run_config` then explains.
     name = OmegaConf.select(config, "model.name", throw_on_resolution_failure=False)
-    job = Job(str(hydra.job.num), list(hydra.overrides.task), str(name or ""))
+    keep_secrets(config)
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    job = Job(str(hydra.job.num), [redacted(text) for text in overrides], redacted(str(name or "")))
     folder = Path(hydra.runtime.output_dir)
     with ended_by_signals():
         job.write(folder)
@@ -167,7 +172,8 @@ def _ended(config: DictConfig, job: Job) -> Job:
         return job.failed(explain(error), traceback.format_exc())
     except Exception as error:  # a bug in one job must not cost the others their results
         log.debug("job %s", job.job, exc_info=True)
-        return job.failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+        message = redacted(f"{type(error).__name__}: {error}")
+        return job.failed(message, traceback.format_exc())
     return replace(
         job,
         status=DONE,
@@ -187,11 +193,21 @@ class SweepReport(Callback):
         try:
             if not config.output_dir:
                 raise KtraceError("output_dir is empty: name a folder, or . for this one")
+            keep_secrets(config)
+            refuse_told_folders(config)
+            hide_from_hydra(config)
             folder = Path(str(config.hydra.sweep.dir))
             require_writable(folder)
         except (KtraceError, OmegaConfBaseException) as error:
             sys.exit(f"ktrace: {explain(error)}")
         current_command().sweep = folder
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """See Hydra's callbacks: its own record of the job is there, where one was asked for."""
+        if config.hydra.output_subdir is not None:
+            own = Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir
+            for path in own.glob("*.yaml"):
+                write_text(path, redacted(path.read_text("utf-8")))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """See Hydra's callbacks. What it raises Hydra would only warn of, so this exits."""
