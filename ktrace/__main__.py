@@ -21,6 +21,7 @@ from ktrace.config.compose import (
     help_text,
     register,
     resource,
+    taken_as_given,
     to_run_config,
 )
 from ktrace.errors import KtraceError, Terminated
@@ -80,6 +81,7 @@ def main() -> None:
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text())
         else:
+            sys.argv[1:] = taken_as_given(sys.argv[1:])
             _job()
     if command.failed:
         sys.exit(1)

@@ -119,15 +119,41 @@ def _checked(config: DictConfig) -> RunConfig:
 
 
 def _take_as_given(config: DictConfig) -> None:
-    """Let what people write about facts be what it is: `${...}` in a prompt is no interpolation."""
+    """Let what people write about facts be what it is: `${...}` in a prompt is no interpolation.
+
+    What `taken_as_given` took is left as it is.
+    """
     dataset = OmegaConf.to_container(config.dataset, resolve=False)
     assert isinstance(dataset, dict)
     for key in TEXT_KEYS:
         given = dataset[key]
         if isinstance(given, str):
-            config.dataset[key] = _literal(given)
+            config.dataset[key] = _without_interpolations(given)
         elif isinstance(given, list):
-            config.dataset[key] = [_literal(text) for text in given]
+            config.dataset[key] = [_without_interpolations(text) for text in given]
+
+
+def taken_as_given(overrides: Sequence[str]) -> list[str]:
+    """Overrides for Hydra in which texts about facts hold nothing that it would read.
+
+    Args:
+        overrides: as typed.
+    """
+    keys = "|".join(TEXT_KEYS)
+    is_text = re.compile(rf"\+{{0,2}}dataset\.({keys})=")
+    return [_literal(text) if is_text.match(text) else text for text in overrides]
+
+
+def _without_interpolations(text: str) -> str:
+    """A text in which interpolations that are none yet are escaped."""
+    return re.sub(r"(?<!\\)(\\\\)*\$\{", lambda found: _literal(found[0]), text)
+
+
+def _literals(value: object) -> object:
+    """A text, or texts in a list, as `_literal` has them; anything else as it is."""
+    if isinstance(value, str):
+        return _literal(value)
+    return [_literals(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _literal(text: str) -> str:
@@ -196,12 +222,11 @@ def composed(
                 version_base=HYDRA_VERSION_BASE, config_dir=str(resource("conf"))
             ),
         ):
-            found = compose("config", list(overrides))
+            found = compose("config", taken_as_given(overrides))
         _take_as_given(found)
         for group, entries in (values or {}).items():
             for key, value in entries.items():
-                literal = _literal(value) if isinstance(value, str) else value
-                OmegaConf.update(found, f"{group}.{key}", literal)
+                OmegaConf.update(found, f"{group}.{key}", _literals(value))
         return _checked(found)
 
 

@@ -94,6 +94,13 @@ def test_a_traceback_tells_no_secret(
     assert told(ended) == []
 
 
+def test_hydras_record_of_a_run_tells_no_secret(ktrace: Ktrace, given: list[str]) -> None:
+    ended = ktrace(*given, "stage=filter", "hydra.output_subdir=.hydra")
+    assert ended.code == 0, ended.stderr
+    assert {path.name for path in Path(".hydra").iterdir()} > {"config.yaml", "overrides.yaml"}
+    assert told(ended, ".hydra") == []
+
+
 def test_a_sweep_tells_no_secret(ktrace: Ktrace, given: list[str]) -> None:
     """One of its jobs fails; Hydra's own folders are asked for, too."""
     url = f"http://{USER}:{PASSWORD}@127.0.0.1:9/a"
