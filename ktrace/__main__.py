@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -54,8 +55,11 @@ def _run(config: DictConfig) -> None:
         print_upkeep,
     )
     from ktrace.pipeline.run import run
+    from ktrace.pipeline.unread import say_unread
 
-    outcome = run(to_run_config(config))
+    run_config = to_run_config(config)
+    say_unread(run_config, HydraConfig.get().overrides.task, in_sweep=False, said=set())
+    outcome = run(run_config)
     if outcome.comparison is not None:
         print_compared(outcome.comparison)
         return

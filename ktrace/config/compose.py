@@ -138,7 +138,17 @@ def taken_as_given(overrides: Sequence[str]) -> list[str]:
 
     Args:
         overrides: as typed.
+
+    Raises:
+        KtraceError: one takes a group or a key away, which Hydra lets through without an effect.
     """
+    for text in overrides:
+        if text.startswith("~") and not text.startswith("~hydra"):
+            name = text[1:].partition("=")[0]
+            raise KtraceError(
+                f"{text} takes nothing away: every group has a choice, and every key a value; give "
+                f"{name}=... to choose another one"
+            )
     keys = "|".join(TEXT_KEYS)
     is_text = re.compile(rf"\+{{0,2}}dataset\.({keys})=")
     return [_literal(text) if is_text.match(text) else text for text in overrides]

@@ -12,6 +12,7 @@ from ktrace.config.identity import dataset_key, noise_key
 from ktrace.files import remove_stale, require_writable
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
+from ktrace.pipeline.shown_facts import require_shown
 from ktrace.pipeline.stages import run_stages
 from ktrace.pipeline.upkeep import Upkeep, compact_run, status_of
 from ktrace.store import RunFolders, one_at_a_time
@@ -70,6 +71,7 @@ def run(config: RunConfig) -> Outcome:
     with RunLog(config, folders) as run_log:
         if config.stage is Stage.analyze:
             require_same_settings(config, folders)
+            require_shown(config, folders)
         else:
             remove_stale(dataset)
             counts, is_whole = run_stages(config, folders, mediators, run_log)

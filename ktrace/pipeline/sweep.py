@@ -44,7 +44,7 @@ class Command:
         is_composed: whether its config stands: from here on, an unknown error is a bug.
         sweep: folder of the multirun that is under way.
         failed: numbers of the sweep's jobs that ended without a result.
-        told: those whose failure was logged.
+        told: those whose failure was logged; and warnings that were.
     """
 
     wants_traceback: bool = False
@@ -163,9 +163,12 @@ def run_job(config: DictConfig) -> None:
 def _ended(config: DictConfig, job: Job) -> Job:
     from ktrace.pipeline.console import print_upkeep
     from ktrace.pipeline.run import run
+    from ktrace.pipeline.unread import say_unread
 
     try:
-        outcome = run(to_run_config(config))
+        run_config = to_run_config(config)
+        say_unread(run_config, job.overrides, in_sweep=True, said=current_command().told)
+        outcome = run(run_config)
         if outcome.upkeep is not None:
             print_upkeep(outcome.upkeep)
     except (KtraceError, OmegaConfBaseException) as error:

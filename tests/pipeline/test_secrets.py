@@ -84,6 +84,10 @@ def test_a_failing_download_tells_no_secret(ktrace: Ktrace, given: list[str]) ->
     assert told(ended, ".") == [f"{FOLDER} in {FOLDER}", f"{VALUE} in {FOLDER}/{VALUE}"]
 
 
+def test_an_error_in_python_tells_no_secret() -> None:
+    assert str(KtraceError(f"{URL} is bad")) == "http://***@127.0.0.1:9/facts.jsonl?*** is bad"
+
+
 def test_a_traceback_tells_no_secret(
     ktrace: Ktrace, given: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
