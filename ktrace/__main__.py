@@ -6,10 +6,12 @@ No torch here: `--help` and `stage=analyze` must not wait for it.
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -20,11 +22,13 @@ from ktrace.config.compose import (
     help_text,
     register,
     resource,
+    taken_as_given,
     to_run_config,
 )
 from ktrace.errors import KtraceError, Terminated
 from ktrace.pipeline.signals import ended_by_signals
 from ktrace.pipeline.sweep import Command, current_command, is_sweep, new_command, run_job
+from ktrace.redaction import redacted
 
 _SAYS_HOW_TO_WAIT = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
 
@@ -51,8 +55,11 @@ def _run(config: DictConfig) -> None:
         print_upkeep,
     )
     from ktrace.pipeline.run import run
+    from ktrace.pipeline.unread import say_unread
 
-    outcome = run(to_run_config(config))
+    run_config = to_run_config(config)
+    say_unread(run_config, HydraConfig.get().overrides.task, in_sweep=False, said=set())
+    outcome = run(run_config)
     if outcome.comparison is not None:
         print_compared(outcome.comparison)
         return
@@ -63,7 +70,7 @@ def _run(config: DictConfig) -> None:
         print_counts(outcome.counts, outcome.folder, outcome.candidates)
         return
     for note in outcome.analysis.notes:
-        print(note, file=sys.stderr)
+        print(redacted(note), file=sys.stderr)
     print_summary(outcome.analysis.summary, outcome.analysis.files)
 
 
@@ -78,6 +85,7 @@ def main() -> None:
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text())
         else:
+            sys.argv[1:] = taken_as_given(sys.argv[1:])
             _job()
     if command.failed:
         sys.exit(1)
@@ -97,7 +105,8 @@ def _wait_asleep() -> None:
 def _in_one_line(command: Command) -> Iterator[None]:
     """End the process as a person at the terminal should see it; a bug keeps its traceback."""
     if command.wants_traceback:
-        yield
+        with _redacted_traceback():
+            yield
         return
     try:
         yield
@@ -110,7 +119,7 @@ def _in_one_line(command: Command) -> Iterator[None]:
         sys.exit(1)
     except OSError as error:  # of Hydra's own files: ktrace's come with their key
         name = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"ktrace: {name}{error.strerror or error}")
+        sys.exit(redacted(f"ktrace: {name}{error.strerror or error}"))
     except KeyboardInterrupt as stop:
         is_term = isinstance(stop, Terminated)
         what = "terminated" if is_term else "interrupted"
@@ -122,8 +131,18 @@ def _in_one_line(command: Command) -> Iterator[None]:
         # launcher does, about the first job that it lost.
         if not command.is_composed and command.sweep is None:
             sys.exit(f"ktrace: {explain(error)}")
-        if not command.report_broken(error):
-            raise
+        with _redacted_traceback():
+            if not command.report_broken(error):
+                raise
+
+
+@contextmanager
+def _redacted_traceback() -> Iterator[None]:
+    """End the process with an error's traceback, as Python does, but without secrets."""
+    try:
+        yield
+    except Exception:
+        sys.exit(redacted(traceback.format_exc().rstrip()))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,17 @@ The command line prints the message of a `KtraceError` alone and exits 1. Anythi
 is a bug and keeps its traceback.
 """
 
+from ktrace.redaction import redacted
+
 
 class KtraceError(Exception):
-    """What was given cannot be used: the message names the value, what was allowed and its key."""
+    """What was given cannot be used: the message names the value, what was allowed and its key.
+
+    It tells no secret: see `ktrace.redaction`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class NoSuchHubFileError(KtraceError):

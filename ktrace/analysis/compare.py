@@ -116,7 +116,7 @@ def compare(
 
 def _run_folders(patterns: Sequence[str]) -> list[Path]:
     # Not Path.glob: a pattern may be absolute.
-    matched = [Path(n) for pattern in patterns for n in sorted(glob.glob(pattern))]  # noqa: PTH207
+    matched = [Path(name) for pattern in patterns for name in _matches(pattern)]
     runs = [path for path in dict.fromkeys(matched) if RunFolders(path).mediator_keys()]
     if len(runs) < 2:
         raise KtraceError(
@@ -124,6 +124,12 @@ def _run_folders(patterns: Sequence[str]) -> list[Path]:
             f"{len(matched)} folders: at least 2 are compared, such as runs='outputs/*/*/*'"
         )
     return runs
+
+
+def _matches(pattern: str) -> list[str]:
+    """Names in order; brackets are those of a folder's name, where there is such a folder."""
+    literal = pattern.replace("[", "[[]")
+    return sorted(glob.glob(literal)) or sorted(glob.glob(pattern))  # noqa: PTH207
 
 
 def _labelled(runs: Sequence[RunAverages]) -> Labelled:

@@ -8,13 +8,19 @@ from difflib import get_close_matches
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from ktrace.redaction import redacted
+
 
 def explain(error: BaseException) -> str:
-    """One line for a person.
+    """One line for a person, without secrets.
 
     The innermost OmegaConf error knows the key and its class; Hydra's own errors list the choices
     of a group over several lines.
     """
+    return redacted(_explained(error))
+
+
+def _explained(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException):

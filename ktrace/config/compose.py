@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from string import Template
 from threading import Lock
@@ -25,13 +25,17 @@ from omegaconf.errors import OmegaConfBaseException
 from ktrace.config.checks import check
 from ktrace.config.complaints import explain
 from ktrace.config.schema import ModulesConfig, RunConfig
+from ktrace.config.secret_values import (
+    TEXT_KEYS,
+    keep_secrets,
+    keep_url_secrets,
+    require_open_names,
+)
 from ktrace.config.shard import resolved_shard
 from ktrace.errors import KtraceError
 
 HYDRA_VERSION_BASE = "1.3"  # whose defaults are meant
 
-# Keys of the dataset that hold somebody's words.
-_TEXT = ("prompt", "subject", "attribute", "also", "corrupted_prompt", "foil")
 _COMPOSING = Lock()  # Hydra keeps what it is composing for the whole process
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -108,9 +112,12 @@ def to_run_config(config: DictConfig) -> RunConfig:
 
 
 def _checked(config: DictConfig) -> RunConfig:
+    keep_secrets(config)
     run = OmegaConf.to_object(config)
     assert isinstance(run, RunConfig)
     _refuse_unknown(run)
+    keep_url_secrets(asdict(run))
+    require_open_names(config)
     if run.model.modules is not None:
         paths = {key: path or None for key, path in vars(run.model.modules).items()}
         run.model.modules = ModulesConfig(**paths) if any(paths.values()) else None
@@ -120,15 +127,51 @@ def _checked(config: DictConfig) -> RunConfig:
 
 
 def _take_as_given(config: DictConfig) -> None:
-    """Let what people write about facts be what it is: `${...}` in a prompt is no interpolation."""
+    """Let what people write about facts be what it is: `${...}` in a prompt is no interpolation.
+
+    What `taken_as_given` took is left as it is.
+    """
     dataset = OmegaConf.to_container(config.dataset, resolve=False)
     assert isinstance(dataset, dict)
-    for key in _TEXT:
+    for key in TEXT_KEYS:
         given = dataset[key]
         if isinstance(given, str):
-            config.dataset[key] = _literal(given)
+            config.dataset[key] = _without_interpolations(given)
         elif isinstance(given, list):
-            config.dataset[key] = [_literal(text) for text in given]
+            config.dataset[key] = [_without_interpolations(text) for text in given]
+
+
+def taken_as_given(overrides: Sequence[str]) -> list[str]:
+    """Overrides for Hydra in which texts about facts hold nothing that it would read.
+
+    Args:
+        overrides: as typed.
+
+    Raises:
+        KtraceError: one takes a group or a key away, which Hydra lets through without an effect.
+    """
+    for text in overrides:
+        if text.startswith("~") and not text.startswith("~hydra"):
+            name = text[1:].partition("=")[0]
+            raise KtraceError(
+                f"{text} takes nothing away: every group has a choice, and every key a value; give "
+                f"{name}=... to choose another one"
+            )
+    keys = "|".join(TEXT_KEYS)
+    is_text = re.compile(rf"\+{{0,2}}dataset\.({keys})=")
+    return [_literal(text) if is_text.match(text) else text for text in overrides]
+
+
+def _without_interpolations(text: str) -> str:
+    """A text in which interpolations that are none yet are escaped."""
+    return re.sub(r"(?<!\\)(\\\\)*\$\{", lambda found: _literal(found[0]), text)
+
+
+def _literals(value: object) -> object:
+    """A text, or texts in a list, as `_literal` has them; anything else as it is."""
+    if isinstance(value, str):
+        return _literal(value)
+    return [_literals(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _literal(text: str) -> str:
@@ -197,12 +240,11 @@ def composed(
                 version_base=HYDRA_VERSION_BASE, config_dir=str(resource("conf"))
             ),
         ):
-            found = compose("config", list(overrides))
+            found = compose("config", taken_as_given(overrides))
         _take_as_given(found)
         for group, entries in (values or {}).items():
             for key, value in entries.items():
-                literal = _literal(value) if isinstance(value, str) else value
-                OmegaConf.update(found, f"{group}.{key}", literal)
+                OmegaConf.update(found, f"{group}.{key}", _literals(value))
         return _checked(found)
 
 

@@ -3,6 +3,7 @@
 Every complaint names the file and the record, or the config key.
 """
 
+import base64
 import http.client
 import logging
 import urllib.parse
@@ -16,6 +17,7 @@ from ktrace.facts.formats import FORMATS, Records, parse
 from ktrace.facts.record import OPEN, Notes, fact_of, renamed
 from ktrace.facts.text import trimmed
 from ktrace.files import new_file
+from ktrace.redaction import keep_url_secret, redacted
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ def load_facts(
     if _is_file(path):
         source, raw = str(path), _read(path)
     elif url is not None:
-        source, raw = url, _download(path, url)
+        source, raw = redacted(url), _download(path, url)
     else:
         raise KtraceError(f"dataset.path={path} is not a file")
     records = parse(source, suffix, raw)
@@ -192,17 +194,15 @@ def _read(path: Path) -> bytes:
 
 
 def _download(path: Path, url: str) -> bytes:
-    scheme = urllib.parse.urlsplit(url).scheme
-    if scheme not in _SCHEMES:
-        raise KtraceError(
-            f"dataset.url begins with {scheme!r}: {' and '.join(_SCHEMES)} can be downloaded"
-        )
     try:
-        with urllib.request.urlopen(url, timeout=_DOWNLOAD_SECONDS) as response:
+        with _opener().open(_request(url), timeout=_DOWNLOAD_SECONDS) as response:
             content: bytes = response.read(_MOST_BYTES + 1)
+            if len(content) <= _MOST_BYTES:
+                content += response.read()  # notices what was announced and did not come
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise KtraceError(
-            f"dataset.path={path} is not a file, and {url} cannot be downloaded ({error}); "
+            f"dataset.path={path} is not a file, and {redacted(url)} cannot be downloaded "
+            f"({error}); "
             "give a copy with dataset.path=..."
         ) from error
     if len(content) > _MOST_BYTES:
@@ -211,6 +211,42 @@ def _download(path: Path, url: str) -> bytes:
             "with dataset.path=..."
         )
     return content
+
+
+def _request(url: str) -> urllib.request.Request:
+    """A request by a URL that may hold a user and a password, which no other server is to get.
+
+    Raises:
+        ValueError: it is no URL.
+    """
+    keep_url_secret(url)
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise KtraceError(
+            f"dataset.url begins with {parts.scheme!r}: {' and '.join(_SCHEMES)} can be downloaded"
+        )
+    user, _, place = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=place).geturl())
+    if user:
+        told = base64.b64encode(urllib.parse.unquote(user).encode()).decode("ascii")
+        request.add_unredirected_header("Authorization", f"Basic {told}")
+    return request
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Opens what is on the web, and no file here, wherever a server redirects to."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
 
 
 def _check_unique(facts: tuple[Fact, ...], places: list[str]) -> None:

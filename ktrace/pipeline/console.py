@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ktrace.pipeline.jobs import DONE, Job, failures, numbered, own_overrides
+from ktrace.redaction import redacted
 from ktrace.terms import metric_title
 
 # A pipe or a log file has no width of its own.
@@ -35,10 +36,19 @@ if TYPE_CHECKING:
     from ktrace.pipeline.upkeep import Upkeep
 
 
+class _Redacting(Console):
+    """Lines without secrets; cells of tables are names, or redacted where they are made."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See `Console.print`."""
+        told = (redacted(text) if isinstance(text, str) else text for text in objects)
+        super().print(*told, **options)
+
+
 def _stdout(pipe_width: int = _PIPE_WIDTH) -> Console:
     width = None if Console().is_terminal else pipe_width
     # Paths, names and overrides are shown as they are: no [tags], no :emoji:.
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+    return _Redacting(width=width, markup=False, emoji=False, highlight=False)
 
 
 class Advance(Protocol):
@@ -117,7 +127,7 @@ def _windows_in_words(name: str, by_role: Mapping[str, Mapping[str, Any]]) -> st
 def print_compared(comparison: "Comparison") -> None:
     """The closing tables of a comparison: a row for each run, and for each method."""
     for note in comparison.notes:
-        print(note, file=sys.stderr)
+        print(redacted(note), file=sys.stderr)
     runs = comparison.runs.to_dict("records")
     console = _stdout()
     table = Table(title=f"Total effect ({runs[0]['metric']})", title_justify="left")
@@ -173,7 +183,7 @@ def print_counts(counts: Mapping[str, int], folder: Path, candidates: Path | Non
 
 def print_upkeep(upkeep: "Upkeep") -> None:
     """How far a run is, or how its parts were merged."""
-    table = Table(title=upkeep.title, title_justify="left")
+    table = Table(title=redacted(upkeep.title), title_justify="left")
     for name in upkeep.columns:
         of_text = name in ("store", "by")
         table.add_column(name, justify="left" if of_text else "right", overflow="fold")

@@ -12,7 +12,9 @@ from typing import Any
 
 from hydra.conf import HydraConf
 
+from ktrace.config.secret_values import from_environment
 from ktrace.files import write_text
+from ktrace.redaction import all_redacted
 
 STARTED, DONE, FAILED = "started", "done", "failed"
 GOES_ON = "the same command goes on where this job stopped"
@@ -89,7 +91,8 @@ class Sweep:
         Raises:
             KtraceError: the folder cannot be written.
         """
-        write_text(self._records / "submitted.json", json.dumps([*map(list, submitted)]) + "\n")
+        told = all_redacted([*map(list, submitted)])
+        write_text(self._records / "submitted.json", json.dumps(told) + "\n")
 
     def submitted(self) -> list[list[str]]:
         """As they were given to `begin`."""
@@ -106,12 +109,16 @@ class Sweep:
         told = {name: value for name, value in content.items() if value not in (None, ())}
         if job.status == DONE:
             told |= {"summary": job.summary}
-        write_text(self._records / f"{job.job}.json", json.dumps(told, indent=2) + "\n")
+        path = self._records / f"{job.job}.json"
+        write_text(path, json.dumps(all_redacted(told), indent=2) + "\n")
 
     def begun(self) -> dict[int, Job]:
         """The jobs that left a record, by number."""
         paths = self._records.glob("[0-9]*.json")
         contents = [json.loads(path.read_text("utf-8")) for path in paths]
+        for content in contents:
+            for key in ("folder", "analysis"):
+                content[key] = from_environment(content.get(key) or "") or None
         return {int(content["job"]): Job(**content) for content in contents}
 
     def jobs(self, why_lost: str) -> list[Job]:

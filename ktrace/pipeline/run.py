@@ -14,6 +14,7 @@ from ktrace.errors import KtraceError
 from ktrace.files import remove_stale, require_writable
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
+from ktrace.pipeline.shown_facts import require_shown
 from ktrace.pipeline.stages import run_stages
 from ktrace.pipeline.upkeep import Upkeep, compact_run, status_of
 from ktrace.store import RunFolders, one_at_a_time
@@ -82,6 +83,7 @@ def _run(config: RunConfig, folders: RunFolders, mediators: Sequence[Mediator]) 
     with RunLog(config, folders) as run_log:
         if config.stage is Stage.analyze:
             require_same_settings(config, folders)
+            require_shown(config, folders)
         else:
             remove_stale(folders.run.parent)
             counts, is_whole = run_stages(config, folders, mediators, run_log)

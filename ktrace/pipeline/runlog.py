@@ -17,6 +17,7 @@ from ktrace.config import RunConfig, Stage
 from ktrace.errors import KtraceError
 from ktrace.files import write_text
 from ktrace.pipeline.origin import git_commit, package_versions
+from ktrace.redaction import all_redacted, redacted
 from ktrace.store import RunFolders
 
 
@@ -47,12 +48,12 @@ class RunLog:
             "python": platform.python_version(),
             "git": git_commit(),
             "versions": package_versions(),
-            "config": _plain(asdict(config)),
+            "config": _told(asdict(config)),
         }
 
     def add(self, **about: object) -> None:
         """Note what only shows on the way, such as the model's device."""
-        self._about |= {name: _plain(value) for name, value in about.items()}
+        self._about |= {name: _told(value) for name, value in about.items()}
 
     def on_parts(self) -> dict[str, object]:
         """What a part that is written now says about its origin."""
@@ -89,7 +90,7 @@ class RunLog:
         self._ending = {"status": "done"}
         if error is not None:
             reason = str(error) or type(error).__name__
-            self._ending = {"status": "failed", "reason": reason}
+            self._ending = {"status": "failed", "reason": redacted(reason)}
         self._ending["wall_seconds"] = round(time.monotonic() - self._clock, 3)
         if error is None:
             self._write()
@@ -103,6 +104,11 @@ class RunLog:
         write_text(self._runs / f"{self.name}.yaml", text)
         if self._adds_numbers:
             write_text(self._folders.run_yaml, text)
+
+
+def _told(value: object) -> object:
+    """What may be told, for YAML and JSON."""
+    return all_redacted(_plain(value))
 
 
 def _plain(value: object) -> object:

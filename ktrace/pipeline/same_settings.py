@@ -19,6 +19,7 @@ from ktrace.config.identity import (
 )
 from ktrace.facts.dataset import facts_of, require_fit
 from ktrace.lm.source import checkpoint_dtype, local_folder
+from ktrace.redaction import redacted
 from ktrace.store import RunFolders
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def _note_other_model(config: ModelConfig, folders: RunFolders, stored: dict[str
         about["model"]["path"] for about, _ in folders.clean.provenance() if "model" in about
     }
     folder = local_folder(config.path, config.revision)
-    if origins and config.path not in origins:
+    if origins and redacted(config.path) not in origins:
         there = ", ".join(sorted(origins))
         what = f"the stores were computed with model.path={there}"
     elif folder is None:

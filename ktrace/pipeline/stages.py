@@ -22,6 +22,7 @@ from ktrace.pipeline.records import (
 )
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.shards import Shard, own_facts
+from ktrace.pipeline.shown_facts import require_shown
 from ktrace.pipeline.work import Lacking, work
 from ktrace.store import (
     CleanRecord,
@@ -85,7 +86,10 @@ def _run_stages(
     ]
     states = state_stores(assignment, folders)
     facts = [index for index in range(len(assignment.facts)) if index in own]
+    known_ids = {fact.known_id for fact in assignment.facts.facts}
+    require_shown(config, folders, known_ids)
     _complete_clean(session, folders, facts, clean_done, states.get("clean"))
+    require_shown(config, folders, known_ids)
     cases, left_out = _candidates(folders, own)
     counts = {"facts": len(facts), "candidates": len(cases)}
     if not cases and not shard.is_part:

@@ -25,8 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config.complaints import explain
 from ktrace.config.compose import to_run_config
+from ktrace.config.secret_values import hide_from_hydra, keep_secrets, refuse_told_folders
 from ktrace.errors import KtraceError, Terminated
-from ktrace.files import require_writable
+from ktrace.files import require_writable, write_text
 from ktrace.pipeline.jobs import (
     DONE,
     FAILED,
@@ -45,6 +46,7 @@ from ktrace.pipeline.swept import (
     submitted_by,
     variant,
 )
+from ktrace.redaction import redacted
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Command:
                 log.error("%s failed: %s", numbered(alike), message)
         self.failed += [job.job for job in jobs if job.status != DONE]
         print_comparison(jobs)
-        print(f"wrote {sweep.folder}: {write_sweep(sweep.folder, jobs).name}")
+        print(redacted(f"wrote {sweep.folder}: {write_sweep(sweep.folder, jobs).name}"))
         return jobs
 
     def report_broken(self, error: Exception) -> bool:
@@ -191,7 +193,10 @@ def run_job(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     # The name may hang on a key that is not set, which `to_run_config` then explains.
     name = OmegaConf.select(config, "model.name", throw_on_resolution_failure=False)
-    job = Job(str(hydra.job.num), list(hydra.overrides.task), str(name or ""))
+    keep_secrets(config)
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    job = Job(str(hydra.job.num), [redacted(text) for text in overrides], redacted(str(name or "")))
     sweep, command = Sweep.of(hydra, Path(str(hydra.runtime.cwd))), current_command()
     with ended_by_signals():
         sweep.write(job)
@@ -227,7 +232,8 @@ def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
         return job.failed(explain(error), traceback.format_exc())
     except Exception as error:  # a bug in one job must not cost the others their results
         log.debug("job %s", job.job, exc_info=True)
-        return job.failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+        message = redacted(f"{type(error).__name__}: {error}")
+        return job.failed(message, traceback.format_exc())
     return replace(
         job,
         status=DONE,
@@ -248,6 +254,9 @@ class SweepReport(Callback):
         try:
             if not config.output_dir:
                 raise KtraceError("output_dir is empty: name a folder, or . for this one")
+            keep_secrets(config)
+            refuse_told_folders(config)
+            hide_from_hydra(config)
             sweep = Sweep.of(config.hydra)
             require_writable(sweep.folder)
             submitted = submitted_by(config)
@@ -259,6 +268,13 @@ class SweepReport(Callback):
             log.warning("%s", note)  # Hydra lets no less through before the jobs
         command = current_command()
         command.sweep, command.submitted_before = sweep, _handed_over(sweep.folder)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """See Hydra's callbacks: its own record of the job is there, where one was asked for."""
+        if config.hydra.output_subdir is not None:
+            own = Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir
+            for path in own.glob("*.yaml"):
+                write_text(path, redacted(path.read_text("utf-8")))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """See Hydra's callbacks. What it raises Hydra would only warn of, so this exits."""

@@ -7,6 +7,7 @@ import pandas as pd
 
 from ktrace.analysis.csv_files import write_tables
 from ktrace.pipeline.jobs import Job, own_overrides
+from ktrace.redaction import all_redacted
 
 _COLUMNS = (
     *("job", "overrides", "status", "message", "model", "dataset", "noise", "mediator", "metric"),
@@ -26,7 +27,7 @@ def write_sweep(folder: Path, jobs: Sequence[Job]) -> Path:
         row for job, own in zip(jobs, own_overrides(jobs), strict=True) for row in _rows(job, own)
     ]
     # As objects: numbers stay whole where others lack them.
-    table: pd.DataFrame = pd.DataFrame(rows, columns=list(_COLUMNS), dtype=object)
+    table: pd.DataFrame = pd.DataFrame(all_redacted(rows), columns=list(_COLUMNS), dtype=object)
     [path] = write_tables(folder, {"sweep": table})
     return path
 

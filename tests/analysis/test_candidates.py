@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ktrace.analysis import csv_files
 from ktrace.analysis.analyze import analyze
 from ktrace.analysis.averaged_run import average_run
 from ktrace.analysis.candidates import write_candidates
@@ -54,20 +55,29 @@ def test_every_fact_with_what_was_predicted(tmp_path: Path) -> None:
 
 def test_text_that_a_spreadsheet_would_run_is_text(tmp_path: Path) -> None:
     table = pd.DataFrame(
-        {"prompt": ["=1+1", "+a", "-b", "@c", "\td", "plain", "a=b", ""], "x": np.arange(8) - 4.0}
+        {
+            "prompt": ["=1+1", "+a", "-b", "@c", "\td", "\x1be", "plain", "a=b", ""],
+            "x": np.arange(9) - 4.0,
+        }
     )
-    table["kind"] = pd.Categorical(["mlp"] * 8)
+    table["kind"] = pd.Categorical(["mlp"] * 9)
     [path] = write_tables(tmp_path, {"t": table})
     found = pd.read_csv(path, keep_default_na=False)
-    expected = ["'=1+1", "'+a", "'-b", "'@c", "'\td", "plain", "a=b", ""]
+    expected = ["'=1+1", "'+a", "'-b", "'@c", "'\td", "'\x1be", "plain", "a=b", ""]
     assert found["prompt"].tolist() == expected
     assert found["x"].tolist() == table["x"].tolist(), "numbers are numbers"
     assert table["prompt"][0] == "=1+1"
     # Nothing to escape: as pandas has it.
     buffer = io.StringIO()
-    table.iloc[5:].to_csv(buffer, index=False)
-    [path] = write_tables(tmp_path, {"u": table.iloc[5:]})
+    table.iloc[6:].to_csv(buffer, index=False)
+    [path] = write_tables(tmp_path, {"u": table.iloc[6:]})
     assert path.read_text() == buffer.getvalue()
+
+
+def test_the_report_escapes_what_the_tables_do() -> None:
+    """Whatever is saved in a browser goes through this one expression there."""
+    script = (Path(csv_files.__file__).parent / "report" / "save.js").read_text("utf-8")
+    assert f"/^{csv_files._RUNS.pattern}/.test(text)" in script
 
 
 @pytest.mark.usefixtures("no_figures")

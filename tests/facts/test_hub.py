@@ -1,8 +1,10 @@
 """A dataset repository becomes facts, or one line says why not: a folder, read as the hub's are."""
 
 import json
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -11,7 +13,7 @@ import pytest
 from ktrace.config import DatasetConfig
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, FactSet, load_facts
-from ktrace.facts.hub import load_hub_facts
+from ktrace.facts.hub import _require_inside, load_hub_facts
 from tests.support.command import Ktrace
 from tests.support.configs import configured
 from tests.support.places import ROOT
@@ -122,6 +124,49 @@ def test_what_a_repository_lacks_is_named(cities: str, tmp_path: Path) -> None:
         assert len(line) < 700
         for key, value in keys.items():
             assert f"dataset.{key}={value}" in line
+
+
+@pytest.mark.parametrize(
+    "named", ["{outside}/secret.jsonl", "../outside/secret.jsonl", "linked.jsonl", "linked/*.jsonl"]
+)
+def test_files_outside_of_a_repository_are_not_read(
+    cities: str, tmp_path: Path, named: str
+) -> None:
+    outside = Path(repository(tmp_path / "outside", secret_jsonl=as_lines(ROME)))
+    folder = Path(repository(tmp_path / "stranger", train_jsonl=as_lines(PARIS)))
+    (folder / "linked.jsonl").symlink_to(outside / "secret.jsonl")
+    (folder / "linked").symlink_to(outside)
+    files = named.format(outside=outside)
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: a\n  data_files: {files}\n---\n"
+    )
+    for keys in ({}, {"path": files}):  # as the README or as the config says
+        with pytest.raises(KtraceError) as raised:
+            hub_facts(str(folder), split="train", **keys)
+        assert "secret.jsonl" in str(raised.value) or named in str(raised.value)
+        assert "which is not within it" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "https://elsewhere.example/secret.jsonl",
+        "hf://datasets/another/one@main/train.jsonl",
+        "hf://datasets/owner/cities@main/../../x.jsonl",
+        "hf://datasets/owner/cities-of-another@main/train.jsonl",
+        "/etc/passwd",
+    ],
+)
+def test_files_elsewhere_are_not_read(tmp_path: Path, file: str) -> None:
+    """Of a folder and of a repository on the hub, which both may name them."""
+    own = {"owner/cities": "hf://datasets/owner/cities@main/train.jsonl"}
+    for source in (str(tmp_path), "owner/cities"):
+        files = [own.get(source, f"{tmp_path}/train.jsonl")]
+        builder = SimpleNamespace(config=SimpleNamespace(data_files={"train": files}))
+        _require_inside(builder, source, "asked")  # type: ignore[arg-type]
+        files.append(file)
+        with pytest.raises(KtraceError, match=re.escape(f"asked: its data_files name {file}")):
+            _require_inside(builder, source, "asked")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("cities", "no_figures", "no_proof")

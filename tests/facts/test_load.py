@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, load_facts, prompt_facts
+from ktrace.facts import Fact, load, load_facts, prompt_facts
 from tests.support.places import ROOT
 
 Records = list[dict[str, Any]]
@@ -371,14 +371,28 @@ def test_a_wrong_sha256_is_refused(tmp_path: Path) -> None:
 
 
 @contextmanager
-def serving(body: bytes, *, status: int = 200, announced: int | None = None) -> Iterator[str]:
-    """A web server on this machine that answers every request alike; gives its address."""
+def serving(
+    body: bytes,
+    *,
+    status: int = 200,
+    announced: int | None = None,
+    headers: Mapping[str, str] | None = None,
+    seen: list[str | None] | None = None,
+) -> Iterator[str]:
+    """A web server on this machine that answers every request alike; gives its address.
+
+    Who asks is added to `seen`.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             length = len(body) if announced is None else announced
             self.send_header("Content-Length", str(length))
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            if seen is not None:
+                seen.append(self.headers["Authorization"])
             self.end_headers()
             self.wfile.write(body)
 
@@ -441,7 +455,7 @@ def test_a_download_that_nothing_vouches_for_is_told_with_its_digest(
 def test_a_download_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, path = write(tmp_path / "source.json", BODY), tmp_path / "facts.json"
+    path = tmp_path / "facts.json"
     # Of a process with the same number, in another container.
     other = write(path.with_name(f".facts.json.{os.getpid()}.tmp"), b"another's")
     synced = []
@@ -451,17 +465,58 @@ def test_a_download_is_on_the_disk_before_it_has_its_name(
             synced.append(os.fstat(descriptor).st_size)
 
     monkeypatch.setattr(os, "fsync", sync)
-    load_facts(path, url=source.as_uri())
+    with serving(BODY) as url:
+        load_facts(path, url=url)
     assert synced == [len(BODY)]
     assert path.read_bytes() == BODY
     assert other.read_bytes() == b"another's"
 
 
-def test_a_file_url_is_downloaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["file", "ftp", "data", "gopher", ""])
+def test_only_the_web_is_downloaded_from(tmp_path: Path, scheme: str) -> None:
     source = write(tmp_path / "source.json", BODY)
+    url = source.as_uri().replace("file", scheme) if scheme else str(source)
+    with pytest.raises(KtraceError) as raised:
+        load_facts(tmp_path / "new" / "facts.json", url=url)
+    allowed = f"dataset.url begins with {scheme!r}: http and https can be downloaded"
+    assert str(raised.value) == allowed
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("scheme", ["file", "ftp"])
+def test_no_redirection_leads_away_from_the_web(tmp_path: Path, scheme: str) -> None:
+    source = write(tmp_path / "source.json", BODY)
+    away = source.as_uri().replace("file://", f"{scheme}://127.0.0.1")
+    with (
+        serving(b"", status=302, headers={"Location": away}) as url,
+        pytest.raises(
+            KtraceError, match=r"cannot be downloaded \(.*(not allowed|unknown url type)"
+        ),
+    ):
+        load_facts(tmp_path / "new" / "facts.json", url=url)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_download_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "facts.json"
-    assert load_facts(path, url=source.as_uri()).facts == FACTS
-    assert path.read_bytes() == BODY
+    monkeypatch.setattr(load, "_MOST_BYTES", len(BODY) - 1)
+    with serving(BODY) as url, pytest.raises(KtraceError, match=r"gives more than .* are no facts"):
+        load_facts(path, url=url)
+    assert not path.parent.exists()
+    monkeypatch.setattr(load, "_MOST_BYTES", len(BODY))
+    with serving(BODY) as url:
+        assert load_facts(path, url=url).facts == FACTS
+
+
+def test_a_user_in_a_url_is_told_to_its_server_alone(tmp_path: Path) -> None:
+    """What it redirects to does not get it."""
+    seen: list[str | None] = []
+    with (
+        serving(BODY, seen=seen) as end,
+        serving(b"", status=302, headers={"Location": end}, seen=seen) as url,
+    ):
+        load_facts(tmp_path / "a.json", url=url.replace("//", "//me:s%3Acret@"))
+    assert seen == ["Basic bWU6czpjcmV0", None]
 
 
 @pytest.mark.parametrize(
@@ -495,12 +550,13 @@ def test_a_bad_download_leaves_nothing(
 
 def test_a_download_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "source.json", BODY)
-    with pytest.raises(KtraceError, match=r"dataset\.path: .* cannot be written: "):
-        load_facts(source / "facts.json", url=source.as_uri())
+    cannot = pytest.raises(KtraceError, match=r"dataset\.path: .* cannot be written: ")
+    with serving(BODY) as url, cannot:
+        load_facts(source / "facts.json", url=url)
     # A folder of that name is found only when the whole file has been written beside it.
     (tmp_path / "facts.json").mkdir()
-    with pytest.raises(KtraceError, match=r"dataset\.path: .* cannot be written: "):
-        load_facts(tmp_path / "facts.json", url=source.as_uri())
+    with serving(BODY) as url, cannot:
+        load_facts(tmp_path / "facts.json", url=url)
     assert {file.name for file in tmp_path.iterdir()} == {"source.json", "facts.json"}
     assert not list((tmp_path / "facts.json").iterdir())
 

@@ -76,9 +76,9 @@ async function savePicture() {
   canvas.toBlob((blob) => save(fileName("png"), blob), "image/png");
 }
 
-// A spreadsheet would run what begins like a formula.
+// A spreadsheet would run what begins like a formula; csv_files.py says the same.
 const field = (text) => {
-  const tame = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+  const tame = /^[=+\-@\t\r\x1b]/.test(text) ? `'${text}` : text;
   return /[",\n\r]/.test(tame) ? `"${tame.replaceAll('"', '""')}"` : tame;
 };
 const plain = (units) => (units === page.missing ? "" : (units / 10 ** drawn.metric.decimals).toFixed(drawn.metric.decimals));
