@@ -26,8 +26,9 @@ def write_sweep(folder: Path, jobs: Sequence[Job]) -> Path:
     rows = [
         row for job, own in zip(jobs, own_overrides(jobs), strict=True) for row in _rows(job, own)
     ]
+    told = [all_redacted(row) for row in rows]
     # As objects: numbers stay whole where others lack them.
-    table: pd.DataFrame = pd.DataFrame(all_redacted(rows), columns=list(_COLUMNS), dtype=object)
+    table: pd.DataFrame = pd.DataFrame(told, columns=list(_COLUMNS), dtype=object)
     [path] = write_tables(folder, {"sweep": table})
     return path
 
