@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -81,6 +82,7 @@ def main() -> None:
     """
     register()
     _wait_asleep()
+    sys.excepthook = _show_traceback
     with new_command() as command, ended_by_signals(), _in_one_line(command):
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text())
@@ -105,8 +107,7 @@ def _wait_asleep() -> None:
 def _in_one_line(command: Command) -> Iterator[None]:
     """End the process as a person at the terminal should see it; a bug keeps its traceback."""
     if command.wants_traceback:
-        with _redacted_traceback():
-            yield
+        yield
         return
     try:
         yield
@@ -131,18 +132,17 @@ def _in_one_line(command: Command) -> Iterator[None]:
         # launcher does, about the first job that it lost.
         if not command.is_composed and command.sweep is None:
             sys.exit(f"ktrace: {explain(error)}")
-        with _redacted_traceback():
-            if not command.report_broken(error):
-                raise
+        if not command.report_broken(error):
+            raise
 
 
-@contextmanager
-def _redacted_traceback() -> Iterator[None]:
-    """End the process with an error's traceback, as Python does, but without secrets."""
-    try:
-        yield
-    except Exception:
-        sys.exit(redacted(traceback.format_exc().rstrip()))
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """As Python does, but without secrets."""
+    print(
+        redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 def hide_from_hydra(config: DictConfig) -> None:
     """Put secrets of URLs into this process's environment, and interpolations in their place.
 
-    Hydra writes a multirun's config and overrides as they stand, and hands them to its launchers.
+    Hydra writes and prints a config and its overrides as they stand, and hands them to launchers.
     What these start inherits the environment.
     """
     with flag_override(config, ["readonly", "struct"], False):

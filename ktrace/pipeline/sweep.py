@@ -247,7 +247,7 @@ def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
 
 
 class SweepReport(Callback):
-    """Prints the comparison when the last job has ended."""
+    """Prints the comparison when the last job has ended; keeps secrets out of Hydra's own words."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """See Hydra's callbacks. What it raises Hydra would only warn of, so this exits."""
@@ -268,6 +268,10 @@ class SweepReport(Callback):
             log.warning("%s", note)  # Hydra lets no less through before the jobs
         command = current_command()
         command.sweep, command.submitted_before = sweep, _handed_over(sweep.folder)
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """See Hydra's callbacks. Of a single run it prints the overrides above a traceback."""
+        hide_from_hydra(config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """See Hydra's callbacks: its own record of the job is there, where one was asked for."""
