@@ -40,6 +40,8 @@ def run_traced(
     if unusable:
         _note_unusable(session, folders, unusable)
     cases = session.corrupted([c for c in cases if c.index not in session.noise.unusable])
+    if not cases:
+        return
     units = [[case.index for case in group] for group in session.tracer.grouped(cases)]
     prints, origin = session.assignment.prints, session.log.on_parts()
     with ExitStack() as stack:
