@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from string import Template
 
 from hydra import compose, initialize_config_dir
@@ -50,11 +50,17 @@ def register() -> None:
         ("bundled", lambda file: str(resource(f"data/{file}"))),
         ("smaller", min),
         ("hub_name", _hub_name),
-        ("basename", lambda path: PurePosixPath(str(path)).name),
-        ("stem", lambda path: Path(str(path)).stem),
+        ("basename", lambda path: _pure_path(str(path)).name),
+        ("stem", lambda path: _pure_path(str(path)).stem),
         ("prompt_name", _prompt_name),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _pure_path(text: str) -> PurePath:
+    """A path of the system that it was written on: `C:\\models\\gpt2` ends in gpt2 anywhere."""
+    is_windows = os.name == "nt" or re.match(r"[A-Za-z]:[\\/]|\\\\", text)
+    return PureWindowsPath(text) if is_windows else PurePosixPath(text)
 
 
 def _hub_name(repository: object, *chosen: object) -> str:

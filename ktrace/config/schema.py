@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from ktrace.config.activations import ActivationsConfig
 from ktrace.config.engine import EngineConfig
 from ktrace.config.mediator import MediatorConfig
-from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Metric
+from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, ClaimKind, Metric
 
 
 class Stage(Enum):
@@ -333,4 +333,5 @@ class RunConfig:
     # k/n: of n parts of equal cost, the k-th; all go into the same stores. auto: as the launcher
     # numbers its tasks.
     shard: str = "1/1"
+    claims: ClaimKind = ClaimKind.auto  # how processes on one store keep out of each other's way
     output_dir: str = "outputs"

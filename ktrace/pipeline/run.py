@@ -59,7 +59,7 @@ def run(config: RunConfig) -> Outcome:
         return compare_runs(config, runs)
     mediators = make_mediators(config.mediator)
     dataset = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
-    folders = RunFolders(dataset / noise_key(config.noise))
+    folders = RunFolders(dataset / noise_key(config.noise), config.claims)
     keys = tuple(mediator.key for mediator in mediators)
     counts: dict[str, int] = {}
     if config.stage is Stage.status:
@@ -68,10 +68,10 @@ def run(config: RunConfig) -> Outcome:
         return Outcome(folders.run, keys, None, {}, upkeep=compact_run(folders))
     require_writable(folders.run)
     with RunLog(config, folders) as run_log:
+        remove_stale(dataset)
         if config.stage is Stage.analyze:
             require_same_settings(config, folders)
         else:
-            remove_stale(dataset)
             counts, is_whole = run_stages(config, folders, mediators, run_log)
             if not is_whole:
                 log.info("shard=%s is done; the last shard to end draws the figures", config.shard)
@@ -110,7 +110,7 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
 def _alone(folders: RunFolders) -> AbstractContextManager[None]:
     if not folders.run.is_dir():  # nothing to analyse, which is an error that leaves no folder
         return nullcontext()
-    return one_at_a_time(folders.run, "analyses the same run")
+    return one_at_a_time(folders.run, "analyses the same run", folders.claims)
 
 
 def _averaging(config: RunConfig) -> "Averaging":
@@ -143,6 +143,7 @@ def compare_runs(config: RunConfig, runs: Sequence[str]) -> Outcome:
 
     folder = Path(config.output_dir) / "comparison"
     require_writable(folder)
+    remove_stale(folder)
     comparison = compare(
         runs,
         folder,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ktrace.pipeline.console import progress
 from ktrace.pipeline.crew import crew
 from ktrace.pipeline.signals import raise_if_signalled
-from ktrace.store import PartWriter, work_through
+from ktrace.store import Owner, PartWriter, work_through
 
 if TYPE_CHECKING:
     from ktrace.pipeline.workers import Workers
@@ -57,6 +57,10 @@ def work(
         for writer in writers.values():
             writer.flush()
 
+    def holder(number: int) -> Owner | None:
+        told = (writer.holder(units[number]) for writer in writers.values())
+        return next((owner for owner in told if owner is not None), None)
+
     def note(number: int) -> bool:
         advance(len(left.pop(number, ())))
         return True
@@ -72,7 +76,7 @@ def work(
             note(number)
         # What is left is in the hands of other runs, which are waited for; without workers it is
         # everything.
-        work_through(list(left), lambda number: attempt(number) and note(number), let_go)
+        work_through(list(left), lambda number: attempt(number) and note(number), let_go, holder)
 
 
 def _claim(writers: Mapping[str, PartWriter], indices: Collection[int]) -> Lacking | None:

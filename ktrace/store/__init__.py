@@ -1,9 +1,10 @@
 """Stores: folders of immutable HDF5 parts. Knows nothing of models, engines or statistics."""
 
-from ktrace.store.claims import one_at_a_time, work_through
+from ktrace.store.claims import holders, one_at_a_time, work_through
 from ktrace.store.compaction import Compacted, compact
 from ktrace.store.layout import RunFolders, is_complete
-from ktrace.store.progress import holders, progress_of
+from ktrace.store.owners import Owner
+from ktrace.store.progress import progress_of
 from ktrace.store.records import CleanRecord, CorruptedRecord, RestoredRecord, StatesRecord
 from ktrace.store.schema import (
     ACTIVATIONS,
@@ -29,6 +30,7 @@ __all__ = [
     "Compacted",
     "CorruptedRecord",
     "Field",
+    "Owner",
     "PartWriter",
     "RestoredRecord",
     "Row",

@@ -29,6 +29,7 @@ from ktrace.store.part import (
 )
 from ktrace.store.schema import Array, JsonObject, LayerRow, Row, Schema
 from ktrace.store.writer import PartWriter
+from ktrace.terms import ClaimKind
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Store:
         names: what the folders around it are called (`model`, `dataset`, `noise`, `mediator`): they
             must be the names of its content.
         read_by_runs: whether runs read what it holds, so that they look for damage first.
+        claims: how processes that write to it keep out of each other's way.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Store:
         names: Mapping[str, str] | None = None,
         *,
         read_by_runs: bool = True,
+        claims: ClaimKind = ClaimKind.auto,
     ) -> None:
         self.folder = folder
         self.schema = schema
         self.names = names or {}
         self.read_by_runs = read_by_runs
+        self.claims = claims
 
     def parts(self) -> list[Path]:
         """Completed parts, in the order of their first facts."""
@@ -73,7 +77,7 @@ class Store:
         """
         self.require(fingerprint)
         wanted = Binding(dict(fingerprint), self.names)
-        with Claims(self.folder).all_of_it() as is_alone:
+        with Claims(self.folder, self.claims).all_of_it() as is_alone:
             bound = read_binding(self.folder)
             if bound is not None and is_alone and not self.parts():
                 (self.folder / FILE).unlink(missing_ok=True)
@@ -86,7 +90,7 @@ class Store:
         """Leave nothing of a folder that got no part and is nobody's."""
         if self.parts() or not self.folder.is_dir():
             return
-        with Claims(self.folder).all_of_it() as is_alone:
+        with Claims(self.folder, self.claims).all_of_it() as is_alone:
             if is_alone and not self.parts():
                 (self.folder / FILE).unlink(missing_ok=True)
         with suppress(OSError):  # it holds something else
