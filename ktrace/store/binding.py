@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ktrace.errors import KtraceError
 from ktrace.files import new_file, read_regular
+from ktrace.store.content import parsed_object, require_fingerprint
 from ktrace.store.schema import VERSION, JsonObject
 from ktrace.terms import dataset_key, noise_key
 
@@ -45,12 +46,13 @@ def read_binding(folder: Path) -> Binding | None:
     """
     path = folder / FILE
     try:
-        content = json.loads(read_regular(path, _MOST_BYTES))
+        content = parsed_object(read_regular(path, _MOST_BYTES), "text")
         fingerprint, names = content["fingerprint"], content["names"]
         if not isinstance(fingerprint, dict) or not isinstance(names, dict):
             raise ValueError("it holds no objects")
         if not all(isinstance(name, str) for name in names.values()):
             raise ValueError("its names are no text")
+        require_fingerprint(fingerprint)
     except FileNotFoundError:
         return None
     except OSError as error:
