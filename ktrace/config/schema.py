@@ -22,7 +22,8 @@ class Stage(Enum):
     """Where a run stops. Each stage first runs what it needs and does not find.
 
     `compare` runs nothing: it sets runs that are stored side by side. Nor does `status`, which says
-    how far a run is, nor `compact`, which merges the small parts of its stores.
+    how far a run is, nor `compact`, which merges the small parts of its stores, nor `verify`, which reads
+    all that they hold.
     """
 
     filter = "filter"
@@ -34,6 +35,7 @@ class Stage(Enum):
     compare = "compare"
     status = "status"
     compact = "compact"
+    verify = "verify"
 
 
 class Dtype(Enum):
@@ -328,7 +330,8 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     metric: Metric = Metric.probability  # of figures and closing table; aie.csv holds all
     stage: Stage = Stage.all
-    runs: Any = None  # for stage=compare: a pattern of run folders, or a list of patterns
+    runs: Any = None  # for stage=compare and verify: a pattern of folders, or a list of patterns
+    mend: bool = False  # whether stage=verify sets damaged parts aside and removes leftovers
     compare: bool = False  # whether a sweep ends in stage=compare of what its jobs stored
     # k/n: of n parts of equal cost, the k-th; all go into the same stores. auto: as the launcher
     # numbers its tasks.

@@ -14,6 +14,7 @@ from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
 from ktrace.pipeline.stages import run_stages
 from ktrace.pipeline.upkeep import Upkeep, compact_run, status_of
+from ktrace.pipeline.verify import verify
 from ktrace.store import RunFolders, one_at_a_time
 from ktrace.tracing.mediators import make_mediators
 
@@ -36,7 +37,7 @@ class Outcome:
         counts: facts by state, as far as the run got.
         comparison: of stage=compare only.
         candidates: where `candidates.csv` lies, of a run that stopped before the analysis.
-        upkeep: of stage=compact and stage=status only.
+        upkeep: of stage=compact, stage=status and stage=verify only.
     """
 
     folder: Path
@@ -66,6 +67,8 @@ def run(config: RunConfig) -> Outcome:
         return Outcome(folders.run, keys, None, {}, upkeep=status_of(config, folders, keys))
     if config.stage is Stage.compact:
         return Outcome(folders.run, keys, None, {}, upkeep=compact_run(folders))
+    if config.stage is Stage.verify:
+        return Outcome(folders.run, keys, None, {}, upkeep=verify(config, folders))
     require_writable(folders.run)
     with RunLog(config, folders) as run_log:
         remove_stale(dataset)

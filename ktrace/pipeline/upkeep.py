@@ -27,11 +27,13 @@ class Upkeep(NamedTuple):
         title: above it.
         columns: names; the first is of text, the others of numbers.
         rows: cells, as text.
+        problem: what the command ends in, after the table; empty where all is well.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    problem: str = ""
 
 
 def compact_run(folders: RunFolders) -> Upkeep:

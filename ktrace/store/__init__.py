@@ -17,6 +17,7 @@ from ktrace.store.schema import (
     Row,
 )
 from ktrace.store.store import Store
+from ktrace.store.verify import Fault, Finding, faults_of, leftovers_in, mended, stores_below
 from ktrace.store.writer import PartWriter
 
 __all__ = [
@@ -29,7 +30,9 @@ __all__ = [
     "CleanRecord",
     "Compacted",
     "CorruptedRecord",
+    "Fault",
     "Field",
+    "Finding",
     "Owner",
     "PartWriter",
     "RestoredRecord",
@@ -38,9 +41,13 @@ __all__ = [
     "StatesRecord",
     "Store",
     "compact",
+    "faults_of",
     "holders",
     "is_complete",
+    "leftovers_in",
+    "mended",
     "one_at_a_time",
     "progress_of",
+    "stores_below",
     "work_through",
 ]
