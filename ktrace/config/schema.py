@@ -22,8 +22,8 @@ class Stage(Enum):
     """Where a run stops. Each stage first runs what it needs and does not find.
 
     `compare` runs nothing: it sets runs that are stored side by side. Nor does `status`, which says
-    how far a run is, nor `compact`, which merges the small parts of its stores, nor `verify`, which reads
-    all that they hold.
+    how far a run is, nor `compact`, which merges the small parts of its stores, nor `verify`, which
+    reads all that they hold.
     """
 
     filter = "filter"

@@ -58,7 +58,8 @@ def verify(config: RunConfig, folders: RunFolders) -> Upkeep:
 def _roots(config: RunConfig, folders: RunFolders) -> list[Path]:
     if config.runs is not None:
         patterns = [config.runs] if isinstance(config.runs, str) else config.runs
-        matched = (Path(path) for pattern in patterns for path in sorted(glob.glob(pattern)))
+        # Not Path.glob: a pattern may be absolute.
+        matched = [Path(n) for pattern in patterns for n in sorted(glob.glob(pattern))]  # noqa: PTH207
         return [path for path in dict.fromkeys(matched) if path.is_dir()]
     dataset = folders.run.parent
     own = (dataset / "clean", dataset / "activations", folders.run)
