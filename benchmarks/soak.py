@@ -31,13 +31,18 @@ _CLAIMS = ("auto", "auto", "files", "none")
 _EVENTS = ("kill", "kill", "stop", "damage", "damage", "damage", "full disk")
 _MOST_EVENTS = 40  # of a round
 _FULL_BYTES = 4096
+# Parts of two facts, so that there is something to damage and to kill between.
+_RUN = (
+    "from ktrace.store import writer; writer._PART_FACTS = 2; "
+    "from ktrace.__main__ import main; main()"
+)
 
 
 Writer = subprocess.Popen[bytes]
 
 
 def _start(output: Path, facts: int, claims: str = "auto", *, full: bool = False) -> Writer:
-    command = [sys.executable, "-m", "ktrace", *_SETTINGS, f"dataset.limit={facts}"]
+    command = [sys.executable, "-c", _RUN, *_SETTINGS, f"dataset.limit={facts}"]
     limit = None if not full else _fill
     log = output.with_name(f"{output.name}.log").open("ab")
     with log:
@@ -113,13 +118,13 @@ def _disturb(output: Path, writers: list[Writer], facts: int, draw: random.Rando
 
 
 def _round(
-    output: Path, until: float, n_writers: int, facts: int, draw: random.Random
+    output: Path, until: float, n_writers: int, facts: int, pause: float, draw: random.Random
 ) -> Counter[str]:
     writers = [_start(output, facts, draw.choice(_CLAIMS)) for _ in range(n_writers)]
     done: Counter[str] = Counter()
     try:
         for _ in range(_MOST_EVENTS):
-            time.sleep(draw.uniform(0.1, 2.0))
+            time.sleep(draw.uniform(0.1, 2 * pause))
             done += _disturb(output, writers, facts, draw)
             if time.monotonic() > until:
                 break
@@ -144,15 +149,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     draw = random.Random(given.seed)
     root = Path(tempfile.mkdtemp(prefix="ktrace-soak-"))
+    began = time.monotonic()
     if _ended(root / "whole", given.facts):
         print((root / "whole.log").read_text())
         return 1
     expected, done, rounds = _records(root / "whole"), Counter[str](), 0
+    # So that a writer lives about as long as a run takes.
+    pause = (time.monotonic() - began) / given.writers
     until = time.monotonic() + 60 * given.minutes
     while time.monotonic() < until:
         rounds += 1
         output = root / f"round-{rounds}"
-        done += _round(output, until, given.writers, given.facts, draw)
+        done += _round(output, until, given.writers, given.facts, pause, draw)
         code = _ended(output, given.facts)
         if code or _records(output) != expected:
             print(f"round {rounds}: exit code {code}, or records differ: {output}, {output}.log")
