@@ -8,7 +8,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint format sweep bench tiny-model clean
+.PHONY: help run test check lint format sweep bench soak tiny-model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ sweep: $(VENV)/run.stamp  ## Trace the five mediators as a sweep (MODELS=tiny,gp
 
 bench: $(VENV)/bench.stamp  ## Measure speed against the arithmetic and the peers (about 10 minutes)
 	$(BIN)/python -m benchmarks.gpt2_small --write docs/benchmarks.md $(ARGS)
+
+soak: $(VENV)/run.stamp  ## Kill, damage and fill the disk under several writers (ARGS="--minutes 60")
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 tiny-model: $(VENV)/run.stamp  ## Train the embedded model anew (about 10 minutes on 2 cores)
 	$(BIN)/python data/train_tiny.py $(ARGS)

@@ -66,6 +66,8 @@ def _run(config: DictConfig) -> None:
         return
     if outcome.upkeep is not None:
         print_upkeep(outcome.upkeep)
+        if outcome.upkeep.problem:
+            raise KtraceError(outcome.upkeep.problem)
         return
     if outcome.analysis is None:
         print_counts(outcome.counts, outcome.folder, outcome.candidates)

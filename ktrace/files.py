@@ -1,13 +1,13 @@
 """Write files so that a reader, now or after a crash, sees the whole file or none."""
 
 import errno
-import fcntl
+import importlib
 import os
 import re
 import secrets
-import time
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ktrace.errors import KtraceError
@@ -15,6 +15,15 @@ from ktrace.errors import KtraceError
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 # Where a network file system forgets a lock too early, no living writer is this long in one file.
 _STALE_SECONDS = 600.0
+
+# Not everywhere: opened is what the name says itself, and never waited for a pipe's other end.
+NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+_AT_ONCE: int = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# Windows renames and removes no open file, and syncs no folder.
+_IS_POSIX = os.name == "posix"
+
+# What is left where it is: another user's, or on a disk that may not be written.
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 # What file systems say that keep no locks.
 NO_LOCKS = frozenset(
@@ -39,11 +48,18 @@ def new_file(path: Path, key: str = "output_dir") -> Iterator[Path]:
         try:
             yield temporary
             os.fsync(descriptor)
-            temporary.replace(path)
+            made = os.fstat(descriptor)
+            if not _IS_POSIX:
+                os.close(descriptor)
+                descriptor = -1
+            _rename(temporary, path, made)
             _sync_folder(path.parent)
         finally:
+            if not _IS_POSIX and descriptor >= 0:
+                os.close(descriptor)
             temporary.unlink(missing_ok=True)
-            os.close(descriptor)
+            if _IS_POSIX:  # locked as long as it has a name
+                os.close(descriptor)
     except OSError as error:
         reason = error.strerror or error
         raise KtraceError(f"{key}: {path} cannot be written: {reason}") from error
@@ -61,45 +77,117 @@ def _locked_temporary(path: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def remove_stale(folder: Path) -> list[Path]:
-    """Remove the temporary files that killed writers left, in a folder and below it.
+def _rename(temporary: Path, path: Path, made: os.stat_result) -> None:
+    try:
+        temporary.replace(path)
+    except FileNotFoundError:
+        # A file server that was asked twice did it the first time, and says so the second.
+        with suppress(OSError):
+            found = path.stat()
+            if (found.st_dev, found.st_ino) == (made.st_dev, made.st_ino):
+                return
+        raise
 
-    A file that a living process holds stays, and so does a young one: some network file systems
-    lose a lock before the writer is done.
+
+def stale_in(folder: Path) -> Iterator[Path]:
+    """The temporary files that killed writers left, in a folder and below it.
+
+    A file that a living process holds is none, and nor is a young one: some network file systems
+    lose a lock before the writer is done. Nor is what another user may not touch, or what is no
+    file: a folder or a link of such a name is somebody's.
+
+    Raises:
+        KtraceError: one cannot be looked at.
+    """
+    now: float | None = None
+    for path in sorted(folder.rglob(".*.tmp")):
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
+        try:
+            now = _clock_of(folder) if now is None else now
+            if _is_stale(path, now):
+                yield path
+        except FileNotFoundError:  # its writer has just finished
+            continue
+        except OSError as error:
+            if error.errno in _NOT_OURS:
+                continue
+            raise KtraceError(f"output_dir: {path} cannot be removed: {error.strerror}") from error
+
+
+def remove_stale(folder: Path) -> list[Path]:
+    """Remove the temporary files that killed writers left, in a folder and below it (`stale_in`).
 
     Raises:
         KtraceError: one cannot be removed.
     """
     removed = []
-    for path in sorted(folder.rglob(".*.tmp")):
-        if not _TEMPORARY.fullmatch(path.name):
-            continue
+    for path in stale_in(folder):
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except FileNotFoundError:  # its writer has just finished
-            continue
+            path.unlink(missing_ok=True)
         except OSError as error:
+            if error.errno in _NOT_OURS:
+                continue
             raise KtraceError(f"output_dir: {path} cannot be removed: {error.strerror}") from error
-        try:
-            age = time.time() - os.fstat(descriptor).st_mtime
-            if age > _STALE_SECONDS and _try_lock(descriptor):
-                path.unlink(missing_ok=True)
-                removed.append(path)
-        finally:
-            os.close(descriptor)
+        removed.append(path)
     return removed
 
 
-def _try_lock(descriptor: int) -> bool:
-    """Whether nobody else holds the file; always, where the file system keeps no locks."""
+def _is_stale(path: Path, now: float) -> bool:
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or now - found.st_mtime <= _STALE_SECONDS:
+        return False
+    descriptor = os.open(path, os.O_RDWR | NO_FOLLOW | _AT_ONCE)
     try:
+        return _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _clock_of(folder: Path) -> float:
+    """Seconds since 1970 by the clock that dates a folder's files: a file server has its own."""
+    path = folder / f".clock.{secrets.token_hex(4)}.tmp"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Whether nobody else holds the file; always, where nothing keeps locks."""
+    try:
+        fcntl = importlib.import_module("fcntl")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # a system without it
+        return True
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
     return True
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """What a small file says: it may be a stranger's, and is never waited for.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is a pipe, a device or a folder, or too large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no regular file")
+        if found.st_size > most_bytes:
+            raise ValueError(f"it is too large: {found.st_size} bytes")
+        with os.fdopen(os.dup(descriptor), "rb") as stream:
+            return stream.read(most_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def require_writable(folder: Path, key: str = "output_dir") -> None:
@@ -156,6 +244,8 @@ def set_aside(path: Path) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
+    if not _IS_POSIX:
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

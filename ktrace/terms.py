@@ -53,6 +53,23 @@ class Direction(Choice):
     noise = "noise"
 
 
+class ClaimKind(Choice):
+    """How processes on one store keep out of each other's way.
+
+    Attributes:
+        auto: by the kernel's locks, and by files where the file system keeps none.
+        locks: by the kernel's locks alone.
+        files: by files that live processes keep young, for file systems whose locks end at the
+            machine.
+        none: not at all: facts may be computed twice.
+    """
+
+    auto = "auto"
+    locks = "locks"
+    files = "files"
+    none = "none"
+
+
 # Where states are read and edited: a block's output, and what its attention and MLP add to it.
 SITES = ("hidden", "attn", "mlp")
 # Where one head's output is: a slice of what the output projection of the attention is called with.

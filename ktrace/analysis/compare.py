@@ -93,7 +93,9 @@ def compare(
         # Every run stays in memory: its facts at all positions, without the axis of noise samples.
         runs = _labelled(
             [
-                average_run(RunFolders(run, folder), averaging, limit=limit, partial=partial)
+                average_run(
+                    RunFolders(run, elsewhere=folder), averaging, limit=limit, partial=partial
+                )
                 for run in folders
             ]
         )

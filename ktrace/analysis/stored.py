@@ -163,7 +163,7 @@ def expected_facts(folders: RunFolders, limit: int | None, whole_dataset: bool) 
 def _asked_for(folders: RunFolders, n_facts: int) -> int | None:
     """Facts that the runs which wrote clean parts should have reached, over all their shards."""
     asked = [
-        config["dataset"]["limit"] or n_facts
+        (config.get("dataset") or {}).get("limit") or n_facts
         for about, _ in folders.clean.provenance()
         if (config := about.get("config"))
     ]

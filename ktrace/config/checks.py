@@ -176,7 +176,12 @@ def _check_analysis(analysis: AnalysisConfig) -> None:
 
 def _check_comparison(config: RunConfig) -> None:
     runs = config.runs
-    if (runs is not None) != (config.stage is Stage.compare):
+    if config.mend and config.stage is not Stage.verify:
+        raise KtraceError(
+            f"mend=true and stage={config.stage.value} do not fit: only stage=verify mends"
+        )
+    is_named = runs is not None
+    if is_named != (config.stage is Stage.compare) and config.stage is not Stage.verify:
         raise KtraceError(
             f"runs={runs} and stage={config.stage.value} do not fit: runs names the folders that "
             "stage=compare compares, such as runs='outputs/*/*/*'"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, fields, is_dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from string import Template
 from threading import Lock
 
@@ -62,8 +62,8 @@ def register() -> None:
         ("bundled", lambda file: str(resource(f"data/{file}"))),
         ("smaller", min),
         ("hub_name", _hub_name),
-        ("basename", lambda path: PurePosixPath(str(path)).name),
-        ("stem", lambda path: Path(str(path)).stem),
+        ("basename", lambda path: _pure_path(str(path)).name),
+        ("stem", lambda path: _pure_path(str(path)).stem),
         ("prompt_name", _prompt_name),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -74,6 +74,12 @@ def register() -> None:
 def _sweep_name() -> str:
     """Another one at each call."""
     return secrets.token_hex(4)
+
+
+def _pure_path(text: str) -> PurePath:
+    """A path of the system that it was written on: `C:\\models\\gpt2` ends in gpt2 anywhere."""
+    is_windows = os.name == "nt" or re.match(r"[A-Za-z]:[\\/]|\\\\", text)
+    return PureWindowsPath(text) if is_windows else PurePosixPath(text)
 
 
 def _hub_name(repository: object, *chosen: object) -> str:

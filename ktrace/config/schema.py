@@ -14,14 +14,23 @@ from omegaconf import MISSING
 from ktrace.config.activations import ActivationsConfig
 from ktrace.config.engine import EngineConfig
 from ktrace.config.mediator import MediatorConfig
-from ktrace.terms import CLUSTERS, CONTRASTS, ENOUGH, SMALLEST_EFFECT, Choice, Metric
+from ktrace.terms import (
+    CLUSTERS,
+    CONTRASTS,
+    ENOUGH,
+    SMALLEST_EFFECT,
+    Choice,
+    ClaimKind,
+    Metric,
+)
 
 
 class Stage(Choice):
     """Where a run stops. Each stage first runs what it needs and does not find.
 
     `compare` runs nothing: it sets runs that are stored side by side. Nor does `status`, which says
-    how far a run is, nor `compact`, which merges the small parts of its stores.
+    how far a run is, nor `compact`, which merges the small parts of its stores, nor `verify`, which
+    reads all that they hold.
     """
 
     filter = "filter"
@@ -33,6 +42,7 @@ class Stage(Choice):
     compare = "compare"
     status = "status"
     compact = "compact"
+    verify = "verify"
 
 
 class Dtype(Choice):
@@ -330,9 +340,11 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     metric: Metric = Metric.probability  # of figures and closing table; aie.csv holds all
     stage: Stage = Stage.all
-    runs: Any = None  # for stage=compare: a pattern of run folders, or a list of patterns
+    runs: Any = None  # for stage=compare and verify: a pattern of folders, or a list of patterns
+    mend: bool = False  # whether stage=verify sets damaged parts aside and removes leftovers
     compare: bool = False  # whether a sweep ends in stage=compare of what its jobs stored
     # k/n: of n parts of equal cost, the k-th; all go into the same stores. auto: as the launcher
     # numbers its tasks.
     shard: str = "1/1"
+    claims: ClaimKind = ClaimKind.auto  # how processes on one store keep out of each other's way
     output_dir: str = "outputs"

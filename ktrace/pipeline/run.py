@@ -17,6 +17,7 @@ from ktrace.pipeline.same_settings import require_same_settings
 from ktrace.pipeline.shown_facts import require_shown
 from ktrace.pipeline.stages import run_stages
 from ktrace.pipeline.upkeep import Upkeep, compact_run, status_of
+from ktrace.pipeline.verify import verify
 from ktrace.store import RunFolders, one_at_a_time
 from ktrace.tracing.mediators import Mediator, make_mediators
 
@@ -43,7 +44,7 @@ class Outcome:
         counts: facts by state, as far as the run got.
         comparison: of stage=compare only.
         candidates: where `candidates.csv` lies, of a run that stopped before the analysis.
-        upkeep: of stage=compact and stage=status only.
+        upkeep: of stage=compact, stage=status and stage=verify only.
     """
 
     folder: Path
@@ -72,6 +73,8 @@ def run(config: RunConfig) -> Outcome:
         return Outcome(folders.run, keys, None, {}, upkeep=status_of(config, folders, keys))
     if config.stage is Stage.compact:
         return Outcome(folders.run, keys, None, {}, upkeep=compact_run(folders))
+    if config.stage is Stage.verify:
+        return Outcome(folders.run, keys, None, {}, upkeep=verify(config, folders))
     with _naming_elsewhere(config):
         _require_writable(config, folders)
         return _run(config, folders, mediators)
@@ -81,11 +84,11 @@ def _run(config: RunConfig, folders: RunFolders, mediators: Sequence[Mediator]) 
     keys = tuple(mediator.key for mediator in mediators)
     counts: dict[str, int] = {}
     with RunLog(config, folders) as run_log:
+        remove_stale(folders.elsewhere or folders.run.parent)
         if config.stage is Stage.analyze:
             require_same_settings(config, folders)
             require_shown(config, folders)
         else:
-            remove_stale(folders.run.parent)
             counts, is_whole = run_stages(config, folders, mediators, run_log)
             if not is_whole:
                 log.info("shard=%s is done; the last shard to end draws the figures", config.shard)
@@ -98,8 +101,8 @@ def _run(config: RunConfig, folders: RunFolders, mediators: Sequence[Mediator]) 
 
 def _folders(config: RunConfig) -> RunFolders:
     dataset = Path(config.output_dir) / config.model.name / dataset_key(config.dataset)
-    elsewhere = config.analysis.folder
-    return RunFolders(dataset / noise_key(config.noise), Path(elsewhere) if elsewhere else None)
+    elsewhere = Path(config.analysis.folder) if config.analysis.folder else None
+    return RunFolders(dataset / noise_key(config.noise), config.claims, elsewhere)
 
 
 def analysis_folder(config: RunConfig) -> Path:
@@ -161,7 +164,8 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
 def _alone(folders: RunFolders) -> AbstractContextManager[None]:
     if not folders.run.is_dir():  # nothing to analyse, which is an error that leaves no folder
         return nullcontext()
-    return one_at_a_time(folders.elsewhere or folders.run, "analyses the same run")
+    where = folders.elsewhere or folders.run
+    return one_at_a_time(where, "analyses the same run", folders.claims)
 
 
 def _averaging(config: RunConfig) -> "Averaging":
@@ -194,6 +198,7 @@ def compare_runs(config: RunConfig, runs: Sequence[str]) -> Outcome:
 
     folder = _comparison_folder(config)
     require_writable(folder, _ELSEWHERE if config.analysis.folder else "output_dir")
+    remove_stale(folder)
     comparison = compare(
         runs,
         folder,

@@ -80,7 +80,9 @@ def _note_other_model(config: ModelConfig, folders: RunFolders, stored: dict[str
     """The weights are not read, so that an analysis takes seconds whatever the model's size."""
     identity = stored["identity"]
     origins = {
-        about["model"]["path"] for about, _ in folders.clean.provenance() if "model" in about
+        path
+        for about, _ in folders.clean.provenance()
+        if isinstance(path := (about.get("model") or {}).get("path"), str)
     }
     folder = local_folder(config.path, config.revision)
     if origins and redacted(config.path) not in origins:

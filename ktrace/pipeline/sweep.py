@@ -228,6 +228,8 @@ def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
         outcome = run(own)
         if outcome.upkeep is not None:
             print_upkeep(outcome.upkeep)
+            if outcome.upkeep.problem:
+                raise KtraceError(outcome.upkeep.problem)
     except (KtraceError, OmegaConfBaseException) as error:
         return job.failed(explain(error), traceback.format_exc())
     except Exception as error:  # a bug in one job must not cost the others their results

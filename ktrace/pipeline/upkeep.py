@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ktrace.analysis.stored import expected_facts
 from ktrace.config import RunConfig
 from ktrace.errors import KtraceError
-from ktrace.store import RunFolders, Store, compact, holders, one_at_a_time, progress_of
+from ktrace.store import Owner, RunFolders, Store, compact, holders, one_at_a_time, progress_of
 from ktrace.terms import RUN_KINDS
 
 log = logging.getLogger(__name__)
@@ -27,11 +27,13 @@ class Upkeep(NamedTuple):
         title: above it.
         columns: names; the first is of text, the others of numbers.
         rows: cells, as text.
+        problem: what the command ends in, after the table; empty where all is well.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    problem: str = ""
 
 
 def compact_run(folders: RunFolders) -> Upkeep:
@@ -44,13 +46,13 @@ def compact_run(folders: RunFolders) -> Upkeep:
     _require_some(folders, stores)
     folders.run.mkdir(parents=True, exist_ok=True)
     rows = []
-    with one_at_a_time(folders.run, "analyses or compacts the same run"):
+    with one_at_a_time(folders.run, "analyses or compacts the same run", folders.claims):
         for name, store in stores.items():
             found = compact(store)
             if found is None:
                 log.warning(
-                    "%s is left as it is: another process works on it, or its file system keeps no "
-                    "locks to tell",
+                    "%s is left as it is: another process works on it, or nobody can tell "
+                    "(claims=none)",
                     store.folder,
                 )
                 rows.append((name, str(len(store.parts())), "left as it is"))
@@ -138,8 +140,8 @@ def _status(name: str, store: Store, wanted: frozenset[int] | None) -> Sequence[
     )
 
 
-def _told(holders: Counter[int]) -> str:
+def _told(holders: Counter[Owner]) -> str:
     """Who claims facts, those with the most first."""
-    told = [f"process {pid}" if pid else "another machine" for pid, _ in holders.most_common()]
+    told = [owner.name for owner, _ in holders.most_common()]
     more = [f"{len(told) - _SEVERAL} more"] if len(told) > _SEVERAL else []
     return ", ".join([*told[:_SEVERAL], *more])

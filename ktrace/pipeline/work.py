@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ktrace.pipeline.console import progress
 from ktrace.pipeline.crew import crew
 from ktrace.pipeline.signals import raise_if_signalled
-from ktrace.store import PartWriter, work_through
+from ktrace.store import Owner, PartWriter, work_through
 
 if TYPE_CHECKING:
     from ktrace.pipeline.workers import Workers
@@ -72,7 +73,16 @@ def work(
             note(number)
         # What is left is in the hands of other runs, which are waited for; without workers it is
         # everything.
-        work_through(list(left), lambda number: attempt(number) and note(number), let_go)
+        holder = partial(_holder, writers, units)
+        work_through(list(left), lambda number: attempt(number) and note(number), let_go, holder)
+
+
+def _holder(
+    writers: Mapping[str, PartWriter], units: Sequence[Collection[int]], number: int
+) -> Owner | None:
+    """Who else is at a unit."""
+    told = (writer.holder(units[number]) for writer in writers.values())
+    return next((owner for owner in told if owner is not None), None)
 
 
 def _claim(writers: Mapping[str, PartWriter], indices: Collection[int]) -> Lacking | None:

@@ -1,9 +1,10 @@
 """Stores: folders of immutable HDF5 parts. Knows nothing of models, engines or statistics."""
 
-from ktrace.store.claims import one_at_a_time, work_through
+from ktrace.store.claims import holders, one_at_a_time, work_through
 from ktrace.store.compaction import Compacted, compact
 from ktrace.store.layout import RunFolders, is_complete
-from ktrace.store.progress import holders, progress_of
+from ktrace.store.owners import Owner
+from ktrace.store.progress import progress_of
 from ktrace.store.records import CleanRecord, CorruptedRecord, RestoredRecord, StatesRecord
 from ktrace.store.schema import (
     ACTIVATIONS,
@@ -16,6 +17,7 @@ from ktrace.store.schema import (
     Row,
 )
 from ktrace.store.store import Store
+from ktrace.store.verify import Fault, Finding, faults_of, leftovers_in, mended, stores_below
 from ktrace.store.writer import PartWriter
 
 __all__ = [
@@ -28,7 +30,10 @@ __all__ = [
     "CleanRecord",
     "Compacted",
     "CorruptedRecord",
+    "Fault",
     "Field",
+    "Finding",
+    "Owner",
     "PartWriter",
     "RestoredRecord",
     "Row",
@@ -36,9 +41,13 @@ __all__ = [
     "StatesRecord",
     "Store",
     "compact",
+    "faults_of",
     "holders",
     "is_complete",
+    "leftovers_in",
+    "mended",
     "one_at_a_time",
     "progress_of",
+    "stores_below",
     "work_through",
 ]

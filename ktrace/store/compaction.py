@@ -51,8 +51,8 @@ def compact(store: Store) -> Compacted | None:
     """Merge the small parts of a store, those of each run among themselves.
 
     Returns:
-        None, and nothing is done, where another process works on it, or where locks, which would
-        tell, are not kept.
+        None, and nothing is done, where another process works on it, or where nobody can tell,
+        without claims.
 
     Raises:
         KtraceError: the folder cannot be written, or lies under another name.
@@ -60,7 +60,7 @@ def compact(store: Store) -> Compacted | None:
     before = len(store.parts())
     if before < 2:
         return Compacted(before, before)
-    with Claims(store.folder).all_of_it() as is_alone:
+    with Claims(store.folder, store.claims).all_of_it() as is_alone:
         if not is_alone:
             return None
         parts = _without_copies(store, list(_known(store)))

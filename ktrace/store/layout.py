@@ -8,6 +8,7 @@ from typing import TypedDict
 from ktrace.errors import KtraceError
 from ktrace.store.schema import ACTIVATIONS, CLEAN, CORRUPTED, RESTORED, JsonObject
 from ktrace.store.store import Store
+from ktrace.terms import ClaimKind
 
 
 @dataclass(frozen=True)
@@ -16,27 +17,29 @@ class RunFolders:
 
     Attributes:
         run: the folder of one noise; the clean store is its neighbour, shared by every noise.
+        claims: how processes that write there keep out of each other's way.
         elsewhere: where the analysis goes, if not into the run's folder.
     """
 
     run: Path
+    claims: ClaimKind = ClaimKind.auto
     elsewhere: Path | None = None
 
     @property
     def clean(self) -> Store:
         """Clean runs, shared by every mediator and noise."""
-        return Store(self.run.parent / "clean", CLEAN, self._of_dataset)
+        return Store(self.run.parent / "clean", CLEAN, self._of_dataset, claims=self.claims)
 
     @property
     def corrupted(self) -> Store:
         """Corrupted runs."""
         names = {**self._of_dataset, "noise": self.run.name}
-        return Store(self.run / "corrupted", CORRUPTED, names)
+        return Store(self.run / "corrupted", CORRUPTED, names, claims=self.claims)
 
     def restored(self, mediator_key: str) -> Store:
         """Restorations of one mediator, such as `mlp-w10`."""
         names = {**self._of_dataset, "noise": self.run.name, "mediator": mediator_key}
-        return Store(self.run / "restored" / mediator_key, RESTORED, names)
+        return Store(self.run / "restored" / mediator_key, RESTORED, names, claims=self.claims)
 
     def activations(self, kind: str) -> Store:
         """States of the `clean` runs, shared by every noise, or of the `corrupted` ones.
@@ -47,7 +50,7 @@ class RunFolders:
         folder, names = self.run.parent / "activations" / kind, self._of_dataset
         if kind == "corrupted":
             folder, names = folder / self.run.name, {**names, "noise": self.run.name}
-        return Store(folder, ACTIVATIONS[kind], names, read_by_runs=False)
+        return Store(folder, ACTIVATIONS[kind], names, read_by_runs=False, claims=self.claims)
 
     @property
     def _of_dataset(self) -> dict[str, str]:

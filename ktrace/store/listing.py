@@ -69,9 +69,12 @@ def is_part(name: str) -> bool:
 
 def _stamp_of(folder: Path) -> int | None:
     """When the folder last changed, in nanoseconds of its file system's clock; None without it."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # a stranger's pipe is not waited for
     try:
+        if os.name != "posix":  # Windows opens no folder
+            return folder.stat().st_mtime_ns
         # Opened: a network file system asks its server then, and for a name may answer from memory.
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, flags)
     except FileNotFoundError:
         return None
     try:

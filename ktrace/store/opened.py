@@ -1,10 +1,10 @@
 """An open part: what it says is believed only where it fits the file and its checksums."""
 
-import json
 import math
 import os
+import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,26 @@ import numpy as np
 
 from ktrace.errors import DamagedPartError, GonePartError, KtraceError
 from ktrace.store.bounds import bounded_attribute, bounded_dataset, bounded_group
-from ktrace.store.schema import ACTIVATION, TEXT, VERSION, Array, Field, JsonObject, LayerRow
+from ktrace.store.content import (
+    Axes,
+    Columns,
+    parsed_object,
+    require_fingerprint,
+    require_fitting,
+    require_provenance,
+    require_range,
+    require_whole_units,
+)
+from ktrace.store.schema import (
+    ACTIVATION,
+    TEXT,
+    VERSION,
+    Array,
+    Field,
+    JsonObject,
+    LayerRow,
+    Schema,
+)
 
 
 def checksum(array: Array) -> int:
@@ -33,6 +52,8 @@ def opened(path: Path) -> Iterator["Part"]:
         KtraceError: it is of another schema version, or may not be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise ValueError("it is no regular file")
         # Without HDF5's own lock: a part never changes, and not every file system keeps locks.
         with h5py.File(path, "r", locking=False) as file:
             yield Part(path, file)
@@ -59,7 +80,7 @@ class Part:
         self._size = path.stat().st_size
         if "schema_version" not in file.attrs:
             raise ValueError("it is no part")
-        version = int(self.attribute(file, "schema_version"))
+        version = self._number("schema_version")
         if version != VERSION:
             raise KtraceError(
                 f"{path}: schema version {version}, this ktrace reads version {VERSION}: choose "
@@ -67,7 +88,15 @@ class Part:
             )
         if "complete" not in file.attrs or not self.attribute(file, "complete"):
             raise ValueError("it has no end marker")
-        self.n_facts = int(self.attribute(file, "n_facts"))
+        self.n_facts = self._number("n_facts")
+        self._axes = Axes()
+        self._optional: list[tuple[str, Field, list[list[int]]]] = []
+
+    def _number(self, name: str) -> int:
+        found = np.asarray(self.attribute(self.file, name))
+        if found.shape or found.dtype.kind not in "iu" or not 0 <= found < _MOST_FACTS:
+            raise ValueError(f"attribute {name} is no number of it")
+        return int(found)
 
     def attribute(self, owner: h5py.HLObject, name: str) -> Any:
         """Of the file, or of something in it."""
@@ -75,16 +104,37 @@ class Part:
 
     def fingerprint(self) -> JsonObject:
         """What its numbers were determined by."""
-        found = json.loads(self.attribute(self.file, "fingerprint"))
-        if not isinstance(found, dict):
-            raise ValueError("its fingerprint is no JSON object")
+        found = parsed_object(self.attribute(self.file, "fingerprint"), "fingerprint")
+        require_fingerprint(found)
         return found
+
+    def provenance(self) -> JsonObject:
+        """Who computed it, where and when; empty where it does not say."""
+        if "provenance" not in self.file.attrs:
+            return {}
+        about = parsed_object(self.attribute(self.file, "provenance"), "provenance")
+        require_provenance(about)
+        return about
+
+    def columns(self, schema: Schema, names: Iterable[str]) -> dict[str, Sequence[object]]:
+        """Some fields of every fact, which fit each other."""
+        columns = {name: self.column(name, schema[name]) for name in names}
+        self.require_fitting(columns)
+        return columns
+
+    def require_fitting(self, columns: Columns) -> None:
+        """Refuse what was read, where it contradicts itself."""
+        require_fitting(columns)
+        for optional in self._optional:
+            self._axes.fit(*optional)
 
     def column(self, name: str, field: Field) -> Sequence[object]:
         """One field of every fact."""
         column: Array | Sequence[object]
         if not field.axes:
-            column = _decode(field, self._read(self.file, name, field))
+            values = self._read(self.file, name, field)
+            require_range(name, field, values)
+            column = _decode(field, values)
         else:
             column = self._cells(name, field)
         if len(column) != self.n_facts:
@@ -93,7 +143,9 @@ class Part:
 
     def _cells(self, name: str, field: Field) -> list[object]:
         group = bounded_group(self.file, name)
-        values = _decode(field, self._read(group, "values", field))
+        stored = self._read(group, "values", field)
+        require_range(name, field, stored)
+        values = _decode(field, stored)
         offsets, shapes = self._places(group, field, len(values))
         if field.dtype == ACTIVATION and "layer_crc32" in group:
             self._read(group, "layer_crc32", _SUMS)
@@ -101,6 +153,8 @@ class Part:
         for row, shape in enumerate(shapes):
             value = values[offsets[row] : offsets[row + 1]]
             cells.append(value if isinstance(value, list) else value.reshape(shape))
+        if field.may_lack:
+            require_whole_units(name, field, cells)
         return cells
 
     def layer(self, name: str, field: Field, rows: Sequence[LayerRow | None]) -> list[Array | None]:
@@ -139,6 +193,9 @@ class Part:
         self, group: h5py.Group, field: Field, n_values: int
     ) -> tuple[list[int], list[list[int]]]:
         """Where each fact's values start, with where the last ones end; and their shapes."""
+        axes = np.atleast_1d(np.asarray(self.attribute(group, "axes"))).tolist()
+        if [axis.decode() if isinstance(axis, bytes) else axis for axis in axes] != [*field.axes]:
+            raise ValueError(f"{group.name} has the axes {axes}, not {field.axes}")
         offsets = self._read(group, "offsets", _WHOLE).tolist()
         shapes = self._read(group, "shapes", _WHOLE)
         if shapes.shape != (len(offsets) - 1, len(field.axes)) or (shapes < 0).any():
@@ -147,6 +204,11 @@ class Part:
         ends = [0, *accumulate(math.prod(shape) for shape in of_facts)]
         if offsets != ends or ends[-1] != n_values:
             raise ValueError(f"{group.name} has other shapes than values")
+        if len(of_facts) != self.n_facts:
+            raise ValueError(f"{group.name} is of {len(of_facts)} facts, not {self.n_facts}")
+        self._axes.agree(group.name, field, of_facts)
+        if field.is_optional:
+            self._optional.append((group.name, field, of_facts))
         return offsets, of_facts
 
     def _dataset(self, group: h5py.Group, name: str, field: Field) -> h5py.Dataset:
@@ -170,6 +232,7 @@ class Part:
         return array
 
 
+_MOST_FACTS = 2**40
 _WHOLE = Field("int64")
 _SUMS = Field("uint32")
 _ACTIVATION_DTYPES = ("float16", "float32", "float64", "uint16")

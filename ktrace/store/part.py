@@ -20,6 +20,7 @@ import numpy as np
 
 from ktrace.files import new_file
 from ktrace.store.binding import Binding, names_told, require_same
+from ktrace.store.content import RELATED
 from ktrace.store.opened import checksum, opened
 from ktrace.store.schema import (
     ACTIVATION,
@@ -167,12 +168,7 @@ def read_provenance(path: Path) -> tuple[JsonObject, int]:
         KtraceError: it is of another schema version, or may not be read.
     """
     with opened(path) as part:
-        if "provenance" not in part.file.attrs:
-            return {}, part.n_facts
-        provenance = json.loads(part.attribute(part.file, "provenance"))
-        if not isinstance(provenance, dict):
-            raise ValueError("its provenance is no JSON object")
-        return provenance, part.n_facts
+        return part.provenance(), part.n_facts
 
 
 def read_part(
@@ -196,7 +192,7 @@ def read_part(
     with opened(path) as part:
         if expected is not None:
             require_same(path, part.fingerprint(), expected)
-        columns = {name: part.column(name, schema[name]) for name in names}
+        columns = part.columns(schema, names)
         return [
             {name: column[row] for name, column in columns.items()} for row in range(part.n_facts)
         ]
@@ -241,5 +237,11 @@ def verify_part(path: Path, schema: Schema) -> None:
         KtraceError: it is of another schema version, or may not be read.
     """
     with opened(path) as part:
+        related: dict[str, Sequence[object]] = {}
         for name, field in schema.items():
-            part.column(name, field)
+            column = part.column(name, field)
+            if name in RELATED:
+                related[name] = column
+        part.require_fitting(related)
+        part.fingerprint()
+        part.provenance()

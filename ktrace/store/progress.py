@@ -1,27 +1,18 @@
-"""How far a store is, seen from outside: what is stored, who works on what, how fast parts come.
+"""How far a store is, seen from outside: what is stored, and how fast parts come.
 
 Nothing is written, locked or waited for, so that it may be asked while workers run.
 """
 
-import fcntl
-import os
-import struct
-import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ktrace.errors import DamagedPartError
-from ktrace.store.claims import NAME
 from ktrace.store.part import read_part, read_provenance
 from ktrace.store.store import Store
 
 # Parts that the rate is taken from: the latest, as far as they follow each other.
 _MOST_PARTS = 200
 _LONGEST_PAUSE = 120.0  # seconds
-# `struct flock`: what the kernel is asked with, and answers in.
-_LAYOUTS = {"linux": "hhqqi4x", "darwin": "qqihh"}
-_ANYONE = 0
 
 
 class Progress(NamedTuple):
@@ -80,39 +71,3 @@ def _rate(spells: Iterable[_Spell]) -> float | None:
             break
         start, n_facts = min(start, spell.start), n_facts + spell.n_facts
     return n_facts / max(latest[0].end - start, 1e-3)
-
-
-def holders(folder: Path, indices: Iterable[int]) -> Mapping[int, int]:
-    """Who works on some facts of a store, as far as the kernel tells.
-
-    Args:
-        folder: of the store.
-        indices: of the facts.
-
-    Returns:
-        By index, the number of the process that claims it; 0 where that runs on another machine.
-        Nothing where file system or kernel tell no holders.
-    """
-    layout = _LAYOUTS.get(sys.platform)
-    try:
-        descriptor = os.open(folder / NAME, os.O_RDONLY)
-    except OSError:  # nobody works there, or it may not be read
-        return {}
-    try:
-        found = {index: _holder(descriptor, index, layout) for index in indices if layout}
-    except OSError:
-        return {}
-    finally:
-        os.close(descriptor)
-    return {index: pid for index, pid in found.items() if pid is not None}
-
-
-def _holder(descriptor: int, index: int, layout: str) -> int | None:
-    """Of the lock on one byte; None where there is none."""
-    if layout == _LAYOUTS["linux"]:
-        asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, index, 1, 0)
-        kind, _, _, _, pid = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
-    else:
-        asked = struct.pack(layout, index, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
-        _, _, pid, kind, _ = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
-    return None if kind == fcntl.F_UNLCK else max(pid, _ANYONE)

@@ -18,6 +18,7 @@ from ktrace.store.binding import (
     require_same,
 )
 from ktrace.store.claims import Claims
+from ktrace.store.content import require_settings
 from ktrace.store.listing import parts_in
 from ktrace.store.part import (
     binding_of,
@@ -29,6 +30,7 @@ from ktrace.store.part import (
 )
 from ktrace.store.schema import Array, JsonObject, LayerRow, Row, Schema
 from ktrace.store.writer import PartWriter
+from ktrace.terms import ClaimKind
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Store:
         names: what the folders around it are called (`model`, `dataset`, `noise`, `mediator`): they
             must be the names of its content.
         read_by_runs: whether runs read what it holds, so that they look for damage first.
+        claims: how processes that write to it keep out of each other's way.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class Store:
         names: Mapping[str, str] | None = None,
         *,
         read_by_runs: bool = True,
+        claims: ClaimKind = ClaimKind.auto,
     ) -> None:
         self.folder = folder
         self.schema = schema
         self.names = names or {}
         self.read_by_runs = read_by_runs
+        self.claims = claims
 
     def parts(self) -> list[Path]:
         """Completed parts, in the order of their first facts."""
@@ -73,7 +78,7 @@ class Store:
         """
         self.require(fingerprint)
         wanted = Binding(dict(fingerprint), self.names)
-        with Claims(self.folder).all_of_it() as is_alone:
+        with Claims(self.folder, self.claims).all_of_it() as is_alone:
             bound = read_binding(self.folder)
             if bound is not None and is_alone and not self.parts():
                 (self.folder / FILE).unlink(missing_ok=True)
@@ -86,7 +91,7 @@ class Store:
         """Leave nothing of a folder that got no part and is nobody's."""
         if self.parts() or not self.folder.is_dir():
             return
-        with Claims(self.folder).all_of_it() as is_alone:
+        with Claims(self.folder, self.claims).all_of_it() as is_alone:
             if is_alone and not self.parts():
                 (self.folder / FILE).unlink(missing_ok=True)
         with suppress(OSError):  # it holds something else
@@ -104,7 +109,7 @@ class Store:
         bound = read_binding(self.folder)
         if bound is not None:
             require_same(self.folder, bound.fingerprint, fingerprint)
-        for found in self._each(_binding_unless_damaged):
+        for found in self._each(self._binding_unless_damaged):
             if found is not None:
                 require_same(self.folder, found.fingerprint, fingerprint)
                 bound = bound or found
@@ -120,7 +125,14 @@ class Store:
         paths = self.parts()
         if not paths:
             return None
-        found = read_binding(self.folder) or self._told_by(paths[0])
+        found = read_binding(self.folder)
+        if found is None:
+            found = self._told_by(paths[0])
+        else:
+            try:
+                require_settings(found.fingerprint, self.names)
+            except ValueError as error:
+                raise KtraceError(f"damaged: {self.folder / FILE}: {error}") from error
         require_own_names(self.folder, self.names, found)
         return found.fingerprint
 
@@ -146,6 +158,7 @@ class Store:
         def whole(path: Path) -> list[int]:
             try:
                 indices = _column(path, self.schema, "index")
+                self._settings_of(path)
                 relied_on = wanted is None or any(index in wanted for index in indices)
                 if self.read_by_runs and relied_on:
                     verify_part(path, self.schema)
@@ -255,7 +268,24 @@ class Store:
     def _told_by(self, path: Path) -> Binding:
         """What a part says of its folder, where older versions left no `store.json`."""
         with self._naming_damage():
-            return binding_of(path)
+            return self._settings_of(path)
+
+    def _settings_of(self, path: Path) -> Binding:
+        """What a part says of its folder, where it says all that names it."""
+        found = binding_of(path)
+        try:
+            require_settings(found.fingerprint, self.names)
+        except ValueError as error:
+            raise DamagedPartError(f"{path}: {error}") from error
+        return found
+
+    def _binding_unless_damaged(self, path: Path) -> Binding | None:
+        try:
+            return self._settings_of(path)
+        except GonePartError:
+            raise
+        except DamagedPartError:
+            return None
 
     def _each(self, work: Callable[[Path], Found]) -> Iterator[Found]:
         """What comes of every part, while another process may merge some (`compact`)."""
@@ -287,12 +317,3 @@ class Store:
 
 def _column(path: Path, schema: Schema, name: str) -> list[int]:
     return [record[name] for record in read_part(path, schema, [name])]
-
-
-def _binding_unless_damaged(path: Path) -> Binding | None:
-    try:
-        return binding_of(path)
-    except GonePartError:
-        raise
-    except DamagedPartError:
-        return None

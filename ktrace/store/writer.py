@@ -12,8 +12,10 @@ import numpy as np
 from ktrace.errors import DamagedPartError
 from ktrace.store.claims import Claims
 from ktrace.store.listing import Listing
+from ktrace.store.owners import Owner
 from ktrace.store.part import read_part, write_part
 from ktrace.store.schema import Row, Schema
+from ktrace.terms import ClaimKind
 
 # A part is closed at whichever comes first; a killed run loses the part in hand and no more.
 _PART_FACTS = 32
@@ -26,6 +28,7 @@ class Target(Protocol):
 
     folder: Path
     schema: Schema
+    claims: ClaimKind
 
     def bind(self, fingerprint: Mapping[str, object]) -> None:
         """Bind the folder to one fingerprint, before its first part."""
@@ -54,7 +57,7 @@ class PartWriter:
         self._store = store
         self._fingerprint = fingerprint
         self._provenance = provenance
-        self._claims = Claims(store.folder)
+        self._claims = Claims(store.folder, store.claims)
         self._keep = ("index", *keep)
         self._parts = Listing(store.folder)
         self.stored: dict[int, Row] = {}
@@ -93,6 +96,10 @@ class PartWriter:
         self._look()
         self._claims.release([index for index in indices if index in self.stored])
         return frozenset(index for index in indices if index not in self.stored)
+
+    def holder(self, indices: Collection[int]) -> Owner | None:
+        """Who else works on one of some facts, as far as anybody can tell."""
+        return self._claims.holder(indices)
 
     def unclaim(self, indices: Collection[int]) -> None:
         """Give back facts that were taken and not worked on."""

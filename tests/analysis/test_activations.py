@@ -274,8 +274,8 @@ def test_what_a_stranger_wrote_is_refused_in_a_line(tmp_path: Path) -> None:
                 whole,
                 "damaged: .*mlp has other axes .*: 2, not 3",
             ),
-            ({"positions": np.arange(4)}, whole, "damaged: .*'mlp' has other axes"),
-            ({"roles": ("last",)}, whole, "damaged: .*'mlp' has other axes"),
+            ({"positions": np.arange(4)}, whole, "damaged: .* differ in their axis position"),
+            ({"roles": ("last",)}, whole, "damaged: .* differ in their axis position"),
             ({}, None, "damaged: .* does not say which states it holds"),
             ({}, {"sites": "all"}, "damaged: .* does not say which states it holds"),
         )

@@ -30,7 +30,7 @@ ALL_KINDS = CLEAN | {name: ACTIVATIONS["clean"][name] for name in SITES}
 
 FINGERPRINT = {"model": {"identity": "tiny", "dtype": "float32"}, "noise": {"seed": 1}}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
-FLOATS = st.floats(width=32, allow_nan=True)
+PROBABILITIES = st.one_of(st.floats(0, 1, width=32), st.just(float("nan")))
 N_LAYERS, WIDTH = 2, 3
 
 
@@ -63,6 +63,7 @@ def clean_records(draw: st.DrawFn) -> list[dict[str, Any]]:
         length = draw(st.integers(1, 5))
         candidate = draw(st.booleans())
         shape = (N_LAYERS, length, WIDTH) if candidate else (0, 0, 0)
+        also = draw(st.lists(st.integers(0, 100), max_size=3))
         bits = draw(st.integers(0, 2**32 - 1))
         states = np.random.RandomState(bits).bytes(np.dtype(dtype).itemsize * int(np.prod(shape)))
         activations = np.frombuffer(states, dtype=dtype).reshape(shape)
@@ -81,12 +82,12 @@ def clean_records(draw: st.DrawFn) -> list[dict[str, Any]]:
                 "roles": [""] * length,
                 "span": (0, 1),
                 "answer_ids": draw(st.lists(st.integers(0, 100), max_size=3)),
-                "also_ids": draw(st.lists(st.integers(0, 100), max_size=3)),
-                "also_lengths": draw(st.lists(st.integers(0, 3), max_size=3)),
+                "also_ids": also,
+                "also_lengths": [1] * len(also),
                 "predicted_ids": [3],
                 "predicted": draw(TEXTS),
-                "predicted_probability": draw(FLOATS),
-                "probability": draw(FLOATS),
+                "predicted_probability": draw(PROBABILITIES),
+                "probability": draw(PROBABILITIES),
                 **dict.fromkeys(SITES, activations),
             }
         )

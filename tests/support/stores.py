@@ -225,6 +225,7 @@ def write_restored(
             values = p_restored(index, key) if scores is None else scores[index]
             # As in the corrupted runs: metrics differ by whole numbers.
             metrics = {metric: values[:, :, None] + offset for offset, metric in enumerate(METRICS)}
+            metrics["probability"] = metrics["probability"].clip(0, 1)
             places = np.arange(values.shape[-1])
             record = RestoredRecord(index, known_id(index), key, places, metrics)
             writer.add(record.row())

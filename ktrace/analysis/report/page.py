@@ -22,11 +22,12 @@ from ktrace.analysis.report.data import page_data, reported_run
 from ktrace.analysis.stored import Survey
 from ktrace.analysis.summary import Summary
 from ktrace.analysis.tokens import shortened
-from ktrace.files import write_text
+from ktrace.files import read_regular, write_text
 from ktrace.terms import mediator_title
 
 # A page of 25 MB still opens in a few seconds and passes most mail servers and issue trackers.
 _MOST_BYTES = 25_000_000
+_MOST_SETTINGS = 2**20  # bytes of run.yaml
 # Room for cells that figures and texts may not take.
 _LEAST_CELL_BYTES = 8_000_000
 
@@ -269,11 +270,22 @@ def _settings(run_yaml: Path, summary: Summary) -> Iterator[str]:
     yield f"<details><summary>summary.json</summary>{scrolls}{html.escape(text)}</pre></details>"
 
 
+class _Plain(yaml.SafeLoader):
+    """Without aliases, which lead a small file to itself, or to a huge one. ktrace writes none."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
 def _mapping(path: Path) -> dict[object, object]:
     """What a YAML file holds; nothing where it holds no mapping, such as after a full disk."""
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        content = yaml.load(read_regular(path, _MOST_SETTINGS), _Plain)  # noqa: S506: it is a SafeLoader
+        json.dumps(content, default=str, ensure_ascii=False).encode()
+    # It may be a stranger's: what YAML makes of dates, numbers and depths that are none.
+    except (OSError, RecursionError, TypeError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 
