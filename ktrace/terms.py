@@ -59,8 +59,7 @@ class ClaimKind(Choice):
     Attributes:
         auto: by the kernel's locks, and by files where the file system keeps none.
         locks: by the kernel's locks alone.
-        files: by files that live processes keep young, for file systems whose locks end at the
-            machine.
+        files: by files that live processes keep young, where locks end at the machine.
         none: not at all: facts may be computed twice.
     """
 
@@ -78,12 +77,8 @@ HEAD = "head"
 # The scheme `rome`, in the order of the prompt. Coarser schemes are groupings of these
 # (ktrace/analysis/rows.py).
 ROLES = (
-    "first subject",
-    "middle subject",
-    "last subject",
-    "first subsequent",
-    "further",
-    "last",
+    *("first subject", "middle subject", "last subject"),
+    *("first subsequent", "further", "last"),
 )
 # As the config and Python's arguments call them: `last_subject`.
 ROLE_KEYS = tuple(role.replace(" ", "_") for role in ROLES)
@@ -95,8 +90,7 @@ def role_named(text: str) -> str | None:
     return role if role in ROLES else None
 
 
-# Which runs states are stored of.
-RUN_KINDS = ("clean", "corrupted")
+RUN_KINDS = ("clean", "corrupted")  # of which states are stored
 
 # What a query sees, in groups whose edges are cut together: before the subject, the subject, behind
 # it, and the query itself, which is in none of the others. Stores number them -1, -2, ... where a
@@ -106,10 +100,9 @@ SOURCE_GROUPS = ("before subject", "subject", "after subject", "query itself")
 # What facts may share that makes them dependent: the units of intervals. The first by default.
 CLUSTERS = ("relation_id", "subject", "attribute")
 
-# Effects and differences below it count as none, in the metric's unit, unless the config says
-# otherwise.
+# Effects and differences below it count as none, in the metric's unit: the config's default.
 SMALLEST_EFFECT = 0.01
-# Of the total effect, what a window of layers is to bring back, unless the config says otherwise.
+# Of the total effect, what a window of layers is to bring back: the default, too.
 ENOUGH = 0.5
 
 # By name, in the order of panels and tables: from what is restored as a whole to its parts.
