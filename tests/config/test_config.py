@@ -191,7 +191,8 @@ def test_module_paths_are_given_key_by_key() -> None:
         ("noise.multiple=big", "could not be converted to Float"),
         (
             "stage=trace",
-            "one of [filter, clean, corrupted, restore, analyze, all, compare, status, compact]",
+            "one of [filter, clean, corrupted, restore, analyze, all, compare, status, compact, "
+            "verify]",
         ),
         ("roles.scheme=rom", "expected one of [rome, seed]"),
         ("model.dtype=float8", "expected one of [auto, float32, float64, bfloat16, float16]"),

@@ -321,10 +321,12 @@ def test_a_copy_of_a_process_lets_go_of_nothing(tmp_path: Path) -> None:
     """Workers are forked, and leave the writers of their parent."""
     ours = Claims(tmp_path, ClaimKind.files)
     assert ours.take([1])
+    before = sorted((tmp_path / ".claimed").iterdir())
     if (pid := os.fork()) == 0:
         ours.close()
         os._exit(0 if Claims(tmp_path, ClaimKind.files).take([1]) else 7)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert {*before} <= {*(tmp_path / ".claimed").iterdir()}
     ours.close()
 
 
