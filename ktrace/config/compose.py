@@ -15,6 +15,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from string import Template
 from threading import Lock
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -197,10 +198,11 @@ def _refuse_unknown(part: object, prefix: str = "") -> None:
 
 def help_text() -> str:
     """What `--help` prints, as Hydra does, which copies all that it has loaded for each choice."""
-    shipped = OmegaConf.load(resource("conf") / "config.yaml")
+    shipped = yaml.safe_load((resource("conf") / "config.yaml").read_text("utf-8"))
     groups = sorted(folder.name for folder in resource("conf").iterdir() if folder.is_dir())
     listed = "".join(f"{g}: {', '.join(choices(g))}\n" for g in groups if g != "hydra")
-    return Template(shipped.hydra.help.template).substitute(APP_CONFIG_GROUPS=listed)
+    template = shipped["hydra"]["help"]["template"]
+    return Template(template).substitute(APP_CONFIG_GROUPS=listed)
 
 
 def choices(group: str) -> list[str]:

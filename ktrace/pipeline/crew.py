@@ -8,7 +8,6 @@ have finished, also when the parent is killed.
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import traceback
@@ -16,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
@@ -150,7 +150,7 @@ def _tell_of_no_signal(dropped: "sys.UnraisableHookArgs") -> None:
 def _as_sent(error: Exception) -> Exception:
     """An exception that survives being sent."""
     try:
-        pickle.loads(pickle.dumps(error))
+        deepcopy(error)  # made anew from what it says of itself, as where it is received
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
