@@ -443,7 +443,13 @@ def test_an_unfinished_run_says_so(page: Page, tmp_path: Path) -> None:
     assert "<strong>Done</strong>" in written(folders)
 
 
-@pytest.mark.parametrize("content", ["", "- a\n- list\n", "word", "a: [", "\xff: 1", None])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "- a\n- list\n", "word", "a: [", "\xff: 1", None),
+        *("a: &x {b: *x}", "a: 2001-99-99"),
+    ],
+)
 def test_a_run_yaml_without_settings_is_no_reason_to_fail(
     tmp_path: Path, content: str | None
 ) -> None:
