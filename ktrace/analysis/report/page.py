@@ -282,7 +282,7 @@ class _Plain(yaml.SafeLoader):
 def _mapping(path: Path) -> dict[object, object]:
     """What a YAML file holds; nothing where it holds no mapping, such as after a full disk."""
     try:
-        content = yaml.load(read_regular(path, _MOST_SETTINGS), _Plain)  # noqa: S506: it is a SafeLoader
+        content = _Plain(read_regular(path, _MOST_SETTINGS)).get_single_data()
         json.dumps(content, default=str, ensure_ascii=False).encode()
     # It may be a stranger's: what YAML makes of dates, numbers and depths that are none.
     except (OSError, RecursionError, TypeError, ValueError, yaml.YAMLError):
