@@ -36,7 +36,7 @@ Array = npt.NDArray[np.floating]
 
 def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
     """Clean, corrupted and restored stores of about ten positions a fact."""
-    fingerprint = {"dataset": {"n_facts": n_facts}}
+    fingerprint = {"model": {"name": "made-up"}, "dataset": {"n_facts": n_facts}}
     generator = np.random.default_rng(0)
     shapes = [_shape(generator) for _ in range(n_facts)]
     corrupted_logits = [generator.normal(3, 1.5, SAMPLES) for _ in range(n_facts)]

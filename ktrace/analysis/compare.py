@@ -3,6 +3,7 @@
 import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -140,7 +141,22 @@ def _labelled(runs: Sequence[RunAverages]) -> Labelled:
     found = {" ".join(run.names[i] for i in differing): run for run in runs}
     if len(found) == len(runs):
         return found
+    # Whole paths would leave figures no room.
+    paths = [run.survey.folders.run.parts for run in runs]
+    first = _n_shared(paths)
+    last = _n_shared([path[first:][::-1] for path in paths])
+    found = {
+        "/".join(path[first : len(path) - last]): run for path, run in zip(paths, runs, strict=True)
+    }
+    if len(found) == len(runs) and all(found):
+        return found
     return {str(run.survey.folders.run): run for run in runs}
+
+
+def _n_shared(paths: Sequence[Sequence[str]]) -> int:
+    """How many parts all of them begin with."""
+    by_place = zip(*paths, strict=False)
+    return len(list(takewhile(lambda names: len(set(names)) == 1, by_place)))
 
 
 def _run_table(runs: Labelled, metric: str) -> pd.DataFrame:

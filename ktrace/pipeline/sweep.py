@@ -219,9 +219,11 @@ def run_job(config: DictConfig) -> None:
 def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
     from ktrace.pipeline.console import print_upkeep
     from ktrace.pipeline.run import analysis_folder, run
+    from ktrace.pipeline.unread import say_unread
 
     try:
         own = to_run_config(config)
+        say_unread(own, job.overrides, in_sweep=True, said=current_command().told)
         apart = variant(analysis_overrides(job.overrides, sweep.submitted()))
         if apart and own.analysis.folder is None:
             own.analysis.folder = f"{analysis_folder(own)}{apart}"

@@ -42,8 +42,12 @@ _UNREAD: Mapping[Stage, _But] = {
     | {"model.allow_pickle": (), "dataset.noise_facts": ()},
     Stage.compare: _OF_COMPUTING
     | {"model": (), "mediator": (), "noise": (), "dataset": ("limit",)}
-    | {"analysis.facts": (), "analysis.relations": ()},
+    | {"analysis.facts": (), "analysis.relations": (), "claims": ()},
     Stage.status: _OF_COMPUTING | _OF_ANALYSIS | _OF_STATUS | {"metric": ()},
+    Stage.verify: _OF_COMPUTING
+    | _OF_ANALYSIS
+    | _OF_NAMES
+    | {"metric": (), "mediator": (), "dataset": _OF_NAMES["dataset"]},
     Stage.compact: _OF_COMPUTING | _OF_ANALYSIS | _OF_NAMES | {"metric": (), "mediator": ()},
 }
 

@@ -37,7 +37,7 @@ def outputs(tmp_path: Path) -> Path:
     for index in CANDIDATES:
         twice = np.repeat(p_restored(index, "hidden"), 2, axis=1)
         # Linear between layers 0 and 5, so that layers 0, 2.5 and 5 are known.
-        twice[:] = np.linspace(0, 1, 2 * N_LAYERS)[None, :, None]
+        twice[:] = np.linspace(0, 0.5, 2 * N_LAYERS)[None, :, None]
         scores[index] = twice + p_corrupted(index)[:, None, None]
     write_restored(deep, "hidden", CANDIDATES, scores=scores)
     write_restored(deep, "mlp-w3", CANDIDATES, scores=scores)
@@ -68,7 +68,7 @@ def test_differences_are_paired_by_fact_at_relative_depth(
             places = [i for i, name in enumerate(FACTS[index].roles) if name == role]
             if places:
                 toy = p_restored(index, "hidden") - p_corrupted(index)[:, None, None]
-                apart.append(np.linspace(0, 1, 3) - toy.mean(axis=0)[:, places].mean(axis=1))
+                apart.append(np.linspace(0, 0.5, 3) - toy.mean(axis=0)[:, places].mean(axis=1))
         np.testing.assert_allclose(rows["difference"], np.mean(apart, axis=0), atol=1e-6)
         assert set(rows["n_facts"]) == {len(apart)}
         # Student's t on one side of the pairs' own spread at least, in the range of two effects.

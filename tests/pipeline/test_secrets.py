@@ -126,14 +126,14 @@ def test_a_sweep_tells_no_secret(ktrace: Ktrace, given: list[str]) -> None:
     sweep = ("-m", "dataset=file", "hydra.output_subdir=.hydra", "stage=restore")
     ended = ktrace(*sweep, *own, place, bare)
     assert ended.code == 1
-    assert "job 1" in ended.stderr
+    assert "2 jobs (0, 1) failed" in ended.stdout
     assert told(ended, "outputs") == []
     ended = ktrace(*sweep, *given, "mediator=hidden,mlp", "output_dir=out")
     assert ended.code == 0, ended.stderr
     assert told(ended, "out") == []
     [multirun] = Path("out/sweeps").glob("*/multirun.yaml")
     assert "${oc.env:KTRACE_SECRET_" in multirun.read_text("utf-8")
-    jobs = [json.loads(path.read_text()) for path in Path("out/sweeps").glob("*/*/job.json")]
+    jobs = [json.loads(path.read_text()) for path in Path("out/sweeps").glob("*/jobs/*/[01].json")]
     assert [job["status"] for job in jobs] == ["done", "done"]
     assert "dataset.url='http://***@127.0.0.1:9/facts.jsonl?***'" in jobs[0]["overrides"]
 

@@ -89,6 +89,7 @@ dataset.foil=France
 dataset.noise_facts=x.jsonl
 roles.scheme=seed
 roles.single_token=both
+analysis.folder=there
 analysis.partial=true
 analysis.pool=positions
 analysis.palette=rome
@@ -111,8 +112,10 @@ engine.workers=1
 metric=logit_difference
 stage=restore
 runs=x
+mend=true
 compare=true
 shard=1/2
+claims=files
 output_dir=elsewhere
 """)
 # Read, but only of a dataset that is not there, which a run with its stores in place does not tell.

@@ -113,7 +113,7 @@ def test_states_are_read_of_the_sites_asked_for(
 ) -> None:
     """They are by far the largest columns of a part."""
     store = RunFolders(tmp_path / "model" / "dataset" / "noise").activations("clean")
-    with store.writer({}) as writer:
+    with store.writer({"model": {"path": "m"}, "dataset": {"sha256": "d"}}) as writer:
         writer.add(CLEAN_STATES.row())
         writer.add(replace(CLEAN_STATES, index=4, known_id=5).row())
     read: list[str] = []
