@@ -36,7 +36,11 @@ Array = npt.NDArray[np.floating]
 
 def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
     """Clean, corrupted and restored stores of about ten positions a fact."""
-    fingerprint = {"model": {"name": "made-up"}, "dataset": {"n_facts": n_facts}}
+    fingerprint: dict[str, object] = {
+        "model": {"name": "made-up"},
+        "dataset": {"n_facts": n_facts},
+        "noise": {"kind": "gaussian"},
+    }
     generator = np.random.default_rng(0)
     shapes = [_shape(generator) for _ in range(n_facts)]
     corrupted_logits = [generator.normal(3, 1.5, SAMPLES) for _ in range(n_facts)]
@@ -50,7 +54,7 @@ def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
             corrupted = _metrics(corrupted_logits[index], np.random.default_rng(index))
             writer.add(_corrupted(index, clean, corrupted).row())
     for key in MEDIATORS:
-        with folders.restored(key).writer(fingerprint) as writer:
+        with folders.restored(key).writer({**fingerprint, "mediator": key}) as writer:
             for index, (n_positions, span) in enumerate(shapes):
                 logits = _restored_logits(
                     clean_logits[index],
