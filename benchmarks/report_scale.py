@@ -36,16 +36,16 @@ Array = npt.NDArray[np.floating]
 
 def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
     """Clean, corrupted and restored stores of about ten positions a fact."""
-    fingerprint: dict[str, object] = {
+    of_clean: dict[str, object] = {
         "model": {"name": "made-up"},
         "dataset": {"n_facts": n_facts},
-        "noise": {"kind": "gaussian"},
     }
+    fingerprint = of_clean | {"noise": {"kind": "gaussian"}}
     generator = np.random.default_rng(0)
     shapes = [_shape(generator) for _ in range(n_facts)]
     corrupted_logits = [generator.normal(3, 1.5, SAMPLES) for _ in range(n_facts)]
     clean_logits = [generator.normal(10, 1.5) for _ in range(n_facts)]
-    with folders.clean.writer(fingerprint) as writer:
+    with folders.clean.writer(of_clean) as writer:
         for index, (n_positions, span) in enumerate(shapes):
             writer.add(_clean(index, n_positions, span).row())
     with folders.corrupted.writer(fingerprint) as writer:
