@@ -40,7 +40,7 @@ def write_stores(folders: RunFolders, n_facts: int, n_layers: int) -> None:
         "model": {"name": "made-up"},
         "dataset": {"n_facts": n_facts},
     }
-    fingerprint = of_clean | {"noise": {"kind": "gaussian"}}
+    fingerprint = of_clean | {"noise": {"samples": SAMPLES, "seed": 1}}
     generator = np.random.default_rng(0)
     shapes = [_shape(generator) for _ in range(n_facts)]
     corrupted_logits = [generator.normal(3, 1.5, SAMPLES) for _ in range(n_facts)]
