@@ -31,6 +31,7 @@ _BEFORE_NOISE: _But = {
     "activations.samples": (),
     "engine": ("workers",),
 }
+_OF_STORES: _But = _OF_COMPUTING | _OF_ANALYSIS | _OF_NAMES | {"metric": (), "mediator": ()}
 _UNREAD: Mapping[Stage, _But] = {
     Stage.filter: _OF_ANALYSIS | _BEFORE_NOISE,
     Stage.clean: _OF_ANALYSIS | _BEFORE_NOISE,
@@ -44,11 +45,8 @@ _UNREAD: Mapping[Stage, _But] = {
     | {"model": (), "mediator": (), "noise": (), "dataset": ("limit",)}
     | {"analysis.facts": (), "analysis.relations": (), "claims": ()},
     Stage.status: _OF_COMPUTING | _OF_ANALYSIS | _OF_STATUS | {"metric": ()},
-    Stage.verify: _OF_COMPUTING
-    | _OF_ANALYSIS
-    | _OF_NAMES
-    | {"metric": (), "mediator": (), "dataset": _OF_NAMES["dataset"]},
-    Stage.compact: _OF_COMPUTING | _OF_ANALYSIS | _OF_NAMES | {"metric": (), "mediator": ()},
+    Stage.verify: _OF_STORES,
+    Stage.compact: _OF_STORES,
 }
 
 

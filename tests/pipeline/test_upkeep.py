@@ -1,9 +1,6 @@
 """stage=status and stage=compact: what is said of a run, and what becomes of its parts."""
 
 import logging
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +11,7 @@ from ktrace.errors import KtraceError
 from ktrace.pipeline import upkeep as upkeep_module
 from ktrace.pipeline.upkeep import compact_run, status_of
 from ktrace.store import RunFolders
-from tests.support.places import ROOT
+from tests.support.claimants import claimed_elsewhere
 from tests.support.stores import CANDIDATES, FACTS, write_clean, write_corrupted, write_restored
 
 KEYS = ("hidden", "mlp-w3")
@@ -58,20 +55,7 @@ def test_a_run_that_is_under_way(folders: RunFolders) -> None:
 
 
 def test_who_works_on_it(folders: RunFolders) -> None:
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom ktrace.store.claims import Claims\n"
-        "claims = Claims(Path(sys.argv[1]))\nprint(claims.take([3, 4]), flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(folders.corrupted.folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "True\n"
+    with claimed_elsewhere(folders.corrupted.folder, [3, 4]) as other:
         assert cells(folders)["corrupted"][2:4] == ["2", f"process {other.pid}"]
         other.communicate()
     assert cells(folders)["corrupted"][2:4] == ["0", ""]

@@ -1,8 +1,5 @@
 """Small parts merged into larger ones: what is read stays, whatever comes in between."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from ktrace.store import CORRUPTED, RunFolders, Store, compact
 from ktrace.store import compaction as compaction_module
 from ktrace.store.claims import Claims
 from ktrace.terms import RUN_KINDS
-from tests.support.places import ROOT
+from tests.support.claimants import claimed_elsewhere
 from tests.support.stores import CANDIDATES, write_activations, write_run
 
 FIELDS = {name: CORRUPTED[name] for name in ("index", "known_id", "sigma", "probability")}
@@ -99,20 +96,7 @@ def test_parts_grow_no_larger_than_readers_hold(
 
 
 def test_nothing_is_done_while_another_process_works_there(store: Store) -> None:
-    program = (
-        "import sys\nfrom pathlib import Path\nfrom ktrace.store.claims import Claims\n"
-        "claims = Claims(Path(sys.argv[1]))\nprint(claims.take([99]), flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(store.folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "True\n"
+    with claimed_elsewhere(store.folder, [99]) as other:
         names = [path.name for path in store.parts()]
         assert compact(store) is None
         assert [path.name for path in store.parts()] == names

@@ -10,32 +10,15 @@ import pytest
 
 from ktrace.store import CORRUPTED, Store, holders, progress_of
 from ktrace.store.claims import Claims
-from tests.support.places import ROOT
+from tests.support.claimants import claimed_elsewhere
 
 FIELDS = {name: CORRUPTED[name] for name in ("index", "known_id")}
-
-_OTHER = """
-import sys
-from pathlib import Path
-from ktrace.store.claims import Claims
-claims = Claims(Path(sys.argv[1]))
-print(claims.take([3, 5]), flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that claims facts 3 and 5."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _OTHER, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as started:
-        assert started.stdout is not None
-        assert started.stdout.readline() == "True\n"
+    with claimed_elsewhere(tmp_path, [3, 5]) as started:
         yield started
 
 
