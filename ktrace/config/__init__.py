@@ -5,26 +5,13 @@ room is on the road to `--help`.
 """
 
 from ktrace.config.activations import ActivationsConfig, KeptStates, require_layers
+from ktrace.config.analysis import RoleScheme
+from ktrace.config.dataset import Answer, Bos, ColumnsConfig, DatasetConfig, Separator
 from ktrace.config.engine import EngineConfig, EngineName, Prove
 from ktrace.config.mediator import MediatorConfig
-from ktrace.config.schema import (
-    NOISE_KEYS,
-    Answer,
-    Bos,
-    ColumnsConfig,
-    DatasetConfig,
-    Dtype,
-    Foil,
-    ModelConfig,
-    ModulesConfig,
-    NoiseConfig,
-    NoiseKind,
-    Quantization,
-    RoleScheme,
-    RunConfig,
-    Separator,
-    Stage,
-)
+from ktrace.config.model import Dtype, ModelConfig, ModulesConfig, Quantization
+from ktrace.config.noise import NOISE_KEYS, Foil, NoiseConfig, NoiseKind
+from ktrace.config.schema import RunConfig, Stage
 from ktrace.config.shard import parse_shard
 
 __all__ = [

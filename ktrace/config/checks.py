@@ -5,20 +5,12 @@ from dataclasses import fields, is_dataclass
 from math import inf
 
 from ktrace.config.activations import check_activations
+from ktrace.config.analysis import AnalysisConfig, Pool
+from ktrace.config.dataset import DatasetConfig
 from ktrace.config.mediator import check_mediator
-from ktrace.config.schema import (
-    FOILS,
-    NOISE_KEYS,
-    AnalysisConfig,
-    DatasetConfig,
-    Foil,
-    ModelConfig,
-    NoiseConfig,
-    NoiseKind,
-    Pool,
-    RunConfig,
-    Stage,
-)
+from ktrace.config.model import ModelConfig
+from ktrace.config.noise import FOILS, NOISE_KEYS, Foil, NoiseConfig, NoiseKind
+from ktrace.config.schema import RunConfig, Stage
 from ktrace.config.shard import parse_shard
 from ktrace.errors import KtraceError
 from ktrace.terms import CLUSTERS, CONTRASTS, contrast_sides

@@ -25,7 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config.checks import check
 from ktrace.config.complaints import explain
-from ktrace.config.schema import ModulesConfig, RunConfig
+from ktrace.config.model import ModulesConfig
+from ktrace.config.schema import RunConfig
 from ktrace.config.secret_values import (
     TEXT_KEYS,
     keep_secrets,

@@ -6,16 +6,10 @@ from typing import NamedTuple
 
 from ktrace import terms
 from ktrace.config.activations import KeptStates, kept_states
-from ktrace.config.schema import (
-    NOISE_KEYS,
-    Bos,
-    DatasetConfig,
-    Dtype,
-    ModelConfig,
-    NoiseConfig,
-    RunConfig,
-    Separator,
-)
+from ktrace.config.dataset import Bos, DatasetConfig, Separator
+from ktrace.config.model import Dtype, ModelConfig
+from ktrace.config.noise import NOISE_KEYS, NoiseConfig
+from ktrace.config.schema import RunConfig
 from ktrace.errors import KtraceError
 
 _HALF = (Dtype.bfloat16, Dtype.float16)

@@ -249,7 +249,7 @@ def pair_noise(config: NoiseConfig, encoded: Sequence[EncodedFact]) -> MeasuredN
 
 
 # A kind of noise that is measured is an entry here, and one of `NOISE_KEYS`
-# (ktrace/config/schema.py).
+# (ktrace/config/noise.py).
 MAKERS: Mapping[NoiseKind, Maker] = {
     NoiseKind.gaussian: _drawn(lambda config: normal),
     NoiseKind.uniform: _drawn(lambda config: uniform),
