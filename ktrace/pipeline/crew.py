@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from ktrace.pipeline.signals import as_worker, held_back, raise_if_signalled
 
 _TOKENIZERS = "TOKENIZERS_PARALLELISM"
 _LOOK_SECONDS = 1.0
+_GRACE_SECONDS = 20.0  # longer than a call of the engine takes
 
 # Takes what calls for it; gets a function that tells the parent a number.
 Share = Callable[[Callable[[int], None]], None]
@@ -81,9 +83,21 @@ def crew(count: int, share: Share) -> Iterator[Iterator[int]]:
         # First, so that nobody waits to be heard.
         for connection in members:
             connection.close()
-        for process in members.values():
-            process.terminate()
-        for process in members.values():
+        _end(list(members.values()))
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """End those that still work; one that does not hear of it, as it is paused or stuck, is killed.
+
+    What it has finished is stored, and its claims end with it.
+    """
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
             process.join()
 
 
@@ -230,7 +244,7 @@ def _raised(failure: _Failure, count: int) -> Exception:
 
 
 def _lost(process: BaseProcess, count: int) -> KtraceError:
-    process.join()
+    process.join(_GRACE_SECONDS)
     raise_if_signalled()  # who ended the worker may have meant this process, too
     code = process.exitcode or 0
     number = -code if code < 0 else code - 128

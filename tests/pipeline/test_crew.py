@@ -168,6 +168,17 @@ def test_leaving_ends_workers_that_are_not_done() -> None:
             os.kill(pid, 0)
 
 
+def test_a_worker_that_hears_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paused, or stuck where no handler of a signal runs."""
+    monkeypatch.setattr("ktrace.pipeline.crew._GRACE_SECONDS", 0.1)
+    with crew(2, lambda tell: (tell(os.getpid()), time.sleep(60))) as told:
+        pids = [next(told), next(told)]
+        os.kill(pids[0], signal.SIGSTOP)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def test_workers_end_with_a_parent_that_is_killed() -> None:
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
