@@ -138,6 +138,26 @@ def test_identical_commands_at_once_share_the_work(runs: Runs, whole: Path, tmp_
     assert not [path for path in output.rglob(".*") if path.is_file()]
 
 
+def test_three_go_on_beside_one_that_is_paused_and_wait_for_its_facts_alone(
+    runs: Runs, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    paused = runs.start(f"output_dir={output}")
+    wait_until(lambda: (output / RUN / "restored").exists(), paused)
+    stop_with_a_claim(paused)
+    others = [runs.start(f"output_dir={output}") for _ in range(3)]
+    for pid in others:
+        wait_until(lambda pid=pid: "waiting for another process" in runs.output(pid), pid)  # type: ignore[misc]
+        assert is_alive(pid), "it did not wait"
+    assert state_of(paused) == "T"
+    os.kill(paused, signal.SIGCONT)
+    for pid in (paused, *others):
+        ended = runs.wait(pid)
+        assert ended.code == 0, ended.output
+    assert contents(output / RUN) == contents(whole / RUN)
+    assert facts_in_parts(output) == N_STORED, "a fact was computed twice"
+
+
 def test_a_run_waits_for_another_and_takes_over_when_it_is_killed(
     runs: Runs, whole: Path, tmp_path: Path
 ) -> None:
@@ -208,3 +228,67 @@ def test_who_looked_at_the_stores_first_is_not_the_last_to_write(
         assert {row["mediator"] for row in csv.DictReader(stream)} == {"hidden", "mlp-w10"}
     assert runs.output(second).count(told) == 1
     assert not [path for path in output.rglob(".*") if path.is_file()]
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder of results; tables by what they hold."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+
+
+def seconds_of(runs: Runs, *arguments: str) -> float:
+    """How long a run takes that nobody disturbs."""
+    began = time.monotonic()
+    ended = runs.run(*arguments)
+    assert ended.code == 0, ended.output
+    return time.monotonic() - began
+
+
+def killed_at(runs: Runs, seconds: float, *arguments: str) -> int:
+    """Kill a run after each sixth of the time that it takes; how many kills came in time."""
+    kills = 0
+    for step in range(6):
+        pid = runs.start(*arguments)
+        time.sleep(step * seconds / 6)
+        os.kill(pid, signal.SIGKILL)
+        kills += runs.wait(pid).code == -signal.SIGKILL
+    return kills
+
+
+@pytest.mark.parametrize("stage", ["filter", "clean"])
+def test_kills_while_a_model_is_loaded_and_facts_are_filtered(
+    runs: Runs, whole: Path, tmp_path: Path, stage: str
+) -> None:
+    output = tmp_path / "out"
+    takes = seconds_of(runs, f"stage={stage}", f"output_dir={tmp_path / 'undisturbed'}")
+    assert killed_at(runs, takes, f"stage={stage}", f"output_dir={output}") >= 3
+    ended = runs.run(f"output_dir={output}")
+    assert ended.code == 0, ended.output
+    assert contents(output / RUN) == contents(whole / RUN)
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder"), [("analyze", f"{RUN}/analysis"), ("compare", "comparison")]
+)
+def test_kills_while_results_are_written(
+    runs: Runs, whole: Path, tmp_path: Path, stage: str, folder: str
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(whole, output)
+    asked = (f"output_dir={output}", f"stage={stage}")
+    if stage == "compare":
+        assert runs.run(asked[0], "noise.seed=2", "mediator=hidden").code == 0
+        asked += (f"runs={(output / RUN).parent}/*",)
+    takes = seconds_of(runs, *asked)
+    expected, stores = tables(output / folder), contents(output / RUN)
+    assert expected
+    shutil.rmtree(output / folder)
+    assert killed_at(runs, takes, *asked) >= 3
+    assert tables(output / folder).items() <= expected.items(), "a table is not whole"
+    assert runs.run(*asked).code == 0
+    assert tables(output / folder) == expected
+    assert contents(output / RUN) == stores
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    """What a folder's tables hold."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
