@@ -148,7 +148,7 @@ class Part:
         values = _decode(field, stored)
         offsets, shapes = self._places(group, field, len(values))
         if field.dtype == ACTIVATION and "layer_crc32" in group:
-            self._read(group, "layer_crc32", _SUMS)
+            self._require_sums(group, stored, shapes)
         cells: list[object] = []
         for row, shape in enumerate(shapes):
             value = values[offsets[row] : offsets[row + 1]]
@@ -156,6 +156,18 @@ class Part:
         if field.may_lack:
             require_whole_units(name, field, cells)
         return cells
+
+    def _require_sums(self, group: h5py.Group, stored: Array, shapes: list[list[int]]) -> None:
+        """That a layer read alone would fit its checksum, too."""
+        sums, end = self._read(group, "layer_crc32", _SUMS).tolist(), 0
+        found = []
+        for shape in shapes:
+            size = math.prod(shape[-2:])
+            for _ in range(math.prod(shape[:-2])):
+                found.append(checksum(stored[end : end + size]))
+                end += size
+        if found != sums:
+            raise ValueError(f"{group.name}/layer_crc32 does not fit the layers")
 
     def layer(self, name: str, field: Field, rows: Sequence[LayerRow | None]) -> list[Array | None]:
         """One layer of a field of states; see `ktrace.store.part.read_layer`."""

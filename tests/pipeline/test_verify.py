@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import pytest
 
 from ktrace.config import RunConfig, Stage
@@ -13,6 +14,7 @@ from ktrace.pipeline import run as pipeline
 from ktrace.pipeline.verify import verify
 from ktrace.store import RunFolders
 from ktrace.store.claims import Claims
+from ktrace.store.opened import checksum
 from ktrace.terms import ClaimKind
 from tests.support.stores import write_run
 
@@ -93,3 +95,13 @@ def test_everything_below_a_folder(folders: RunFolders, tmp_path: Path) -> None:
     with pytest.raises(KtraceError, match="no store is there"):
         verify(CONFIG, elsewhere)
     assert pipeline.verify is verify
+
+
+def test_checksums_of_single_layers_are_held_to_the_layers(folders: RunFolders) -> None:
+    """They are what is looked at where one layer is read without the others."""
+    part = folders.activations("clean").parts()[0]
+    with h5py.File(part, "r+") as file:
+        sums = file["hidden/layer_crc32"]
+        sums[0] += 1
+        sums.attrs["crc32"] = checksum(sums[()])
+    assert wrong(folders) == {part.name: "damaged"}
