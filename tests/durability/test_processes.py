@@ -12,6 +12,7 @@ from hydra.errors import MissingConfigException
 
 from ktrace.config.complaints import explain
 from tests.support.places import ROOT
+from tests.support.processes import started
 from tests.support.runs import RUN, STATES, contents
 from tests.support.sweeps import records
 
@@ -70,22 +71,18 @@ def test_ctrl_c_ends_the_jobs_and_the_table_tells_so(
         *("model=auto", f"model.path={model_folder}", "dataset=file", "engine=reference"),
         *(f"dataset.path={facts_file}", "noise.samples=30000", f"hydra.sweep.dir={jobs}"),
     ]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with started(command, tmp_path, environment | {"PYTHONPATH": str(ROOT)}) as process:
         deadline = time.monotonic() + 240
         while len(records(jobs)) < 2:
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        printed, errors = process.communicate(timeout=60)
+        printed, errors = process.communicate(timeout=120)
+        left_by = time.monotonic() + 10
+        while left := processes_of(process.pid):
+            assert time.monotonic() < left_by, left
+            time.sleep(0.05)
     assert process.returncode == 130
     told = "interrupted; the same command goes on where this job stopped"
     assert [(job["status"], job["message"]) for job in records(jobs).values()] == [
@@ -96,10 +93,6 @@ def test_ctrl_c_ends_the_jobs_and_the_table_tells_so(
     assert "job 2 (noise.seed=3) failed: interrupted before it began\n" in printed
     assert "ktrace: interrupted" in errors
     assert "Traceback" not in errors
-    deadline = time.monotonic() + 10
-    while left := processes_of(process.pid):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm"])

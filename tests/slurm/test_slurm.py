@@ -7,11 +7,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.support.places import ROOT
+from tests.support.processes import started
 from tests.support.runs import RUN, STATES, contents, parts
 from tests.support.sweeps import records
 
@@ -33,11 +35,11 @@ def slurm() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="ktrace-slurm-", dir="/var/tmp") as folder:
         script = str(HERE / "cluster.sh")
         try:
-            started = subprocess.run(
+            begun = subprocess.run(
                 [script, "start", folder], capture_output=True, text=True, timeout=120, check=False
             )
-            assert started.returncode == 0, started.stderr
-            name, _, value = started.stdout.strip().partition("=")
+            assert begun.returncode == 0, begun.stderr
+            name, _, value = begun.stdout.strip().partition("=")
             yield {
                 **os.environ,
                 name: value,
@@ -59,15 +61,8 @@ def test_a_cancelled_shard_is_reported_and_the_rerun_completes_it(
         f"output_dir={output}",
     ]
 
-    def sweep(name: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [*command, f"hydra.sweep.dir={tmp_path / name}"],
-            cwd=tmp_path,
-            env=slurm,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def sweep(name: str) -> AbstractContextManager["subprocess.Popen[str]"]:
+        return started([*command, f"hydra.sweep.dir={tmp_path / name}"], tmp_path, slurm)
 
     first = tmp_path / "first"
     with sweep("first") as process:
@@ -79,7 +74,7 @@ def test_a_cancelled_shard_is_reported_and_the_rerun_completes_it(
         assert records(first)["0"]["status"] == "started"
         [submitted] = first.glob(".submitit/*_0/*_submitted.pkl")
         job = submitted.name.removesuffix("_submitted.pkl")
-        subprocess.run(["scancel", job], env=slurm, check=True)
+        subprocess.run(["scancel", job], env=slurm, check=True, timeout=SECONDS)
         printed, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     states = {number: record["status"] for number, record in records(first).items()}

@@ -5,9 +5,11 @@ for every run. The child is a run like any other: it can be killed at any instru
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,7 @@ class Runs:
             text=True,
             cwd=folder,
             env={**own, "PYTHONPATH": str(ROOT), **(environment or {})},
+            start_new_session=True,
         )
         warm = [str(folder / "warm.log"), *common, "stage=filter", f"output_dir={folder / 'warm'}"]
         assert int(self._order("warm " + "\t".join(warm))) == 0, Path(warm[0]).read_text()
@@ -117,7 +120,11 @@ class Runs:
     def __exit__(self, *_: object) -> None:
         self._server.stdin.close()  # type: ignore[union-attr]
         self._server.stdout.close()  # type: ignore[union-attr]
-        self._server.wait(timeout=60)
+        try:
+            self._server.wait(timeout=60)
+        finally:  # a run that a failed test has left, too
+            with suppress(ProcessLookupError):
+                os.killpg(self._server.pid, signal.SIGKILL)
 
     def start(self, *arguments: str) -> int:
         """Start a run; returns its process id."""
