@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ktrace.errors import KtraceError
+from ktrace.lm.devices import first_line
 from ktrace.lm.load import proven_model
 from ktrace.lm.made_up import PROMPT, ids_of, rounding_in, size_of
 from ktrace.lm.model import LanguageModel, Untyped
@@ -36,10 +37,17 @@ def given_model(model: object, tokenizer: Tokenizer, paths: ModulePaths | None) 
     _require_tokenizer(model, tokenizer)
     base = _base_of(model)
     _require_whole(base)
-    with in_use(base):
-        lm = proven_model(base, tokenizer, paths)
-        if base is not model:
-            _require_all_of(cast(nn.Module, model), lm)
+    try:
+        with in_use(base):
+            lm = proven_model(base, tokenizer, paths)
+            if base is not model:
+                _require_all_of(cast(nn.Module, model), lm)
+    except KtraceError:
+        raise
+    except Exception as error:  # whatever its own code, hooks or placement come to
+        raise KtraceError(
+            f"model={_kind(model)} fails on a made-up prompt: {first_line(error)}"
+        ) from error
     return lm
 
 

@@ -67,7 +67,9 @@ def looks(model: nn.Module) -> dict[str, Any]:
         "hooks": [list(module._forward_hooks.values()) for module in model.modules()],
         "pre_hooks": [list(module._forward_pre_hooks.values()) for module in model.modules()],
         "learnt": [weight.requires_grad for weight in model.parameters()],
-        "weights": [(id(weight), weight.sum().item()) for weight in model.parameters()],
+        "weights": [
+            (id(weight), weight.sum().item()) for weight in model.parameters() if not weight.is_meta
+        ],
         "buffers": [id(buffer) for buffer in model.buffers()],
         "config": config.to_dict(),
         "kernels": (config._attn_implementation, config._experts_implementation),
@@ -221,6 +223,36 @@ def test_rounded_weights_are_multiplied_exactly_only_meanwhile(
     from_files = ktrace.load_model("tiny", quantization="int8", device="cpu")
     expected = ktrace.trace(from_files, prompt, **options).to_frame()
     np.testing.assert_allclose(frame["restored"], expected["restored"], rtol=0, atol=1e-5)
+
+
+def placed(folder: Path, into: Path, **places: str) -> Any:
+    """A model that accelerate has spread, of which some may be on disk."""
+    parts = {"embed_tokens": "cpu", "norm": "cpu", "rotary_emb": "cpu", "layers": "cpu"} | places
+    spread = {f"model.{name}": place for name, place in parts.items()} | {"lm_head": "cpu"}
+    return AutoModelForCausalLM.from_pretrained(folder, device_map=spread, offload_folder=into)
+
+
+def test_layers_on_disk_are_fetched_as_ever(
+    model_folder: Path, tokenizer: Any, tmp_path: Path, no_proof: None
+) -> None:
+    model = placed(model_folder, tmp_path, layers="disk")
+    before = looks(model)
+    found = traced(ktrace.load_model(model, tokenizer))
+    assert looks(model) == before
+    assert {weight.device.type for weight in model.model.layers.parameters()} == {"meta"}
+    pd.testing.assert_frame_equal(found, traced(ktrace.load_model(model_folder)), check_exact=True)
+
+
+def test_a_model_that_fails_by_itself_fails_in_a_line(in_memory: Any, tokenizer: Any) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no weights here\nand more")
+
+    in_memory.model.norm.register_forward_hook(fail)
+    with pytest.raises(ktrace.KtraceError) as raised:
+        ktrace.load_model(in_memory, tokenizer)
+    assert str(raised.value) == (
+        "model=LlamaForCausalLM fails on a made-up prompt: no weights here"
+    )
 
 
 def test_a_name_for_tables(in_memory: Any, tokenizer: Any) -> None:
