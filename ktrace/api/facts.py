@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import pandas as pd
 
@@ -10,6 +11,8 @@ from ktrace.facts import FactSet
 from ktrace.facts.fact import fact_set
 from ktrace.facts.load import checked_facts
 from ktrace.facts.record import REQUIRED, ROW
+
+Facts: TypeAlias = str | os.PathLike[str] | pd.DataFrame | Iterable[Mapping[str, object]]
 
 _ORIGIN = "facts"
 

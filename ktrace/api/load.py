@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+from torch import nn
+
 from ktrace.config import ModelConfig
 from ktrace.config.compose import choices, composed
 from ktrace.errors import KtraceError
@@ -14,12 +16,17 @@ from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.paths import ModulePaths
 from ktrace.lm.source import find_model
+from ktrace.lm.tokens import Tokenizer
 
 # Keys `model.*` that a model in memory leaves open; it brings its dtype, device and so on.
 _OPEN = ("name", "window", "modules")
 
 
-def load_model(model: object, tokenizer: object = None, **overrides: Any) -> LanguageModel:
+def load_model(
+    model: str | os.PathLike[str] | nn.Module,
+    tokenizer: Tokenizer | None = None,
+    **overrides: Any,
+) -> LanguageModel:
     """Take a model and its tokenizer, from files or from memory, and prove its module paths.
 
     Args:
@@ -52,8 +59,6 @@ def load_model(model: object, tokenizer: object = None, **overrides: Any) -> Lan
         >>> ktrace.load_model(model, AutoTokenizer.from_pretrained(folder), name="mine").name
         'mine'
     """
-    if isinstance(model, LanguageModel):
-        raise KtraceError(f"model={model!r} is loaded already: give it to ktrace.trace as it is")
     if not isinstance(model, str | os.PathLike):
         return _in_memory(model, tokenizer, overrides)
     if tokenizer is not None:
@@ -74,6 +79,8 @@ def _from_files(model: str | os.PathLike[str], overrides: Mapping[str, object]) 
 
 
 def _in_memory(model: object, tokenizer: object, overrides: Mapping[str, object]) -> LanguageModel:
+    if isinstance(model, LanguageModel):
+        raise KtraceError(f"model={model!r} is loaded already: give it to ktrace.trace as it is")
     for key in overrides:
         if key in (entry.name for entry in fields(ModelConfig)) and key not in _OPEN:
             raise KtraceError(

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ktrace.analysis.effects import effect_tables, frame_of
 from ktrace.api.asked import config_of, required_model
-from ktrace.api.facts import facts_in_memory, path_of
+from ktrace.api.facts import Facts, facts_in_memory, path_of
 from ktrace.config import RunConfig
 from ktrace.config.compose import choice
 from ktrace.errors import KtraceError
@@ -45,7 +45,7 @@ LEFT_OUT = "left_out"  # in the frame's attributes
 
 def trace_many(
     model: LanguageModel,
-    facts: object,
+    facts: Facts,
     mediator: str | Sequence[str] = "hidden",
     *,
     window: int | Sequence[int] | None = None,
@@ -179,7 +179,7 @@ def _tell_left_out(facts: FactSet, n_traced: int, left_out: Mapping[str, Sequenc
     if not n_traced:
         raise KtraceError(f"{facts.origin}: none of its {len(facts)} facts can be traced: {told}")
     log.warning(
-        "%s: %d of %d facts are traced; left out: %s", *(facts.origin, n_traced), len(facts), told
+        "%s: %d of %d facts are traced; left out: %s", facts.origin, n_traced, len(facts), told
     )
 
 

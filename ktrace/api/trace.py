@@ -138,7 +138,7 @@ def _require_texts(prompt: object, subject: object) -> None:
 
 def _whole(name: str, value: object) -> int:
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return int(operator.index(value))  # type: ignore[arg-type]
     except TypeError as error:
         raise KtraceError(f"{name}={value!r:.60} is no whole number") from error
 

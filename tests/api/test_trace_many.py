@@ -178,7 +178,7 @@ FACT = {"prompt": "The river Lissom ends its way in", "subject": "Lissom", "attr
     ],
 )
 def test_what_is_refused(
-    model: LanguageModel, facts: object, options: dict[str, Any], message: str
+    model: LanguageModel, facts: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ktrace.KtraceError) as raised:
         ktrace.trace_many(model, facts, **options)
