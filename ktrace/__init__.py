@@ -1,7 +1,9 @@
 """Causal tracing of factual knowledge in language models.
 
     model = ktrace.load_model("tiny")               a preset, a folder or a hub id
+    model = ktrace.load_model(model, tokenizer)     or of transformers, in memory
     trace = ktrace.trace(model, prompt, subject)    every layer and position of one prompt
+    ktrace.trace_many(model, facts)                 the frame of many facts, without a store
     trace.plot(); trace.to_frame()                  a figure; a pandas frame
     ktrace.load_effects(run_folder)                 the frame of a stored run, without torch
     ktrace.average(frame_or_folder, by=...)         averages with their intervals
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from ktrace.analysis.effects import load_effects
     from ktrace.analysis.figures.curves import plot_lines
     from ktrace.analysis.xarray_view import to_xarray
-    from ktrace.api import load_model, trace
+    from ktrace.api.load import load_model
+    from ktrace.api.many import trace_many
+    from ktrace.api.trace import trace
     from ktrace.api.traced import Trace
     from ktrace.errors import KtraceError
 
@@ -35,10 +39,11 @@ _HOMES = {
     "average": "ktrace.analysis.average",
     "load_activations": "ktrace.analysis.activations",
     "load_effects": "ktrace.analysis.effects",
-    "load_model": "ktrace.api",
+    "load_model": "ktrace.api.load",
     "plot_lines": "ktrace.analysis.figures.curves",
     "to_xarray": "ktrace.analysis.xarray_view",
-    "trace": "ktrace.api",
+    "trace": "ktrace.api.trace",
+    "trace_many": "ktrace.api.many",
 }
 
 __all__ = [
@@ -51,6 +56,7 @@ __all__ = [
     "plot_lines",
     "to_xarray",
     "trace",
+    "trace_many",
 ]
 
 

@@ -160,7 +160,7 @@ def test_rooms_import_only_what_the_table_allows() -> None:
         ("ktrace.analysis.effects", "from ktrace.config import RunConfig"),
         ("ktrace.analysis.effects", "import ktrace"),
         ("ktrace.config.compose", "from ktrace.files import new_file"),
-        ("ktrace.pipeline.run", "from ktrace.api import trace"),
+        ("ktrace.pipeline.run", "from ktrace.api.trace import trace"),
         ("ktrace.api", "from ktrace.pipeline.run import run"),
         ("ktrace.files", "from ktrace.config import RunConfig"),
         ("ktrace.errors", "from ktrace.terms import METRICS"),
@@ -306,7 +306,8 @@ MANY_PARAMETERS = {
     "ktrace.analysis.activations.load_activations": "the public face: which states, by name",
     "ktrace.analysis.compare.compare": "likewise, of several runs",
     "ktrace.analysis.case.case_frame": "what its columns are made of, by name",
-    "ktrace.api.trace": "the public face: what a person may ask about one prompt, by name",
+    "ktrace.api.many.trace_many": "the public face: what a person may ask about facts, by name",
+    "ktrace.api.trace.trace": "likewise, about one prompt",
 }
 
 

@@ -8,9 +8,10 @@ is a (sample, layer, position) of a fact.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ import pyarrow as pa
 from ktrace.analysis.rows import rows
 from ktrace.analysis.stored import Survey, batches, survey
 from ktrace.errors import KtraceError
-from ktrace.store import CleanRecord, RestoredRecord, RunFolders
+from ktrace.store import RestoredRecord, RunFolders
+from ktrace.store.records import Scores
 from ktrace.terms import METRICS, has_heads
 
 OF_FACT = ("relation_id", "subject", "prompt")
@@ -50,6 +52,39 @@ SCHEMA = pa.schema(
 COLUMNS = tuple(SCHEMA.names)
 
 _SAMPLE, _LAYER, _HEAD, _PLACE = range(4)  # axes of a fact's scores
+
+
+class Told(Protocol):
+    """What rows say of a fact; see `CleanRecord`."""
+
+    @property
+    def known_id(self) -> int: ...
+    @property
+    def tokens(self) -> Sequence[str]: ...
+    @property
+    def roles(self) -> Sequence[str]: ...
+
+
+class Compared(Protocol):
+    """What its restorations are compared with; see `CorruptedRecord`."""
+
+    @property
+    def clean(self) -> Scores: ...
+    @property
+    def corrupted(self) -> Scores: ...
+
+
+class Found(Protocol):
+    """A run, stored (`Survey`) or in memory; its facts by their index."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def clean(self) -> Mapping[int, Told]: ...
+    @property
+    def corrupted(self) -> Mapping[int, Compared]: ...
+    @property
+    def restored(self) -> Mapping[str, Collection[int]]: ...
 
 
 def load_effects(
@@ -85,8 +120,12 @@ def load_effects(
         KtraceError: the folder holds no restorations, or of some facts only; parts of different
             settings, or a damaged part.
     """
-    tables = list(stored_tables(run_folder, limit, metrics, partial=partial))
-    table = pa.concat_tables(tables).unify_dictionaries()
+    return frame_of(stored_tables(run_folder, limit, metrics, partial=partial))
+
+
+def frame_of(tables: Iterable[pa.Table]) -> pd.DataFrame:
+    """Tables of `effect_tables` as one frame; see `load_effects`."""
+    table = pa.concat_tables(list(tables)).unify_dictionaries()
     head = table["head"].to_pandas(types_mapper={pa.int16(): pd.Int16Dtype()}.get)
     frame: pd.DataFrame = table.drop_columns("head").to_pandas()
     return frame if head.isna().all() else frame.assign(head=head)
@@ -130,23 +169,22 @@ def complete_mediators(
 
 
 def effect_tables(
-    found: Survey, key: str, batch: Sequence[RestoredRecord], metrics: Sequence[str] = METRICS
+    found: "Found", key: str, batch: Sequence[RestoredRecord], metrics: Sequence[str] = METRICS
 ) -> Iterator[pa.Table]:
     """The rows of some facts and one mediator, a table for each metric.
 
     Args:
         found: the run.
         key: the mediator's.
-        batch: from `batches`.
+        batch: of its facts.
         metrics: in the order of the tables.
     """
     batch = [record.at_positions() for record in batch]
     cells = _Cells([record.shape for record in batch])
     clean = [found.clean[record.index] for record in batch]
     corrupted = [found.corrupted[record.index] for record in batch]
-    model = found.folders.run.parent.parent.name
     shared = {
-        "model": cells.constant(model, [model]),
+        "model": cells.constant(found.model, [found.model]),
         "known_id": np.repeat([record.known_id for record in clean], cells.sizes),
         "mediator": cells.constant(key, list(found.restored)),
         "sample": cells.numbers(_SAMPLE),
@@ -212,7 +250,7 @@ def _heads(key: str, cells: _Cells) -> pa.Array:
 
 
 def _tokens(
-    clean: Sequence[CleanRecord], batch: Sequence[RestoredRecord], cells: _Cells
+    clean: Sequence[Told], batch: Sequence[RestoredRecord], cells: _Cells
 ) -> pa.DictionaryArray:
     texts = list(dict.fromkeys(token for record in clean for token in record.tokens))
     number = {token: code for code, token in enumerate(texts)}
@@ -224,7 +262,7 @@ def _tokens(
 
 
 def _roles(
-    clean: Sequence[CleanRecord], batch: Sequence[RestoredRecord], cells: _Cells
+    clean: Sequence[Told], batch: Sequence[RestoredRecord], cells: _Cells
 ) -> pa.DictionaryArray:
     """Missing before the subject."""
     number = {role: code for code, role in enumerate(rows("rome"))}

@@ -46,6 +46,11 @@ class Survey:
     restored: Mapping[str, frozenset[int]]
 
     @property
+    def model(self) -> str:
+        """Its name."""
+        return self.folders.run.parent.parent.name
+
+    @property
     def candidates(self) -> frozenset[int]:
         """Facts whose answer the model predicts."""
         return frozenset(i for i, record in self.clean.items() if record.is_candidate)

@@ -58,6 +58,7 @@ class Trace:
         of_groups: scores of these, `(n_samples, n_layers, n_groups)`.
         also: other right answers, as text: probabilities are of all of them together.
         corrupted_prompt: what the corrupted run read, where that was another prompt.
+        known_id: the prompt's number in frames.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Trace:
     of_groups: Scores
     also: tuple[str, ...] = ()
     corrupted_prompt: str = ""
+    known_id: int = 0
 
     @property
     def p_clean(self) -> float:

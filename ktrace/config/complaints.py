@@ -48,9 +48,13 @@ def _explain_choice(missing: str, options: Sequence[str]) -> str:
     group, choice = "/".join(parts[:levels]), "/".join(parts[levels:])
     if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
         return f"hydra/launcher={choice} needs the extra cluster: pip install 'ktrace[cluster]'"
-    close = get_close_matches(choice, options, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"{group}={choice} is unknown{hint}: choose from {', '.join(options)}"
+    return f"{group}={choice} is unknown{meant(choice, options)}: choose from {', '.join(options)}"
+
+
+def meant(given: object, options: Sequence[str]) -> str:
+    """What was likely meant by something that is none of the options, for the end of a clause."""
+    close = get_close_matches(str(given), options, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _explain_omegaconf(error: OmegaConfBaseException) -> str:
@@ -69,8 +73,7 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
         and is_dataclass(owner)
     ):
         names = [field.name for field in fields(owner)]
-        close = get_close_matches(str(error.key), names, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = meant(error.key, names)
         return f"unknown key {key}{hint}; keys here: {', '.join(names)}"
     return f"{key}: {message}" if key and key not in message else message
 

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config.checks import check
-from ktrace.config.complaints import explain
+from ktrace.config.complaints import explain, meant
 from ktrace.config.model import ModulesConfig
 from ktrace.config.schema import RunConfig
 from ktrace.config.secret_values import (
@@ -175,6 +175,18 @@ def _without_interpolations(text: str) -> str:
     return re.sub(r"(?<!\\)(\\\\)*\$\{", lambda found: _literal(found[0]), text)
 
 
+def _plain(value: object) -> object:
+    """A value of Python's own types: numbers of numpy or torch, arrays and paths become these."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    as_python = getattr(value, "tolist", None)  # of a number, too; no such package is loaded here
+    return as_python() if callable(as_python) else value
+
+
 def _literals(value: object) -> object:
     """A text, or texts in a list, as `_literal` has them; anything else as it is."""
     if isinstance(value, str):
@@ -225,7 +237,10 @@ def choice(group: str, name: object, among: Sequence[str] = (), called: str = ""
     """
     among = among or choices(group)
     if name not in among:
-        raise KtraceError(f"{called or group}={name!r} is unknown: choose from {', '.join(among)}")
+        raise KtraceError(
+            f"{called or group}={name!r:.60} is unknown{meant(name, among)}: choose from "
+            f"{', '.join(among)}"
+        )
     return f"{group}={name}"
 
 
@@ -253,7 +268,7 @@ def composed(
         _take_as_given(found)
         for group, entries in (values or {}).items():
             for key, value in entries.items():
-                OmegaConf.update(found, f"{group}.{key}", _literals(value))
+                OmegaConf.update(found, f"{group}.{key}", _literals(_plain(value)))
         return _checked(found)
 
 

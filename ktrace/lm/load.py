@@ -13,9 +13,10 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ktrace.config import Dtype, ModelConfig
+from ktrace.config import ModelConfig
 from ktrace.errors import KtraceError
 from ktrace.lm.architecture import Architecture, known_paths
+from ktrace.lm.devices import chosen_device, dtype_there, first_line
 from ktrace.lm.hooks import module_at
 from ktrace.lm.made_up import LEAST_TOKENS
 from ktrace.lm.memory import within_memory
@@ -23,15 +24,10 @@ from ktrace.lm.model import Config, LanguageModel
 from ktrace.lm.paths import LAYER, ModulePaths
 from ktrace.lm.premises import require_premises
 from ktrace.lm.probe import prove
-from ktrace.lm.quantization import (
-    is_placed_when_loaded,
-    multiply_int4_in_own_dtype,
-    multiply_int8_exactly,
-    quantizer,
-    require_quantization,
-)
+from ktrace.lm.quantization import is_placed_when_loaded, quantizer, require_quantization
 from ktrace.lm.source import ModelSource
-from ktrace.lm.tokens import Tokenizer
+from ktrace.lm.tokens import Tokenizer, require_offsets
+from ktrace.lm.use import attend_eagerly, prepare
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +64,7 @@ def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageMod
     if isinstance(config.device_map, Mapping):
         _check_map(config.device_map, architecture, paths)
     tokenizer = _load_tokenizer(source, _origin(source, config), where)
-    device = None if config.device_map is not None else _device(config)
+    device = None if config.device_map is not None else chosen_device(config)
     require_quantization(config, architecture)
     model = _load_weights(source, config, architecture, device)
     if device is not None:
@@ -89,7 +85,7 @@ def _architecture(source: ModelSource, config: ModelConfig, where: str) -> Archi
         hint = ""
         if "trust_remote_code" in str(error):
             hint = " (model.trust_remote_code=true runs it; read it first)"
-        message = f"{where}: config.json cannot be used: {_first_line(error)}{hint}"
+        message = f"{where}: config.json cannot be used: {first_line(error)}{hint}"
         raise KtraceError(message) from error
 
 
@@ -119,7 +115,7 @@ def _load_weights(
                 **_origin(source, config),
             )
     except _LOADING_ERRORS as error:
-        raise KtraceError(f"{asked}: the model cannot be loaded: {_first_line(error)}") from error
+        raise KtraceError(f"{asked}: the model cannot be loaded: {first_line(error)}") from error
     # transformers fills what a checkpoint lacks with random numbers, and only warns.
     if report["missing_keys"]:
         raise KtraceError(f"{where}: the checkpoint lacks weights: {_some(report['missing_keys'])}")
@@ -137,12 +133,10 @@ def _load_weights(
 
 @within_memory("while the model is loaded")
 def _placed(model: PreTrainedModel, device: torch.device, attention: str | None) -> PreTrainedModel:
-    with _dtype_there(str(device), str(model.dtype).removeprefix("torch.")):
+    with dtype_there(str(device), str(model.dtype).removeprefix("torch.")):
         moved: PreTrainedModel = cast(Any, model).to(device)
-    if attention is None and moved.device.type == "cpu" and moved.dtype == torch.float32:
-        # Torch's fused kernel is made for long sequences; with as few tokens as facts have, plain
-        # products are up to four times as fast. In float64 they would take softmax in float32.
-        moved.set_attn_implementation("eager")
+    if attention is None:
+        attend_eagerly(moved)
     return moved
 
 
@@ -178,7 +172,6 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(first) + (f" and {more} more" if more else "")
 
 
-@within_memory("with prompts of a few tokens")
 def language_model(
     model: PreTrainedModel,
     tokenizer: Tokenizer = None,
@@ -186,9 +179,9 @@ def language_model(
     *,
     of_family: bool | None = None,
 ) -> LanguageModel:
-    """Take a model that is already in memory, and prove its sites.
+    """Take a model in memory that nobody else uses, and prove its sites.
 
-    Weights of 8 bits are multiplied exactly from then on (`multiply_exactly`).
+    It is changed for good (`prepare`); of someone else's model see `ktrace.lm.given`.
 
     Args:
         model: as transformers made it.
@@ -198,8 +191,26 @@ def language_model(
             up in its source; None for that where no paths are given.
 
     Raises:
-        KtraceError: unknown architecture, a model that does not read from left to right, or a
-            module path that is refuted, or given and not proven.
+        KtraceError: see `proven_model`.
+    """
+    prepare(model)
+    model.requires_grad_(False)
+    return proven_model(model, tokenizer, paths, of_family=of_family)
+
+
+@within_memory("with prompts of a few tokens")
+def proven_model(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    paths: ModulePaths | None,
+    *,
+    of_family: bool | None = None,
+) -> LanguageModel:
+    """Prove a prepared model's sites; arguments are those of `language_model`.
+
+    Raises:
+        KtraceError: unknown architecture, a model that does not read from left to right, a module
+            path that is refuted, or given and not proven, or a tokenizer of another model.
     """
     config: Config = model.config
     name = type(model).__name__
@@ -208,17 +219,30 @@ def language_model(
     paths = paths or known_paths(config, name, lambda: model, name)
     n_layers = _n_layers(model, paths)
     paths = paths.on(model, n_layers)
-    model.train(False).requires_grad_(False)
-    if model.dtype == torch.float64 and getattr(config, "_experts_implementation", None):
-        # Mixtures of experts take products of many small matrices that torch has up to float32.
-        model.set_experts_implementation("eager")
-    multiply_int8_exactly(model)
-    multiply_int4_in_own_dtype(model)
     lm = LanguageModel(model, tokenizer, paths, n_layers, d_embedding=0)
     _require_room_for_probes(lm)
     lm = replace(lm, d_embedding=prove(model, paths, n_layers))
     require_premises(model, paths, n_layers, of_family=of_family)
+    if tokenizer is not None:
+        _require_embeddings(lm)
     return lm
+
+
+def _require_embeddings(lm: LanguageModel) -> None:
+    """A tokenizer whose vocabulary goes on where embeddings end belongs to another model.
+
+    Tokens that were added to it are not counted: some models have tokens for images that a model of
+    text alone has no embeddings for.
+
+    Raises:
+        KtraceError: it does.
+    """
+    n_tokens = int(lm.tokenizer.vocab_size)
+    if n_tokens > lm.n_embeddings:
+        raise KtraceError(
+            f"{type(lm.tokenizer).__name__} has {n_tokens} tokens, and {type(lm.model).__name__} "
+            f"embeddings for {lm.n_embeddings}: tokenizer and weights do not belong together"
+        )
 
 
 def _require_room_for_probes(lm: LanguageModel) -> None:
@@ -284,65 +308,7 @@ def _load_tokenizer(source: ModelSource, origin: dict[str, object], where: str) 
         tokenizer = AutoTokenizer.from_pretrained(source.location, **origin)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise KtraceError(
-            f"{where}: no tokenizer can be loaded, it needs a tokenizer.json ({_first_line(error)})"
+            f"{where}: no tokenizer can be loaded, it needs a tokenizer.json ({first_line(error)})"
         ) from error
-    if not tokenizer.is_fast:
-        raise KtraceError(
-            f"{where}: {type(tokenizer).__name__} gives no character offsets (it has no "
-            "tokenizer.json); subjects cannot be found with it"
-        )
+    require_offsets(tokenizer, where)
     return tokenizer
-
-
-@contextmanager
-def _dtype_there(device: str, dtype: str) -> Iterator[None]:
-    try:
-        yield
-    except TypeError as error:
-        raise KtraceError(
-            f"model.dtype={dtype} cannot be on model.device={device} ({_first_line(error)}): "
-            "take model.dtype=float32 or model.device=cpu"
-        ) from error
-
-
-def _device(config: ModelConfig) -> torch.device:
-    """Where a model goes as a whole.
-
-    Raises:
-        KtraceError: there is no such device, or none that has numbers of the dtype.
-    """
-    device = _best_device() if config.device == "auto" else _named_device(config.device)
-    if config.dtype is not Dtype.auto:
-        with _dtype_there(str(device), config.dtype.value):
-            torch.empty(0, dtype=getattr(torch, config.dtype.value), device=device)
-    return device
-
-
-def _best_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _named_device(name: str) -> torch.device:
-    choices = "auto, cpu, cuda, cuda:1, mps are what torch takes"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:  # whose text lists some thirty backends
-        raise KtraceError(f"model.device={name!r} is no device; {choices}") from error
-    if device.type == "meta":
-        raise KtraceError(f"model.device={name!r} holds no numbers; {choices}")
-    try:
-        with within_memory(f"on model.device={name}"):  # others may have taken all of it
-            torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        why = _first_line(error)
-        if isinstance(error, NotImplementedError | ImportError):  # a paragraph about dispatch
-            why = "this torch was built without it"
-        raise KtraceError(f"model.device={name!r} is not here ({why}); {choices}") from error
-    return device
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

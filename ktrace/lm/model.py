@@ -23,7 +23,7 @@ class LanguageModel:
     """A loaded model whose sites have been proven.
 
     Attributes:
-        model: in evaluation mode, without gradients.
+        model: of transformers; ktrace prepares it, or borrows it (`ktrace.lm.use`).
         tokenizer: None where the caller works with token ids only.
         paths: where its sites are.
         n_layers: number of blocks.
@@ -39,6 +39,16 @@ class LanguageModel:
     d_embedding: int
     name: str = "model"
     window: int = 10
+
+    def __repr__(self) -> str:
+        """One line: a module's own would fill a notebook."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        places = ", ".join(sorted(map(str, devices_of(self.model))))
+        width = getattr(self._text_config, "hidden_size", self.d_embedding)
+        return (
+            f"LanguageModel({self.name!r}: {type(self.model).__name__}, {self.n_layers} layers, "
+            f"{width} wide, {dtype} on {places})"
+        )
 
     @property
     def device(self) -> torch.device:

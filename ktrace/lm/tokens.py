@@ -5,8 +5,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-Tokenizer = Any  # of transformers, fast: `lm/load.py` refuses others
+from ktrace.errors import KtraceError
+
+Tokenizer = Any  # of transformers, fast: `require_offsets` refuses others
 Offsets = list[tuple[int, int]]
+
+
+def require_offsets(tokenizer: Tokenizer, where: str) -> None:
+    """Refuse a tokenizer that does not say which characters a token holds.
+
+    Args:
+        tokenizer: of transformers.
+        where: what gave it, for the message.
+
+    Raises:
+        KtraceError: it is a slow one.
+    """
+    if not tokenizer.is_fast:
+        raise KtraceError(
+            f"{where}: {type(tokenizer).__name__} gives no character offsets (it has no "
+            "tokenizer.json); subjects cannot be found with it"
+        )
 
 
 @dataclass(frozen=True)

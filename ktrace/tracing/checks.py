@@ -95,6 +95,5 @@ def require_known(lm: LanguageModel, fact: Fact, ids: Sequence[int]) -> None:
         text = decoded(lm.tokenizer, beyond[:1])
         raise KtraceError(
             f"known_id={fact.known_id}: token {beyond[0]} ({text!r}) is beyond the model's "
-            f"{lm.n_embeddings} embeddings: tokenizer and weights in model.path do not "
-            "belong together"
+            f"{lm.n_embeddings} embeddings: tokenizer and weights do not belong together"
         )

@@ -476,7 +476,7 @@ class Asked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.options: dict[str, Any] = {}
-        self.model = micro_llama(1)
+        self.model = micro_llama(1, vocabulary=420)
         monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", self.take)
 
     def take(self, *args: Any, **options: Any) -> Any:
