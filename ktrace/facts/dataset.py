@@ -1,12 +1,11 @@
 """From a dataset's config to its facts."""
 
-from pathlib import Path
-
 from ktrace.config import DatasetConfig, Foil, NoiseConfig, NoiseKind
 from ktrace.errors import KtraceError
 from ktrace.facts.fact import FactSet
 from ktrace.facts.hub import load_hub_facts
 from ktrace.facts.load import load_facts, prompt_facts
+from ktrace.facts.reading import Form
 from ktrace.terms import Metric
 
 
@@ -29,7 +28,11 @@ def facts_of(dataset: DatasetConfig) -> FactSet:
         return load_hub_facts(dataset)
     assert dataset.path is not None
     return load_facts(
-        dataset.path, url=dataset.url, sha256=dataset.sha256, columns=dataset.columns.given
+        dataset.path,
+        url=dataset.url,
+        sha256=dataset.sha256,
+        columns=dataset.columns.given,
+        form=Form(encoding=dataset.encoding, delimiter=dataset.delimiter),
     )
 
 
@@ -73,6 +76,4 @@ def noise_facts_of(dataset: DatasetConfig, kind: NoiseKind) -> FactSet | None:
     """
     if dataset.noise_facts is None or kind is NoiseKind.pair:
         return None
-    if not Path(dataset.noise_facts).expanduser().is_file():
-        raise KtraceError(f"dataset.noise_facts={dataset.noise_facts} is not a file")
-    return load_facts(dataset.noise_facts)
+    return load_facts(dataset.noise_facts, form=Form(key="dataset.noise_facts"))

@@ -131,5 +131,5 @@ def _of_dataset(config: RunConfig) -> Iterator[tuple[str, Collection[str], str]]
         for key in ("subject", "attribute", "subject_start"):
             yield f"dataset.{key}", (), f"it is for dataset=prompt; in a file, {key} is a column"
     else:
-        for key in ("url", "sha256", "columns"):
+        for key in ("url", "sha256", "encoding", "delimiter", "columns"):
             yield f"dataset.{key}", (), "it is for a file, and dataset.prompt is given"
