@@ -23,9 +23,9 @@ from ktrace.config.compose import (
     help_text,
     register,
     resource,
-    taken_as_given,
     to_run_config,
 )
+from ktrace.config.typed import taken_as_given
 from ktrace.errors import KtraceError, Terminated
 from ktrace.pipeline.signals import ended_by_signals
 from ktrace.pipeline.sweep import Command, current_command, is_sweep, new_command, run_job
