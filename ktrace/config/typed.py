@@ -8,6 +8,7 @@ is put into its quotes here.
 import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,6 +43,22 @@ def taken_as_given(overrides: Sequence[str]) -> list[str]:
             )
     sweeps = any(text == "-m" or text.startswith(("--mul", "hydra.mode=")) for text in overrides)
     return [_taken(text, sweeps) for text in overrides]
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """Arguments without the one shorthand: `check FILE` is a stage and a dataset.
+
+    Args:
+        arguments: as typed.
+    """
+    start = next((n for n, text in enumerate(arguments) if not text.startswith("-")), 0)
+    if list(arguments[start : start + 1]) != ["check"]:
+        return [*arguments]
+    flags, file, rest = arguments[:start], arguments[start + 1 :][:1], arguments[start + 2 :]
+    is_file = bool(file) and not file[0].startswith("-")
+    if is_file and ("=" not in file[0] or Path(file[0]).exists()):
+        return [*flags, "stage=check", "dataset=file", f"dataset.path={file[0]}", *rest]
+    return [*flags, "stage=check", *file, *rest]
 
 
 def quoted(text: str) -> str:

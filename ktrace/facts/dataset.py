@@ -43,6 +43,7 @@ def require_fit(facts: FactSet, noise: NoiseConfig, metric: Metric) -> None:
         KtraceError: no fact is a pair, one has no subject to corrupt, or no foil where one is
             compared with.
     """
+    needs_foil = noise.foil is Foil.given and metric is Metric.logit_difference
     if noise.kind is not NoiseKind.pair:
         for fact in facts.facts:
             if not fact.subject:
@@ -58,7 +59,7 @@ def require_fit(facts: FactSet, noise: NoiseConfig, metric: Metric) -> None:
             "corrupted run"
         )
     for fact in pairs:
-        if metric is Metric.logit_difference and noise.foil is Foil.given and not fact.foil:
+        if needs_foil and not fact.foil:
             raise KtraceError(
                 f"{facts.origin}: known_id={fact.known_id} has no foil, which "
                 f"metric={metric.value} compares the answer with: noise.foil=corrupted takes what "

@@ -45,6 +45,10 @@ _UNREAD: Mapping[Stage, _But] = {
     | {"model": (), "mediator": (), "noise": (), "dataset": ("limit",)}
     | {"analysis.facts": (), "analysis.relations": (), "claims": ()},
     Stage.status: _OF_COMPUTING | _OF_ANALYSIS | _OF_STATUS | {"metric": ()},
+    Stage.check: _OF_COMPUTING
+    | _OF_ANALYSIS
+    | {"model": ("", "path", "revision", "trust_remote_code"), "noise": ("", "kind", "foil")}
+    | {"mediator": (), "dataset.name": (), "claims": (), "output_dir": ()},
     Stage.verify: _OF_STORES,
     Stage.compact: _OF_STORES,
 }
