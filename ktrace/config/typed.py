@@ -19,7 +19,8 @@ from ktrace.errors import KtraceError
 
 _TEXT = re.compile(rf"(?P<key>\+{{0,2}}dataset\.({'|'.join(TEXT_KEYS)}))=(?P<value>.*)", re.DOTALL)
 _PLACE = re.compile(
-    rf"(?P<key>\+{{0,2}}({PLACES.pattern}|analysis\.folder))=(?P<value>.*)", re.DOTALL
+    rf"(?P<key>\+{{0,2}}({PLACES.pattern}|analysis\.folder|model\.modules\.\w+))=(?P<value>.*)",
+    re.DOTALL,
 )
 _PLAIN_LIST = re.compile(r"\[(?P<items>[^\[\]{}'\"]*)\]")
 _QUOTES = ("'", '"')

@@ -66,7 +66,7 @@ def _values(source: str, text: str) -> Iterator[tuple[int, object]]:
             return
         # A list is one value of many records: its beginning is no place for a message.
         where = source if text[start] == "[" else f"{source}, line {line}"
-        if end and "\n" not in text[end:start]:
+        if end and not {"\n", "\r"} & {*text[end:start]}:
             raise KtraceError(f"{where}: malformed JSON: Extra data")
         try:
             value, end = decoder.raw_decode(text, start)

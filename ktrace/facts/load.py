@@ -169,7 +169,7 @@ def _expanded(path: Path, key: str) -> Path:
 
 def _exists(path: Path, key: str) -> bool:
     try:
-        return path.is_file()
+        return path.exists() and not path.is_dir()  # whether it can be read, reading tells
     except OSError as error:
         raise KtraceError(f"{key}={path} cannot be read: {error.strerror}") from error
 

@@ -106,11 +106,11 @@ def _sniffed(source: str, text: str, form: Form) -> str:
     known = {name.casefold() for name in form.names}
     found = {sign: _first_cells(text, sign) for sign in _WORDS}
     likely = {sign: cells for sign, cells in found.items() if len(cells) > 1}
-    line = _first_line(text)
+    at, line = _first_line(text)
     if not likely and line:
         raise KtraceError(
-            f"{source}, line 1: nothing divides the header {line!r:.{_SHOWN}}: one of {_CHOICES} "
-            "is needed between its columns"
+            f"{source}, line {at}: nothing divides the header {line!r:.{_SHOWN}}: one of "
+            f"{_CHOICES} is needed between its columns"
         )
     telling = [sign for sign, cells in likely.items() if known & {c.casefold() for c in cells}]
     signs = telling or [*likely]
@@ -119,14 +119,17 @@ def _sniffed(source: str, text: str, form: Form) -> str:
     if len(signs) > 1:
         several = " or ".join(f"dataset.delimiter={_WORDS[sign]}" for sign in signs)
         raise KtraceError(
-            f"{source}, line 1: more than one sign may divide the header {line!r:.{_SHOWN}}: "
+            f"{source}, line {at}: more than one sign may divide the header {line!r:.{_SHOWN}}: "
             f"{several} says which one does"
         )
     return signs[0] if signs else ","
 
 
-def _first_line(text: str) -> str:
-    return next((line for line in text.splitlines() if trimmed(line) != (0, 0)), "")
+def _first_line(text: str) -> tuple[int, str]:
+    """The number of the header's first line, and what stands in it; nothing in an empty text."""
+    lines = enumerate(_lines(text), start=1)
+    filled = ((n, line.rstrip("\r\n")) for n, line in lines if trimmed(line) != (0, 0))
+    return next(filled, (1, ""))
 
 
 def _first_cells(text: str, sign: str) -> list[str]:
@@ -171,7 +174,9 @@ def require_own_names(where: str, names: Sequence[str]) -> None:
 
 def _record(source: str, line: int, header: Collection[str], cells: list[str]) -> dict[str, object]:
     extra = cells[len(header) :]
-    if len(cells) < len(header) or not is_blank_row(extra):
+    # Excel has left out delimiters at the end of rows where no column has a name.
+    least = max((n for n, name in enumerate(header, start=1) if name), default=0)
+    if len(cells) < least or not is_blank_row(extra):
         hint = ""
         if len(extra) == 1:
             hint = "; R's write.table begins rows with their names unless row.names=FALSE"

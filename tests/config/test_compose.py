@@ -122,6 +122,7 @@ def test_texts_in_a_list_and_none() -> None:
         ("analysis.folder", "Übung"),
         ("dataset.columns.prompt", "Frage (kurz)"),
         ("dataset.noise_facts", "'s.csv"),
+        ("model.path", "/home/müller/gpt2 (1)"),
     ],
 )
 def test_a_path_needs_no_quotes_of_hydra(key: str, value: str) -> None:

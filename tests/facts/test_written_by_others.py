@@ -18,7 +18,7 @@ import pytest
 
 from ktrace.config import DatasetConfig, Delimiter, NoiseKind
 from ktrace.errors import KtraceError
-from ktrace.facts import Fact, load_facts
+from ktrace.facts import Fact, load_facts, prompt_facts
 from ktrace.facts.dataset import facts_of, noise_facts_of
 from ktrace.facts.reading import Form
 from tests.support.command import Ktrace, refused
@@ -93,6 +93,11 @@ READ: dict[str, tuple[str, bytes, str]] = {
         "a.csv",
         excel(",").replace("\r\n", ",,\r\n").replace("2,", ",,,,,\r\n2,", 1).encode(),
         "columns without a name are ignored (2); blank rows are skipped (1; the first is line 3)",
+    ),
+    "Excel, with fewer delimiters in later rows": (
+        "a.csv",
+        excel(",").replace("\r\n", ",,\r\n", 2).encode(),
+        "columns without a name are ignored (2)",
     ),
     "LibreOffice, text": ("a.csv", excel(",", "\n").encode(), ""),
     "LibreOffice, tabs, quoted": ("a.tsv", write_csv("\t").encode(), "without a name are ign"),
@@ -358,6 +363,11 @@ def test_a_request_of_rome(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert read(tmp_path, "a.json", json.dumps([ROME]).encode(), columns=OF_ROME | template) == (
         fact,
     )
+
+
+def test_one_prompt_with_a_slot() -> None:
+    [fact] = prompt_facts("{} plays the sport of", "LeBron James").facts
+    assert (fact.prompt, fact.subject_start) == ("LeBron James plays the sport of", 0)
 
 
 def test_what_a_request_of_rome_lacks_is_offered(tmp_path: Path) -> None:
