@@ -23,9 +23,9 @@ from ktrace.config.compose import (
     help_text,
     register,
     resource,
-    taken_as_given,
     to_run_config,
 )
+from ktrace.config.typed import spelled_out, taken_as_given
 from ktrace.errors import KtraceError, Terminated
 from ktrace.pipeline.signals import ended_by_signals
 from ktrace.pipeline.sweep import Command, current_command, is_sweep, new_command, run_job
@@ -49,6 +49,7 @@ def _job(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig) -> None:
+    from ktrace.pipeline.check import print_checked
     from ktrace.pipeline.console import (
         print_compared,
         print_counts,
@@ -63,6 +64,9 @@ def _run(config: DictConfig) -> None:
     outcome = run(run_config)
     if outcome.comparison is not None:
         print_compared(outcome.comparison)
+        return
+    if outcome.checked is not None:
+        print_checked(outcome.checked)
         return
     if outcome.upkeep is not None:
         print_upkeep(outcome.upkeep)
@@ -89,7 +93,7 @@ def main() -> None:
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text())
         else:
-            sys.argv[1:] = taken_as_given(sys.argv[1:])
+            sys.argv[1:] = taken_as_given(spelled_out(sys.argv[1:]))
             _job()
     if command.failed:
         sys.exit(1)

@@ -170,8 +170,12 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def read_regular(path: Path, most_bytes: int) -> bytes:
-    """What a small file says: it may be a stranger's, and is never waited for.
+def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
+    """What a file says: it may be a stranger's, and is never waited for.
+
+    Args:
+        path: the file.
+        most_bytes: of a file that should be small; None for any size.
 
     Raises:
         OSError: it cannot be read.
@@ -182,10 +186,10 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is no regular file")
-        if found.st_size > most_bytes:
+        if most_bytes is not None and found.st_size > most_bytes:
             raise ValueError(f"it is too large: {found.st_size} bytes")
         with os.fdopen(os.dup(descriptor), "rb") as stream:
-            return stream.read(most_bytes)
+            return stream.read(-1 if most_bytes is None else most_bytes)
     finally:
         os.close(descriptor)
 

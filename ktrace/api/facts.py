@@ -8,9 +8,9 @@ import pandas as pd
 
 from ktrace.errors import KtraceError
 from ktrace.facts import FactSet
+from ktrace.facts.columns import REQUIRED, ROW
 from ktrace.facts.fact import fact_set
 from ktrace.facts.load import checked_facts
-from ktrace.facts.record import REQUIRED, ROW
 
 Facts: TypeAlias = str | os.PathLike[str] | pd.DataFrame | Iterable[Mapping[str, object]]
 

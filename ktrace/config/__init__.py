@@ -6,7 +6,7 @@ room is on the road to `--help`.
 
 from ktrace.config.activations import ActivationsConfig, KeptStates, require_layers
 from ktrace.config.analysis import RoleScheme
-from ktrace.config.dataset import Answer, Bos, ColumnsConfig, DatasetConfig, Separator
+from ktrace.config.dataset import Answer, Bos, ColumnsConfig, DatasetConfig, Delimiter, Separator
 from ktrace.config.engine import EngineConfig, EngineName, Prove
 from ktrace.config.mediator import MediatorConfig
 from ktrace.config.model import Dtype, ModelConfig, ModulesConfig, Quantization
@@ -21,6 +21,7 @@ __all__ = [
     "Bos",
     "ColumnsConfig",
     "DatasetConfig",
+    "Delimiter",
     "Dtype",
     "EngineConfig",
     "EngineName",

@@ -6,7 +6,7 @@ from math import inf
 
 from ktrace.config.activations import check_activations
 from ktrace.config.analysis import AnalysisConfig, Pool
-from ktrace.config.dataset import DatasetConfig
+from ktrace.config.dataset import DatasetConfig, Delimiter
 from ktrace.config.mediator import check_mediator
 from ktrace.config.model import ModelConfig
 from ktrace.config.noise import FOILS, NOISE_KEYS, Foil, NoiseConfig, NoiseKind
@@ -111,6 +111,8 @@ def _check_dataset(dataset: DatasetConfig) -> None:
     for key in ("hub", "prompt"):  # empty where a choice needs it (conf/dataset)
         if getattr(dataset, key) == "":
             raise KtraceError(f"dataset.{key} is not set: give dataset.{key}=...")
+    if dataset.encoding is not None:
+        _check_encoding(dataset.encoding)
     if dataset.hub is not None:
         _check_repository(dataset)
         return
@@ -141,11 +143,25 @@ def _check_dataset(dataset: DatasetConfig) -> None:
         raise KtraceError("dataset.subject is not set: give dataset.subject=...")
 
 
+def _check_encoding(name: str) -> None:
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError) as error:  # no name, or of what is no text
+        raise KtraceError(
+            f"dataset.encoding={name!r} is no encoding of text that Python knows: such as utf-8, "
+            "utf-16-le, cp1252, mac_roman or shift_jis"
+        ) from error
+
+
 def _check_repository(dataset: DatasetConfig) -> None:
-    for key in ("url", "prompt"):
+    for key in ("url", "prompt", "encoding"):
         value = getattr(dataset, key)
         if value is not None:
             raise KtraceError(f"dataset.{key}={value} and dataset.hub exclude each other")
+    if dataset.delimiter is not Delimiter.auto:
+        raise KtraceError(
+            f"dataset.delimiter={dataset.delimiter} and dataset.hub exclude each other"
+        )
     if not dataset.split:
         raise KtraceError("dataset.split is not set: name a split, such as dataset.split=train")
 

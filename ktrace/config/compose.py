@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -34,6 +35,7 @@ from ktrace.config.secret_values import (
     require_open_names,
 )
 from ktrace.config.shard import resolved_shard
+from ktrace.config.typed import literals, taken_as_given, without_interpolations
 from ktrace.errors import KtraceError
 
 HYDRA_VERSION_BASE = "1.3"  # whose defaults are meant
@@ -103,9 +105,21 @@ def _prompt_name(subject: object, prompt: object, *rest: object) -> str:
     # No other answers, and no pair, as by default.
     rest = (prompt, *(part for part in others if part != []), *pair)
     named = prompt if subject is None else subject
-    slug = re.sub(r"[^a-z0-9]+", "-", str(named).lower()).strip("-")[:24].strip("-")
+    spelled = "".join(map(_in_ascii, unicodedata.normalize("NFC", str(named))))
+    slug = re.sub(r"[^a-z0-9]+", "-", spelled.lower()).strip("-")[:24].strip("-")
     digest = hashlib.sha256(repr((subject, *rest)).encode(errors="surrogatepass")).hexdigest()
     return "-".join(part for part in ("prompt", slug, digest[:8]) if part)
+
+
+def _in_ascii(letter: str) -> str:
+    """A letter as a folder's name may hold it: é is e, ø is o, 中 is u4e2d."""
+    plain = [c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c)]
+    if "".join(plain).isascii():
+        return "".join(plain)
+    latin = re.match(r"LATIN \w+ LETTER (?:SHARP )?([A-Z]+)\b", unicodedata.name(letter, ""))
+    if latin:
+        return latin[1].lower()
+    return f"u{ord(letter):04x}" if letter.isalnum() else "-"
 
 
 def to_run_config(config: DictConfig) -> RunConfig:
@@ -144,35 +158,9 @@ def _take_as_given(config: DictConfig) -> None:
     for key in TEXT_KEYS:
         given = dataset[key]
         if isinstance(given, str):
-            config.dataset[key] = _without_interpolations(given)
+            config.dataset[key] = without_interpolations(given)
         elif isinstance(given, list):
-            config.dataset[key] = [_without_interpolations(text) for text in given]
-
-
-def taken_as_given(overrides: Sequence[str]) -> list[str]:
-    """Overrides for Hydra in which texts about facts hold nothing that it would read.
-
-    Args:
-        overrides: as typed.
-
-    Raises:
-        KtraceError: one takes a group or a key away, which Hydra lets through without an effect.
-    """
-    for text in overrides:
-        if text.startswith("~") and not text.startswith("~hydra"):
-            name = text[1:].partition("=")[0]
-            raise KtraceError(
-                f"{text} takes nothing away: every group has a choice, and every key a value; give "
-                f"{name}=... to choose another one"
-            )
-    keys = "|".join(TEXT_KEYS)
-    is_text = re.compile(rf"\+{{0,2}}dataset\.({keys})=")
-    return [_literal(text) if is_text.match(text) else text for text in overrides]
-
-
-def _without_interpolations(text: str) -> str:
-    """A text in which interpolations that are none yet are escaped."""
-    return re.sub(r"(?<!\\)(\\\\)*\$\{", lambda found: _literal(found[0]), text)
+            config.dataset[key] = [without_interpolations(text) for text in given]
 
 
 def _plain(value: object) -> object:
@@ -185,18 +173,6 @@ def _plain(value: object) -> object:
         return [_plain(item) for item in value]
     as_python = getattr(value, "tolist", None)  # of a number, too; no such package is loaded here
     return as_python() if callable(as_python) else value
-
-
-def _literals(value: object) -> object:
-    """A text, or texts in a list, as `_literal` has them; anything else as it is."""
-    if isinstance(value, str):
-        return _literal(value)
-    return [_literals(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _literal(text: str) -> str:
-    """Text that OmegaConf resolves to this text."""
-    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", text)
 
 
 def _refuse_unknown(part: object, prefix: str = "") -> None:
@@ -268,7 +244,7 @@ def composed(
         _take_as_given(found)
         for group, entries in (values or {}).items():
             for key, value in entries.items():
-                OmegaConf.update(found, f"{group}.{key}", _literals(_plain(value)))
+                OmegaConf.update(found, f"{group}.{key}", literals(_plain(value)))
         return _checked(found)
 
 

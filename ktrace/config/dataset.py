@@ -23,6 +23,16 @@ class Separator(Choice):
     none = "none"
 
 
+class Delimiter(Choice):
+    """What stands between the cells of a table of text; `auto` is what its header shows."""
+
+    auto = "auto"
+    comma = "comma"
+    semicolon = "semicolon"
+    tab = "tab"
+    pipe = "pipe"
+
+
 class Bos(Choice):
     """Whether a prompt that has a BOS token of its own gets the tokenizer's as well."""
 
@@ -63,6 +73,8 @@ class DatasetConfig:
     limit: int | None = field(default=None, metadata={"least": 1})
     url: str | None = None  # where a missing file is downloaded from
     sha256: str | None = None  # of the canonical JSON, checked after reading
+    encoding: str | None = None  # of a file's text, as Python calls it; null: by its mark, or UTF-8
+    delimiter: Delimiter = Delimiter.auto
     answer: Answer = Answer.first_token
     separator: Separator = Separator.auto
     chat: bool = False  # whether prompts are the user's turn in the tokenizer's chat template

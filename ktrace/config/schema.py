@@ -23,7 +23,7 @@ class Stage(Choice):
 
     `compare` runs nothing: it sets runs that are stored side by side. Nor does `status`, which says
     how far a run is, nor `compact`, which merges the small parts of its stores, nor `verify`, which
-    reads all that they hold.
+    reads all that they hold, nor `check`, which says how the facts are read.
     """
 
     filter = "filter"
@@ -36,6 +36,7 @@ class Stage(Choice):
     status = "status"
     compact = "compact"
     verify = "verify"
+    check = "check"
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ktrace.redaction import HIDDEN, keep_secret, keep_url_secret, redacted
 
 # Keys that hold a place or a name of somebody's. Others take numbers and words of ktrace's own,
 # which stand in folders' names and tables: they are no secrets, wherever they come from.
-_PLACES = re.compile(
+PLACES = re.compile(
     r"(model\.(name|path|revision)|output_dir|runs(\.\d+)?"
     r"|dataset\.(name|path|url|sha256|hub|subset|split|revision|noise_facts|columns\.\w+))"
 )
@@ -39,7 +39,7 @@ def keep_secrets(config: DictConfig) -> None:
         config: not resolved.
     """
     for key, text in _texts(OmegaConf.to_container(config, resolve=False)):
-        for name in _FROM_ENVIRONMENT.findall(text) if _PLACES.fullmatch(key) else ():
+        for name in _FROM_ENVIRONMENT.findall(text) if PLACES.fullmatch(key) else ():
             own = name.startswith(_OWN_VARIABLE)
             keep_secret(os.environ.get(name, ""), HIDDEN if own else f"${{oc.env:{name}}}")
 
@@ -47,7 +47,7 @@ def keep_secrets(config: DictConfig) -> None:
 def keep_url_secrets(values: object) -> None:
     """Keep the secrets of every URL among resolved values: dicts and lists of texts."""
     for key, text in _texts(values):
-        if _PLACES.fullmatch(key):
+        if PLACES.fullmatch(key):
             keep_url_secret(text)
 
 

@@ -1,12 +1,11 @@
 """From a dataset's config to its facts."""
 
-from pathlib import Path
-
 from ktrace.config import DatasetConfig, Foil, NoiseConfig, NoiseKind
 from ktrace.errors import KtraceError
 from ktrace.facts.fact import FactSet
 from ktrace.facts.hub import load_hub_facts
 from ktrace.facts.load import load_facts, prompt_facts
+from ktrace.facts.reading import Form
 from ktrace.terms import Metric
 
 
@@ -29,7 +28,11 @@ def facts_of(dataset: DatasetConfig) -> FactSet:
         return load_hub_facts(dataset)
     assert dataset.path is not None
     return load_facts(
-        dataset.path, url=dataset.url, sha256=dataset.sha256, columns=dataset.columns.given
+        dataset.path,
+        url=dataset.url,
+        sha256=dataset.sha256,
+        columns=dataset.columns.given,
+        form=Form(encoding=dataset.encoding, delimiter=dataset.delimiter),
     )
 
 
@@ -40,6 +43,7 @@ def require_fit(facts: FactSet, noise: NoiseConfig, metric: Metric) -> None:
         KtraceError: no fact is a pair, one has no subject to corrupt, or no foil where one is
             compared with.
     """
+    needs_foil = noise.foil is Foil.given and metric is Metric.logit_difference
     if noise.kind is not NoiseKind.pair:
         for fact in facts.facts:
             if not fact.subject:
@@ -55,7 +59,7 @@ def require_fit(facts: FactSet, noise: NoiseConfig, metric: Metric) -> None:
             "corrupted run"
         )
     for fact in pairs:
-        if metric is Metric.logit_difference and noise.foil is Foil.given and not fact.foil:
+        if needs_foil and not fact.foil:
             raise KtraceError(
                 f"{facts.origin}: known_id={fact.known_id} has no foil, which "
                 f"metric={metric.value} compares the answer with: noise.foil=corrupted takes what "
@@ -73,6 +77,4 @@ def noise_facts_of(dataset: DatasetConfig, kind: NoiseKind) -> FactSet | None:
     """
     if dataset.noise_facts is None or kind is NoiseKind.pair:
         return None
-    if not Path(dataset.noise_facts).expanduser().is_file():
-        raise KtraceError(f"dataset.noise_facts={dataset.noise_facts} is not a file")
-    return load_facts(dataset.noise_facts)
+    return load_facts(dataset.noise_facts, form=Form(key="dataset.noise_facts"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from ktrace.config.identity import Content
+from ktrace.facts.reading import ReadAs
 from ktrace.facts.text import occurrences
 
 
@@ -57,11 +58,13 @@ class FactSet:
         facts: in the order of the file.
         digest: SHA-256 of their canonical JSON: what the numbers depend on.
         origin: the config key that gave them, with its value, for messages.
+        read_as: how their file was read; None where they come from elsewhere.
     """
 
     facts: tuple[Fact, ...]
     digest: str
     origin: str = field(default="", compare=False)
+    read_as: ReadAs | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.facts)

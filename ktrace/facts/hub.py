@@ -1,7 +1,9 @@
 """Facts of a dataset repository: on the Hugging Face hub, or a folder of the same layout."""
 
+import logging
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +11,12 @@ from ktrace.config import DatasetConfig
 from ktrace.errors import KtraceError
 from ktrace.facts.fact import FactSet, fact_set
 from ktrace.facts.load import checked_facts
+from ktrace.facts.reading import ReadAs, columns_of, without_blank_rows
 
 if TYPE_CHECKING:
     import datasets
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 400  # characters of what `datasets` says
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -31,11 +36,16 @@ def load_hub_facts(dataset: DatasetConfig) -> FactSet:
     origin = " ".join(f"dataset.{key}={value}" for key, value in named.items() if value is not None)
     asked = origin + (f" dataset.revision={dataset.revision}" if dataset.revision else "")
     rows = _rows(dataset, asked)
-    if not rows:
+    records, assumed = without_blank_rows(
+        [(f"{asked}, row {number}", row) for number, row in enumerate(rows, start=1)]
+    )
+    for what in assumed:
+        log.warning("%s: %s", asked, what)
+    if not records:
         raise KtraceError(f"{asked} holds no facts")
-    records = [(f"{asked}, row {number}", row) for number, row in enumerate(rows, start=1)]
     facts = checked_facts(records, asked, dataset.sha256, dataset.columns.given)
-    return fact_set(facts, origin)
+    read_as = ReadAs("rows of datasets", columns_of(records))
+    return replace(fact_set(facts, origin), read_as=read_as)
 
 
 def _source(dataset: DatasetConfig, asked: str) -> str:

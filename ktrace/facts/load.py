@@ -9,22 +9,25 @@ import logging
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ktrace.errors import KtraceError
+from ktrace.facts.columns import names_of, no_answers, renamed
 from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_set
-from ktrace.facts.formats import FORMATS, Records, parse
-from ktrace.facts.record import OPEN, Notes, fact_of, renamed
+from ktrace.facts.formats import parse, require_format
+from ktrace.facts.reading import Form, Records
+from ktrace.facts.record import OPEN, Notes, fact_of
 from ktrace.facts.text import trimmed
-from ktrace.files import new_file
+from ktrace.files import new_file, read_regular
 from ktrace.redaction import keep_url_secret, redacted
 
 log = logging.getLogger(__name__)
 
+_PLAIN = Form()
 _DOWNLOAD_SECONDS = 60
 _MOST_BYTES = 2**30  # of a download: facts are text
 _SCHEMES = ("http", "https")
-_SHOWN = 20  # columns in a message
 
 
 def load_facts(
@@ -33,34 +36,39 @@ def load_facts(
     url: str | None = None,
     sha256: str | None = None,
     columns: Mapping[str, str] | None = None,
+    form: Form = _PLAIN,
 ) -> FactSet:
-    """Read and check every fact of a file.
+    """Read and check every fact of a file; what had to be assumed is logged.
 
     Args:
-        path: `.json` (a list of records), `.jsonl` (a record a line), `.csv` (with a header) or
-            `.parquet`.
+        path: JSON (a list of records), JSON Lines, a table of text with a header, or Parquet.
         url: where a missing file is downloaded from; nothing is written before it is checked.
         sha256: expected digest of the records' canonical JSON (sorted keys, no spaces, UTF-8).
-        columns: for files of another schema, column by field; see `ktrace.facts.record.renamed`.
+        columns: for files of another schema, column by field; see `ktrace.facts.columns.renamed`.
+        form: which key of the config named it, and how its text is to be read, if that is known.
 
     Raises:
-        KtraceError: the file is missing, empty or malformed, a record does not fit the schema, a
-            `known_id` comes twice, or a subject is not exactly once in its prompt and no
-            `subject_start` says which one is meant.
+        KtraceError: the file is missing, empty or malformed, or may be read in more than one way; a
+            record does not fit the schema, a `known_id` comes twice, or a subject is not exactly
+            once in its prompt and no `subject_start` says which one is meant.
     """
-    path = _expanded(Path(path))
-    suffix = _format(path)
-    if _is_file(path):
-        source, raw = str(path), _read(path)
-    elif url is not None:
-        source, raw = redacted(url), _download(path, url)
+    path = _expanded(Path(path), form.key)
+    require_format(path, form.key)
+    is_here = url is None or _exists(path, form.key)
+    if is_here:
+        source, raw = str(path), _read(path, form.key)
     else:
-        raise KtraceError(f"dataset.path={path} is not a file")
-    records = parse(source, suffix, raw)
+        assert url is not None
+        source, raw = redacted(url), _download(path, url)
+    form = form._replace(names=names_of(columns or {}))
+    records, read_as = parse(source, path.suffix.lower(), raw, form)
+    if read_as.assumed:
+        name = read_as.form.partition(",")[0]
+        log.warning("%s: read as %s: %s", source, name, "; ".join(read_as.assumed))
     if not records:
-        raise KtraceError(f"dataset.path={source} holds no facts")
+        raise KtraceError(f"{form.key}={source} holds no facts")
     facts = checked_facts(records, source, sha256, columns)
-    if not _is_file(path):
+    if not is_here:
         with new_file(path, "dataset.path") as temporary:
             temporary.write_bytes(raw)
         if sha256 is None:
@@ -68,7 +76,7 @@ def load_facts(
             log.warning(
                 "nothing vouches for what %s gave: pin it with dataset.sha256=%s", source, digest
             )
-    return fact_set(facts, f"dataset.path={path}")
+    return replace(fact_set(facts, f"{form.key}={path}"), read_as=read_as)
 
 
 def prompt_facts(
@@ -114,15 +122,6 @@ def prompt_facts(
     return fact_set((fact,), "dataset.prompt")
 
 
-def _format(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise KtraceError(
-            f"dataset.path={path} has no known format: {', '.join(FORMATS)} can be read"
-        )
-    return suffix
-
-
 def checked_facts(
     records: Records, source: str, sha256: str | None, columns: Mapping[str, str] | None
 ) -> tuple[Fact, ...]:
@@ -149,21 +148,10 @@ def checked_facts(
         fact_of(record, where, notes) for record, (where, _) in zip(found, records, strict=True)
     )
     if not any("attribute" in record for record in found):
-        raise KtraceError(_no_answers(records, source))
+        raise KtraceError(no_answers(records, source))
     _check_unique(facts, [where for where, _ in records])
     _log(notes, source)
     return facts
-
-
-def _no_answers(records: Records, source: str) -> str:
-    """That every answer is left out, which is likelier a column of another name than meant."""
-    columns = list(dict.fromkeys(column for _, record in records for column in record))
-    more = f" and {len(columns) - _SHOWN} more" if len(columns) > _SHOWN else ""
-    return (
-        f"{source}: no record has an attribute, the answer; here are "
-        f"{', '.join(columns[:_SHOWN])}{more}: name its column with dataset.columns.attribute=..., "
-        "or take what the model predicts by null in a record or an empty dataset.columns.attribute="
-    )
 
 
 def _log(notes: Notes, source: str, but: str = "") -> None:
@@ -172,25 +160,30 @@ def _log(notes: Notes, source: str, but: str = "") -> None:
             log.warning("%s: %s", source, line)
 
 
-def _expanded(path: Path) -> Path:
+def _expanded(path: Path, key: str) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise KtraceError(f"dataset.path={path}: there is no such user's home folder") from error
+        raise KtraceError(f"{key}={path}: there is no such user's home folder") from error
 
 
-def _is_file(path: Path) -> bool:
+def _exists(path: Path, key: str) -> bool:
     try:
-        return path.is_file()
+        return path.exists() and not path.is_dir()  # whether it can be read, reading tells
     except OSError as error:
-        raise KtraceError(f"dataset.path={path} cannot be read: {error.strerror}") from error
+        raise KtraceError(f"{key}={path} cannot be read: {error.strerror}") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, key: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise KtraceError(f"{key}={path} is not a file") from error
     except OSError as error:
-        raise KtraceError(f"dataset.path={path} cannot be read: {error.strerror}") from error
+        raise KtraceError(f"{key}={path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # nobody may ever write to a pipe
+        what = "" if path.is_dir() else ": pipes and devices are not read, save what they give"
+        raise KtraceError(f"{key}={path} is not a file{what}") from error
 
 
 def _download(path: Path, url: str) -> bytes:

@@ -12,20 +12,24 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ktrace.errors import KtraceError
+from ktrace.facts.columns import FIELDS, REQUIRED, ROW, lacking
 from ktrace.facts.fact import Fact
+from ktrace.facts.reading import is_missing
 from ktrace.facts.text import difference, equivalents, line_ends, occurrences, trimmed
+from ktrace.facts.values import has_point, shown, text_in, whole
 
-REQUIRED = ("known_id", "prompt", "subject", "attribute")
-FIELDS = (*REQUIRED, "template", "relation_id", "subject_start", "corrupted_prompt", "foil")
-ROW = "_row"  # the column that every file has: the record's number, from 0
 _TEXTS = (*REQUIRED[1:], "template", "relation_id", "corrupted_prompt", "foil")
 _SLOT = "{}"
-_SHOWN = 100  # characters of a value in a message
+_NA = "NA"  # how R writes what is missing, and what somebody's answer may be
 
 # What reading may have made of a record: sentences for the log.
 TRIMMED = "blank ends of prompts and subjects are trimmed"
 RESPELLED = "subjects are taken in the code points of their prompts"
 OPEN = "without an attribute, what the model predicts is scored"
+FILLED = "{} in a prompt is filled with its subject"
+POINTS = "whole numbers that are written with a point, as 40.0, are read without"
+NOT_GIVEN = "NA in subject_start is read as not given"
+NA_TEXT = "NA is read as text; where nothing is meant, leave the cell empty (in R, na='')"
 
 
 class Notes:
@@ -50,40 +54,6 @@ class Notes:
         ]
 
 
-def renamed(
-    record: Mapping[str, object], columns: Mapping[str, str], row: int, where: str
-) -> Mapping[str, object]:
-    """A record of another schema, with the fields that a fact needs.
-
-    Args:
-        record: as it stands in the file.
-        columns: column by field; a dot reaches into a nested record, `_row` is the row's number,
-            and an empty name says that the field is not given.
-        row: the record's number in its file, from 0.
-        where: for messages.
-
-    Raises:
-        KtraceError: no such column.
-    """
-    if not columns:
-        return record
-    found: dict[str, object] = {ROW: row, **record}
-    for name, column in columns.items():
-        if not column:
-            found[name] = None
-            continue
-        value: object = found
-        for part in [column] if column in found else column.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                raise KtraceError(
-                    f"{where}: there is no {column!r} (dataset.columns.{name}); "
-                    f"here are {', '.join(record)}"
-                )
-            value = value[part]
-        found[name] = value
-    return found
-
-
 def fact_of(record: Mapping[str, object], where: str, notes: Notes) -> Fact:
     """Check a record.
 
@@ -96,24 +66,28 @@ def fact_of(record: Mapping[str, object], where: str, notes: Notes) -> Fact:
         KtraceError: a field is missing or of a wrong type, or the subject is not in the prompt, or
             more than once and without `subject_start`.
     """
-    given = {key: record[key] for key in FIELDS if record.get(key) is not None}
+    # A cell of a CSV file is never missing: where it is empty, nothing is given.
+    cells = {key: record.get(key) for key in FIELDS}
+    given = {key: cell for key, cell in cells.items() if not is_missing(cell) and cell != ""}
     also: tuple[str, ...] = ()
     if isinstance(given.get("attribute"), list):
         given["attribute"], also = _answers(given["attribute"], where)
-    slot = _from_template(given, where) if "prompt" not in given else None
+    slot = _filled(given, where, notes) if "prompt" in given else _from_template(given, where)
     optional = ["subject", "attribute"] if given.get("corrupted_prompt") else ["attribute"]
     missing = [key for key in REQUIRED if key not in given]
     if not set(missing) <= set(optional):
-        raise KtraceError(f"{where}: no {', '.join(missing)}; a fact has {', '.join(REQUIRED)}")
-    known_id = _integer("known_id", given["known_id"], where)
-    texts = {key: _text(key, given.get(key, ""), where) for key in _TEXTS}
+        raise KtraceError(lacking(missing, record, where))
+    numbers = _numbers(given, where, notes)
+    texts = {key: text_in(key, given.get(key, ""), where) for key in _TEXTS}
     for key in ("prompt", "subject", "attribute"):
-        # What is empty is left out: a cell of a CSV file is never missing.
-        if trimmed(texts[key]) == (0, 0) and not (key in optional and texts[key] == ""):
+        if key in given and trimmed(texts[key]) == (0, 0):
             raise KtraceError(f"{where}: {key} is empty")
     if not texts["attribute"]:
         notes.add(OPEN, where)
-    asked = given.get("subject_start", slot)
+    for key in ("attribute", "relation_id", "foil"):
+        if texts[key] == _NA:
+            notes.add(NA_TEXT, f"{where}: {key}")
+    known_id, asked = numbers["known_id"], numbers.get("subject_start", slot)
     place = _Place(*[trimmed(texts["prompt"])[0]] * 2)
     if texts["subject"]:
         place = _subject_place(texts["prompt"], texts["subject"], asked, where)
@@ -121,24 +95,70 @@ def fact_of(record: Mapping[str, object], where: str, notes: Notes) -> Fact:
     return _with_pair(fact, texts, where)
 
 
+def _numbers(given: Mapping[str, object], where: str, notes: Notes) -> dict[str, int]:
+    """The fields that are whole numbers, of those that are given."""
+    found = {}
+    for key, hint in (
+        ("known_id", f": dataset.columns.known_id={ROW} numbers the records instead"),
+        ("subject_start", ""),
+    ):
+        value = given.get(key)
+        if key == "subject_start" and value == _NA:
+            notes.add(NOT_GIVEN, where)
+        elif value is not None:
+            found[key] = whole(key, value, where, hint)
+            if has_point(value):
+                notes.add(POINTS, f"{where}: {key}={shown(value)}")
+    return found
+
+
+def _filled(given: dict[str, object], where: str, notes: Notes) -> int | None:
+    """Put the subject into a prompt that has a place for it, as in ROME's requests.
+
+    Returns:
+        Where it begins there; None where the prompt is whole.
+
+    Raises:
+        KtraceError: there is more than one place, or the prompt holds the subject, too.
+    """
+    prompt, subject = given["prompt"], given.get("subject")
+    if not (isinstance(prompt, str) and isinstance(subject, str) and _SLOT in prompt):
+        return None
+    if _places(prompt, subject):
+        if "subject_start" in given:
+            return None
+        raise KtraceError(
+            f"{where}: the prompt {shown(prompt)} holds both {_SLOT} and the subject "
+            f"{shown(subject)}: a subject_start says that {_SLOT} is text, and "
+            "dataset.columns.template=prompt dataset.columns.prompt= that it is to be filled"
+        )
+    notes.add(FILLED, f"{where}: prompt={shown(prompt)}")
+    given.setdefault("template", prompt)
+    return _fill(given, "prompt", prompt, subject, where)
+
+
 def _from_template(given: dict[str, object], where: str) -> int | None:
     """Write the prompt that a template makes; returns where the subject begins in it."""
     template, subject = given.get("template"), given.get("subject")
     if not isinstance(template, str) or not isinstance(subject, str):
         return None
-    if template.count(_SLOT) != 1:
-        raise KtraceError(f"{where}: template={template!r} needs one {_SLOT} for the subject")
+    return _fill(given, "template", template, subject, where)
+
+
+def _fill(given: dict[str, object], key: str, pattern: str, subject: str, where: str) -> int:
+    if pattern.count(_SLOT) != 1:
+        raise KtraceError(f"{where}: {key}={pattern!r} needs one {_SLOT} for the subject")
     first, last = trimmed(subject)
-    given["prompt"] = template.replace(_SLOT, subject[first:last])
-    return template.index(_SLOT)
+    given["prompt"] = pattern.replace(_SLOT, subject[first:last])
+    return pattern.index(_SLOT)
 
 
 def _answers(values: object, where: str) -> tuple[str, tuple[str, ...]]:
     """The first of several right answers, and the others; each once."""
     assert isinstance(values, list)
-    texts = [_text("attribute", value, where) for value in values]
+    texts = [text_in("attribute", value, where) for value in values]
     if not texts or any(trimmed(text) == (0, 0) for text in texts):
-        raise KtraceError(f"{where}: attribute={_shown(values)} holds an empty answer, or none")
+        raise KtraceError(f"{where}: attribute={shown(values)} holds an empty answer, or none")
     first, *others = dict.fromkeys(texts)
     return first, tuple(others)
 
@@ -157,23 +177,14 @@ def _with_pair(fact: Fact, texts: Mapping[str, str], where: str) -> Fact:
         found[key] = texts[key][first:last]
     if found["corrupted_prompt"] == fact.prompt:
         raise KtraceError(
-            f"{where}: corrupted_prompt={_shown(fact.prompt)} is the prompt: nothing is corrupted"
+            f"{where}: corrupted_prompt={shown(fact.prompt)} is the prompt: nothing is corrupted"
         )
     if found["foil"] and found["foil"] in [text.strip() for text in fact.answers]:
-        raise KtraceError(f"{where}: foil={_shown(found['foil'])} is a right answer")
+        raise KtraceError(f"{where}: foil={shown(found['foil'])} is a right answer")
     rest = texts["corrupted_prompt"][trimmed(texts["corrupted_prompt"])[1] :]
     if found["corrupted_prompt"] and line_ends(rest) != fact.ending:
         raise KtraceError(f"{where}: corrupted_prompt and prompt end in other line breaks")
     return replace(fact, corrupted_prompt=found["corrupted_prompt"], foil=found["foil"])
-
-
-def _text(key: str, value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise KtraceError(f"{where}: {key}={_shown(value)} is not text")
-    # Half of a surrogate pair and NUL pass through JSON, but neither is text for a tokenizer.
-    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise KtraceError(f"{where}: {key}={_shown(value)} holds a character that is not text")
-    return value
 
 
 class _Place(NamedTuple):
@@ -193,11 +204,11 @@ def _normalised(
     begin, end = trimmed(texts["subject"])
     # What becomes of the line breaks at its end is told where it is known: in tracing/encode.py.
     if prompt + line_ends(rest) != texts["prompt"]:
-        notes.add(TRIMMED, f"{where}: prompt={_shown(texts['prompt'])}")
+        notes.add(TRIMMED, f"{where}: prompt={shown(texts['prompt'])}")
     if texts["subject"][begin:end] != texts["subject"]:
-        notes.add(TRIMMED, f"{where}: subject={_shown(texts['subject'])}")
+        notes.add(TRIMMED, f"{where}: subject={shown(texts['subject'])}")
     if texts["subject"][begin:end] != subject:
-        notes.add(RESPELLED, f"{where}: subject={_shown(texts['subject'])}")
+        notes.add(RESPELLED, f"{where}: subject={shown(texts['subject'])}")
     return Fact(
         known_id=known_id,
         prompt=prompt,
@@ -210,31 +221,30 @@ def _normalised(
     )
 
 
-def _subject_place(prompt: str, subject: str, asked: object, where: str) -> _Place:
+def _subject_place(prompt: str, subject: str, start: int | None, where: str) -> _Place:
     places = _places(prompt, subject)
     if not places:
         raise KtraceError(
-            f"{where}: subject {_shown(subject)} is not in the prompt {_shown(prompt)}"
+            f"{where}: subject {shown(subject)} is not in the prompt {shown(prompt)}"
             + difference(prompt, subject.strip())
         )
     offered = " or ".join(str(place.start) for place in places)
-    if asked is None or asked == "":  # a cell of a CSV file is never missing
+    if start is None:
         if len(places) > 1:
             raise KtraceError(
-                f"{where}: subject {_shown(subject)} is more than once in the prompt "
-                f"{_shown(prompt)}: subject_start says which one is meant, by its first character "
+                f"{where}: subject {shown(subject)} is more than once in the prompt "
+                f"{shown(prompt)}: subject_start says which one is meant, by its first character "
                 f"({offered})"
             )
         return places[0]
-    start = _integer("subject_start", asked, where)
     # Of a subject that begins with a blank, either the blank or what follows it.
     blank = trimmed(subject)[0]
     for place in places:
         if start in (place.start, place.start - blank):
             return place
     raise KtraceError(
-        f"{where}: subject_start={start} is not where subject {_shown(subject)} begins in the "
-        f"prompt {_shown(prompt)} ({offered})"
+        f"{where}: subject_start={start} is not where subject {shown(subject)} begins in the "
+        f"prompt {shown(prompt)} ({offered})"
     )
 
 
@@ -248,23 +258,3 @@ def _places(prompt: str, subject: str) -> Sequence[_Place]:
         or [_Place(*place) for place in occurrences(prompt, shown)]
         or [_Place(*place) for place in equivalents(prompt, shown)]
     )
-
-
-def _integer(key: str, value: object, where: str) -> int:
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError
-        number = int(value)
-        if not -(2**63) <= number < 2**63:
-            raise ValueError
-    except ValueError as error:
-        raise KtraceError(
-            f"{where}: {key}={_shown(value)} is not a whole number below 2**63"
-        ) from error
-    return number
-
-
-def _shown(value: object) -> str:
-    """As Python writes it, cut where a message would run over many lines."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -63,7 +63,7 @@ def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageMod
     # Whatever can be refused is, before the weights are read.
     if isinstance(config.device_map, Mapping):
         _check_map(config.device_map, architecture, paths)
-    tokenizer = _load_tokenizer(source, _origin(source, config), where)
+    tokenizer = load_tokenizer(source, origin_of(source, config), where)
     device = None if config.device_map is not None else chosen_device(config)
     require_quantization(config, architecture)
     model = _load_weights(source, config, architecture, device)
@@ -72,14 +72,15 @@ def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageMod
     return language_model(model, tokenizer, paths, of_family=config.modules is None)
 
 
-def _origin(source: ModelSource, config: ModelConfig) -> dict[str, object]:
+def origin_of(source: ModelSource, config: ModelConfig) -> dict[str, object]:
+    """What transformers needs to read any file of a model: which state of it, and whose code."""
     return {"revision": source.revision, "trust_remote_code": config.trust_remote_code}
 
 
 def _architecture(source: ModelSource, config: ModelConfig, where: str) -> Architecture:
     """The checkpoint's `config.json`, as transformers reads it."""
     try:
-        read = AutoConfig.from_pretrained(source.location, **_origin(source, config))
+        read = AutoConfig.from_pretrained(source.location, **origin_of(source, config))
         return Architecture(read, where, config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         hint = ""
@@ -112,7 +113,7 @@ def _load_weights(
                 quantization_config=quantizer(config.quantization, config.dtype),
                 use_safetensors=None if config.allow_pickle else True,
                 output_loading_info=True,
-                **_origin(source, config),
+                **origin_of(source, config),
             )
     except _LOADING_ERRORS as error:
         raise KtraceError(f"{asked}: the model cannot be loaded: {first_line(error)}") from error
@@ -303,7 +304,12 @@ def _check_map(
             )
 
 
-def _load_tokenizer(source: ModelSource, origin: dict[str, object], where: str) -> Tokenizer:
+def load_tokenizer(source: ModelSource, origin: dict[str, object], where: str) -> Tokenizer:
+    """A model's tokenizer.
+
+    Raises:
+        KtraceError: it has none, or one without offsets.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **origin)
     except (OSError, ValueError, KeyError, ImportError) as error:

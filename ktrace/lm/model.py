@@ -86,13 +86,7 @@ class LanguageModel:
     @property
     def max_positions(self) -> int | None:
         """Most tokens that a prompt may have; None where the config names no limit."""
-        config = self._text_config
-        # MPT's name for it is the second.
-        limits = (
-            getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")
-        )
-        limit = next((limit for limit in limits if limit), None)
-        return None if limit is None else int(limit)
+        return longest_prompt(self._text_config)
 
     def n_heads(self, layer: int) -> int:
         """Heads of a layer's attention: those of its queries, where groups share keys."""
@@ -111,3 +105,11 @@ class LanguageModel:
     def _text_config(self) -> Config:
         config: Config = self.model.config
         return config.get_text_config()
+
+
+def longest_prompt(text_config: Config) -> int | None:
+    """See `LanguageModel.max_positions`."""
+    # MPT's name for it is the second.
+    names = ("max_position_embeddings", "max_seq_len")
+    limit = next((n for n in (getattr(text_config, name, None) for name in names) if n), None)
+    return None if limit is None else int(limit)

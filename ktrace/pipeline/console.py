@@ -185,7 +185,7 @@ def print_upkeep(upkeep: "Upkeep") -> None:
     """How far a run is, or how its parts were merged."""
     table = Table(title=redacted(upkeep.title), title_justify="left")
     for name in upkeep.columns:
-        of_text = name in ("store", "by")
+        of_text = name in (upkeep.columns[0], *upkeep.texts)
         table.add_column(name, justify="left" if of_text else "right", overflow="fold")
     for row in upkeep.rows:
         table.add_row(*row)

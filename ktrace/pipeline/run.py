@@ -12,6 +12,7 @@ from ktrace.config import RunConfig, Stage
 from ktrace.config.identity import dataset_key, noise_key
 from ktrace.errors import KtraceError
 from ktrace.files import remove_stale, require_writable
+from ktrace.pipeline.check import Checked, check_facts
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
 from ktrace.pipeline.shown_facts import require_shown
@@ -38,13 +39,15 @@ class Outcome:
     """What a run left behind.
 
     Attributes:
-        folder: `<output_dir>/<model>/<dataset>/<noise>`; of a comparison, where its files are.
+        folder: `<output_dir>/<model>/<dataset>/<noise>`; of a comparison, where its files are; of a
+            check, which has none, this one.
         mediator_keys: what the config asked for.
         analysis: None where the run stopped before it.
         counts: facts by state, as far as the run got.
         comparison: of stage=compare only.
         candidates: where `candidates.csv` lies, of a run that stopped before the analysis.
         upkeep: of stage=compact, stage=status and stage=verify only.
+        checked: of stage=check only.
     """
 
     folder: Path
@@ -54,6 +57,7 @@ class Outcome:
     comparison: "Comparison | None" = None
     candidates: Path | None = None
     upkeep: Upkeep | None = None
+    checked: Checked | None = None
 
 
 def run(config: RunConfig) -> Outcome:
@@ -66,6 +70,8 @@ def run(config: RunConfig) -> Outcome:
         runs = [config.runs] if isinstance(config.runs, str) else config.runs
         with _naming_elsewhere(config):
             return compare_runs(config, runs)
+    if config.stage is Stage.check:
+        return Outcome(Path(), (), None, {}, checked=check_facts(config))
     mediators = make_mediators(config.mediator)
     folders = _folders(config)
     keys = tuple(mediator.key for mediator in mediators)

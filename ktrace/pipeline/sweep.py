@@ -217,6 +217,7 @@ def run_job(config: DictConfig) -> None:
 
 
 def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
+    from ktrace.pipeline.check import print_checked
     from ktrace.pipeline.console import print_upkeep
     from ktrace.pipeline.run import analysis_folder, run
     from ktrace.pipeline.unread import say_unread
@@ -228,6 +229,8 @@ def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
         if apart and own.analysis.folder is None:
             own.analysis.folder = f"{analysis_folder(own)}{apart}"
         outcome = run(own)
+        if outcome.checked is not None:
+            print_checked(outcome.checked)
         if outcome.upkeep is not None:
             print_upkeep(outcome.upkeep)
             if outcome.upkeep.problem:
@@ -243,7 +246,7 @@ def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
         status=DONE,
         message="",
         folder=str(outcome.folder),
-        analysis=None if outcome.upkeep else str(analysis_folder(own)),
+        analysis=None if outcome.upkeep or outcome.checked else str(analysis_folder(own)),
         mediators=list(outcome.mediator_keys),
         counts=dict(outcome.counts),
         summary=outcome.analysis.summary if outcome.analysis else None,

@@ -45,6 +45,10 @@ _UNREAD: Mapping[Stage, _But] = {
     | {"model": (), "mediator": (), "noise": (), "dataset": ("limit",)}
     | {"analysis.facts": (), "analysis.relations": (), "claims": ()},
     Stage.status: _OF_COMPUTING | _OF_ANALYSIS | _OF_STATUS | {"metric": ()},
+    Stage.check: _OF_COMPUTING
+    | _OF_ANALYSIS
+    | {"model": ("", "path", "revision", "trust_remote_code"), "noise": ("", "kind", "foil")}
+    | {"mediator": (), "dataset.name": (), "claims": (), "output_dir": ()},
     Stage.verify: _OF_STORES,
     Stage.compact: _OF_STORES,
 }
@@ -131,5 +135,5 @@ def _of_dataset(config: RunConfig) -> Iterator[tuple[str, Collection[str], str]]
         for key in ("subject", "attribute", "subject_start"):
             yield f"dataset.{key}", (), f"it is for dataset=prompt; in a file, {key} is a column"
     else:
-        for key in ("url", "sha256", "columns"):
+        for key in ("url", "sha256", "encoding", "delimiter", "columns"):
             yield f"dataset.{key}", (), "it is for a file, and dataset.prompt is given"

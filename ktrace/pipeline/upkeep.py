@@ -25,15 +25,17 @@ class Upkeep(NamedTuple):
 
     Attributes:
         title: above it.
-        columns: names; the first is of text, the others of numbers.
+        columns: names; the first tells the rows apart.
         rows: cells, as text.
         problem: what the command ends in, after the table; empty where all is well.
+        texts: columns of words beside the first one; others hold numbers.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     problem: str = ""
+    texts: Sequence[str] = ()
 
 
 def compact_run(folders: RunFolders) -> Upkeep:
@@ -82,7 +84,7 @@ def status_of(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> Up
         for name, store in stores.items()
     ]
     columns = ("store", "facts", "done", "claimed", "by", "left", "seconds left")
-    return Upkeep(f"{folders.run}", columns, rows)
+    return Upkeep(f"{folders.run}", columns, rows, texts=("by",))
 
 
 def _stores(folders: RunFolders, keys: Sequence[str] = ()) -> Iterator[tuple[str, Store]]:

@@ -11,6 +11,7 @@ from ktrace.errors import KtraceError
 from ktrace.facts import Fact, Span
 from ktrace.lm.attention import require_edges, require_heads
 from ktrace.lm.model import LanguageModel
+from ktrace.lm.reader import Reads
 from ktrace.lm.tokens import decoded
 from ktrace.tracing.engine import Scores
 from ktrace.tracing.mediators import Mediator, sites_of
@@ -84,7 +85,7 @@ def require_scores(lm: LanguageModel, fact: Fact, mediator: Mediator, scores: Sc
             require_numbers(lm, fact, f"{what} of {mediator.key}", values[:, layer][:, heads])
 
 
-def require_known(lm: LanguageModel, fact: Fact, ids: Sequence[int]) -> None:
+def require_known(lm: Reads, fact: Fact, ids: Sequence[int]) -> None:
     """Refuse tokens that the model has no embedding for.
 
     Raises:

@@ -11,7 +11,7 @@ from ktrace.facts import Fact, Span, changed_span, token_span
 from ktrace.facts.separator import separator
 from ktrace.facts.text import blanks, is_blank, trimmed
 from ktrace.lm.chat import ChatTemplate
-from ktrace.lm.model import LanguageModel
+from ktrace.lm.reader import Reader, Reads
 from ktrace.lm.tokens import (
     PLAIN,
     EncodedPrompt,
@@ -37,7 +37,7 @@ _PART_OF_CHARACTER = "\ufffd"  # how bytes are written that are none
 class Encoder:
     """Puts facts into a model's tokens, as the keys `dataset.*` ask for."""
 
-    def __init__(self, lm: LanguageModel, dataset: DatasetConfig) -> None:
+    def __init__(self, lm: Reads, dataset: DatasetConfig) -> None:
         """Read the chat template, where it is asked for.
 
         Raises:
@@ -53,7 +53,8 @@ class Encoder:
     def encoded(self, fact: Fact) -> EncodedFact:
         """Tokens of a fact's prompt, of its subject, and of its answer: the first one, or all.
 
-        Where a fact has no answer, that is the first token that shows of what the model predicts.
+        Where a fact has no answer, that is the first token that shows of what the model predicts;
+        without the model's weights there is then none, and no problem.
 
         Raises:
             KtraceError: no token holds any of the subject, the model has no embedding for a token,
@@ -153,6 +154,8 @@ class Encoder:
 
     def _with_prediction(self, found: EncodedFact) -> EncodedFact:
         lm, prompt = self._lm, found.prompt
+        if isinstance(lm, Reader):
+            return found
         for n_between in range(_MOST_BLANK + 1):
             if too_long(lm, len(prompt.input_ids)):  # `clean_fact` says so of the prompt itself
                 break
@@ -163,14 +166,12 @@ class Encoder:
         return replace(found, problem="the model predicts nothing that shows")
 
 
-def _shows(lm: LanguageModel, ids: Sequence[int]) -> bool:
+def _shows(lm: Reads, ids: Sequence[int]) -> bool:
     # Not every tokenizer writes SentencePiece's mark of a space as one.
     return not all(map(is_blank, lm.tokenizer.decode(ids).replace("▁", " ")))
 
 
-def encode_facts(
-    lm: LanguageModel, facts: Sequence[Fact], dataset: DatasetConfig
-) -> list[EncodedFact]:
+def encode_facts(lm: Reads, facts: Sequence[Fact], dataset: DatasetConfig) -> list[EncodedFact]:
     """Facts in a model's tokens; what is out of the ordinary is logged, in a line of each kind.
 
     Raises:
@@ -221,7 +222,7 @@ def _count(level: int, kind: str, facts: Sequence[Fact], met: Sequence[bool]) ->
         log.log(level, "%d of %d %s (first known_id=%d)", sum(met), len(met), kind, first)
 
 
-def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFact]) -> None:
+def _tell(lm: Reads, facts: Sequence[Fact], encoded: Sequence[EncodedFact]) -> None:
     """Log what is out of the ordinary, with the first fact of each kind."""
     kinds = (
         (
@@ -259,6 +260,6 @@ def _tell(lm: LanguageModel, facts: Sequence[Fact], encoded: Sequence[EncodedFac
         log.warning(text, len(unscored), n_answers, unscored[0])
 
 
-def too_long(lm: LanguageModel, n_tokens: int) -> bool:
+def too_long(lm: Reads, n_tokens: int) -> bool:
     """Whether a model does not read so many tokens."""
     return lm.max_positions is not None and n_tokens > lm.max_positions

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ktrace.config import DatasetConfig, NoiseKind
 from ktrace.facts import Fact, changed_span
-from ktrace.lm.model import LanguageModel
+from ktrace.lm.reader import Reads
 from ktrace.tracing.encode import Encoder, encode_facts
 from ktrace.tracing.encoded import EncodedFact, EncodedPair
 from ktrace.tracing.noise import parting
@@ -23,7 +23,7 @@ SAME_FOIL = "the foil begins with the answer's tokens, or the answer with the fo
 
 
 def encoded_for(
-    kind: NoiseKind, lm: LanguageModel, facts: Sequence[Fact], dataset: DatasetConfig
+    kind: NoiseKind, lm: Reads, facts: Sequence[Fact], dataset: DatasetConfig
 ) -> list[EncodedFact]:
     """Facts in a model's tokens as a noise takes them; for `pair`, with what corrupted runs read.
 

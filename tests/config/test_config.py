@@ -1,5 +1,6 @@
 """Every shipped config composes into a checked RunConfig; what no type can refuse is refused."""
 
+import re
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -324,6 +325,24 @@ def test_every_prompt_has_a_folder_of_its_own() -> None:
     ]
     assert len({rome, *others}) == 6
     assert named("prompt='Rome, in'", "subject=Rome") == rome
+
+
+@pytest.mark.parametrize(
+    ("subject", "slug"),
+    [
+        ("Müller", "muller"),
+        ("Łódź, Ørsted", "lodz-orsted"),
+        ("Straße", "strase"),
+        ("\u0065\u0301t\u00e9", "ete"),  # however it is composed
+        ("中国", "u4e2du56fd"),
+        ("Đà Nẵng", "da-nang"),
+        ("Ω", "u03a9"),
+        ("?", ""),
+    ],
+)
+def test_a_folder_is_named_by_its_subject_in_any_script(subject: str, slug: str) -> None:
+    name = named(f"prompt={subject} is", f"subject={subject}")
+    assert re.fullmatch(rf"prompt-{slug}{'-' if slug else ''}[0-9a-f]{{8}}", name), name
 
 
 def test_what_makes_facts_dependent_is_chosen() -> None:
