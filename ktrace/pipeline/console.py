@@ -4,25 +4,13 @@ Progress goes to stderr, and only to a terminal; results go to stdout.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
 from ktrace.pipeline.jobs import DONE, Job, failures, numbered, own_overrides
 from ktrace.redaction import redacted
@@ -49,38 +37,6 @@ def _stdout(pipe_width: int = _PIPE_WIDTH) -> Console:
     width = None if Console().is_terminal else pipe_width
     # Paths, names and overrides are shown as they are: no [tags], no :emoji:.
     return _Redacting(width=width, markup=False, emoji=False, highlight=False)
-
-
-class Advance(Protocol):
-    """Called with the number of facts that were finished since the last call."""
-
-    def __call__(self, n_facts: int) -> None: ...
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if not speed else f"{speed:.1f} facts/s")
-
-
-@contextmanager
-def progress(stage: str, total: int) -> Iterator[Advance]:
-    """A bar with rate and time left; silent when stderr is not a terminal."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(stage, total=total)
-        yield lambda n_facts: bar.advance(task, n_facts)
 
 
 def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
