@@ -97,7 +97,7 @@ def analyze(
     watch = _kept(parquet, cells, tell)
     with artists() as drawers:
         run = average_run(
-            folders, averaging, asked=asked, limit=limit, partial=partial, watch=watch
+            folders, averaging, asked=asked, limit=limit, partial=partial, watch=watch, tell=tell
         )
         shown = [key for key in run.keys if key in asked] or run.keys
         into, look = Drawing(folder, drawers, tell), Look(metric, palette)
@@ -147,7 +147,7 @@ def _tables(run: RunAverages, metric: str, tell: Tell) -> dict[str, pd.DataFrame
         makers["heads"] = lambda: head_table(run)
     if any(map(cuts_edges, run.keys)):
         makers["knockout"] = lambda: knockout_table(run)
-    return made("tables", makers, tell)
+    return made("tables", makers, lambda make: make(), tell)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from ktrace.errors import KtraceError, NoSuchHubFileError
-from ktrace.lm.digests import file_digest
+from ktrace.lm.digests import LEAST_BYTES, file_digest
 from ktrace.lm.hub import hub_file
 from ktrace.lm.told import Told, untold
 
@@ -260,7 +260,8 @@ def _file_digests(folder: Path, allow_pickle: bool, told: Told) -> dict[str, str
 
     try:
         for name in names:
-            sizes[name] = (folder / name).stat().st_size
+            size = (folder / name).stat().st_size
+            sizes[name] = size if size >= LEAST_BYTES else 0  # nothing is told of small ones
         for name in names:
             digests[name] = file_digest(folder / name, read)
     except OSError as error:  # a link whose target was not copied, for one

@@ -30,9 +30,9 @@ _TITLE_SHARE = 1 / 3
 
 
 class Advance(Protocol):
-    """Called with the number of facts that were finished since the last call."""
+    """Called with how many were finished since the last call."""
 
-    def __call__(self, n_facts: int) -> None: ...
+    def __call__(self, count: int) -> None: ...
 
 
 class Tell(Protocol):
@@ -162,7 +162,8 @@ class _Steps:
         for other in self._steps.values():
             if other is not step and other.ended is None:
                 other.ended = monotonic()
-        step.done, step.total, step.ended = done, total, None
+        step.done, step.total = done, total
+        step.ended = monotonic() if done >= total else None
         if self._bar is not None:
             self._bar.update(self._tasks[what], completed=done, total=total)
 
@@ -224,17 +225,17 @@ def _steps(unit: str, *, stays: bool = True) -> Iterator[_Steps]:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
-    """A stage over facts, whose number is known; in a log a line tells that it begins, too."""
-    with _steps("facts") as steps:
+def progress(what: str, total: int, unit: str = "facts") -> Iterator[Advance]:
+    """A stage over things whose number is known; in a log a line tells that it begins, too."""
+    with _steps(unit) as steps:
         if not is_watched():
-            log.info("%s: %d facts", what, total)
+            log.info("%s: %d %s", what, total, unit)
         steps.begin(what, total)
         done = 0
 
-        def advance(n_facts: int) -> None:
+        def advance(count: int) -> None:
             nonlocal done
-            done += n_facts
+            done += count
             steps.tell(what, done, total)
 
         yield advance

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ktrace.analysis.stored import expected_facts
 from ktrace.config import RunConfig
 from ktrace.errors import KtraceError
+from ktrace.pipeline.bars import progress
 from ktrace.store import Owner, RunFolders, Store, compact, holders, one_at_a_time, progress_of
 from ktrace.terms import RUN_KINDS
 
@@ -25,15 +26,17 @@ class Upkeep(NamedTuple):
 
     Attributes:
         title: above it.
-        columns: names; the first is of text, the others of numbers.
+        columns: names; the first tells the rows apart.
         rows: cells, as text.
         problem: what the command ends in, after the table; empty where all is well.
+        texts: columns of words beside the first one; others hold numbers.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     problem: str = ""
+    texts: Sequence[str] = ()
 
 
 def compact_run(folders: RunFolders) -> Upkeep:
@@ -46,7 +49,10 @@ def compact_run(folders: RunFolders) -> Upkeep:
     _require_some(folders, stores)
     folders.run.mkdir(parents=True, exist_ok=True)
     rows = []
-    with one_at_a_time(folders.run, "analyses or compacts the same run", folders.claims):
+    with (
+        one_at_a_time(folders.run, "analyses or compacts the same run", folders.claims),
+        progress("merging parts", len(stores), "stores") as advance,
+    ):
         for name, store in stores.items():
             found = compact(store)
             if found is None:
@@ -58,6 +64,7 @@ def compact_run(folders: RunFolders) -> Upkeep:
                 rows.append((name, str(len(store.parts())), "left as it is"))
             else:
                 rows.append((name, str(found.before), str(found.after)))
+            advance(1)
     return Upkeep(f"Parts of {folders.run}", ("store", "before", "after"), rows)
 
 
@@ -82,7 +89,7 @@ def status_of(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> Up
         for name, store in stores.items()
     ]
     columns = ("store", "facts", "done", "claimed", "by", "left", "seconds left")
-    return Upkeep(f"{folders.run}", columns, rows)
+    return Upkeep(f"{folders.run}", columns, rows, texts=("by",))
 
 
 def _stores(folders: RunFolders, keys: Sequence[str] = ()) -> Iterator[tuple[str, Store]]:
