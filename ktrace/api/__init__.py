@@ -28,6 +28,7 @@ from ktrace.tracing.checks import (
     require_numbers,
     require_places,
     require_scores,
+    say_wide_windows,
 )
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
@@ -169,6 +170,7 @@ def _answers(answer: str | Sequence[str]) -> dict[str, object]:
 def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
     [mediator] = make_mediators(config.mediator)
     require_mediators(lm, [mediator])
+    say_wide_windows(lm, [mediator])
     facts = facts_of(config.dataset)
     require_fit(facts, config.noise, config.metric)
     fact, is_pair = facts.facts[0], config.noise.kind is NoiseKind.pair

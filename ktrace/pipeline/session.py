@@ -23,7 +23,7 @@ from ktrace.pipeline.origin import (
 )
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.workers import require_workers, workers_for
-from ktrace.tracing.checks import require_mediators, require_places
+from ktrace.tracing.checks import require_mediators, require_places, say_wide_windows
 from ktrace.tracing.encode import about_answers
 from ktrace.tracing.engine import Case, Engine, Use
 from ktrace.tracing.engines import assumption, make_engine
@@ -57,6 +57,7 @@ class Session:
         self.lm = _loaded(assignment.source, config.model)
         self._as_loaded = _loaded.state
         require_mediators(self.lm, assignment.mediators)
+        say_wide_windows(self.lm, assignment.mediators)
         require_layers(config.activations.layers, self.lm.n_layers)
         require_workers(config.engine.workers, self.lm)
         run_log.add(

@@ -1,5 +1,6 @@
 """Every shipped config composes into a checked RunConfig; what no type can refuse is refused."""
 
+import re
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -141,6 +142,17 @@ def test_every_window_direction_and_place_is_a_store_of_its_own() -> None:
 @pytest.mark.parametrize("engine", choices("engine"))
 def test_an_engine_is_chosen_by_its_name(engine: str) -> None:
     assert composed(f"engine={engine}").engine.name is EngineName(engine)
+
+
+@pytest.mark.parametrize("preset", sorted({*choices("model")} - {"auto", "tiny"}))
+def test_windows_are_about_a_fifth_of_few_layers_and_ten_of_many(preset: str) -> None:
+    """As 10 of GPT-2 XL's 48; models of 24 layers and more keep the 10 of the published code."""
+    about = re.search(r"(\d+) layers", (CONF / "model" / f"{preset}.yaml").read_text("utf-8"))
+    assert about is not None
+    n_layers = int(about[1])
+    window = composed(f"model={preset}").mediator.window
+    assert window == (10 if n_layers >= 24 else max(1, int(n_layers * 10 / 48 + 0.5)))
+    assert 2 * window < n_layers
 
 
 def test_the_window_is_the_models_unless_it_is_given() -> None:
