@@ -34,6 +34,8 @@ from ktrace.files import write_text
 from ktrace.store import RestoredRecord, RunFolders
 from ktrace.terms import METRICS, cuts_edges
 
+_READING = "reading restored runs"  # what is told of
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -158,9 +160,11 @@ def _kept(parquet: Path, cells: CellCollector, tell: Tell) -> Iterator[Watch]:
 
         def keep(found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
             nonlocal n_seen
+            total = sum(map(len, found.restored.values()))
+            tell(_READING, n_seen, total)
             write(found, key, batch)
             cells.add(found, key, batch)
             n_seen += len(batch)
-            tell("reading restored runs", n_seen, sum(map(len, found.restored.values())))
+            tell(_READING, n_seen, total)
 
         yield keep
