@@ -1,7 +1,10 @@
 """What a person sees of a run at a terminal, and what is left of it in a file."""
 
 import logging
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ from ktrace.lm.digests import CACHE
 from ktrace.pipeline.bars import BYTES, progress, steps, waiting
 from ktrace.terms import ROLES
 from tests.support.command import Ktrace
+from tests.support.places import ROOT
 from tests.support.proof import forget_verdicts
 from tests.support.terminal import Terminal, in_terminal
 
@@ -191,3 +195,44 @@ def test_where_nobody_watches_there_is_a_line_for_each_step(
         "averaging mediators: 0 in 0:0, 0/s",
         "tables: 0 in 0:0, 0/s",
     ]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Callable[[str], list[str]]:
+    """The last words that bash prints, where `ktrace` is a command."""
+    script = tmp_path / "bin" / "ktrace"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nfrom ktrace.__main__ import main\nmain()\n")
+    script.chmod(0o755)
+    path = f"{script.parent}{os.pathsep}{os.environ['PATH']}"
+
+    def run(program: str) -> list[str]:
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+        found = subprocess.run(
+            ["bash", "-c", program], capture_output=True, text=True, env=environment, timeout=60
+        )
+        assert found.returncode == 0, found.stderr
+        return found.stdout.split()
+
+    return run
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="completes words in bash")
+def test_bash_completes_choices_and_keys(shell: Callable[[str], list[str]]) -> None:
+    """As docs/configuration.md says to set it up."""
+
+    def completed(word: str) -> str:
+        return (
+            f'COMP_LINE="ktrace {word}" COMP_POINT={7 + len(word)}; COMP_WORDS=(ktrace "{word}"); '
+            'COMP_CWORD=1; hydra_bash_completion; echo "${COMPREPLY[@]}"; '
+        )
+
+    [setup] = re.findall(r"^eval .*\)\"", (ROOT / "docs/configuration.md").read_text(), re.M)
+    words = shell(f"{setup}; {completed('model=gpt2_')} {completed('noise.see')}")
+    assert words == ["model=gpt2_large", "model=gpt2_medium", "model=gpt2_xl", "noise.seed="]
+
+
+def test_the_flags_of_hydra_that_docs_show_go_through(ktrace: Ktrace) -> None:
+    ended = ktrace("--info", "defaults-tree", "mediator=mlp")
+    assert (ended.code, ended.stderr) == (0, "")
+    assert "mediator: mlp" in ended.stdout
