@@ -92,11 +92,12 @@ class Cells:
         yield part
 
 
-def print_table(console: Console, title: str, cells: Cells) -> None:
+def print_table(console: Redacting, title: str, cells: Cells) -> None:
     """Print a table: columns that do not fit beside the others stand below them."""
+    console.say(title)
     widths = cells.widths
-    for number, part in enumerate(cells.parts(console.width)):
-        table = Table(title=redacted(title) if number == 0 else None, title_justify="left")
+    for part in cells.parts(console.width) if cells.rows else ():
+        table = Table()
         for name in part:
             table.add_column(
                 name,
