@@ -23,13 +23,15 @@ def own_report(told: Told) -> Iterator[None]:
     library = _TRANSFORMERS_LOG
     if not sys.stderr.isatty():
         library.disable_progress_bar()
-    verbosity, hook = library.get_verbosity(), library.set_tqdm_hook(partial(_counted, told))
+    # Older versions cannot be asked, and show their own bar.
+    hooked = getattr(library, "set_tqdm_hook", lambda hook: None)
+    verbosity, before = library.get_verbosity(), hooked(partial(_counted, told))
     library.set_verbosity_error()
     try:
         yield
     finally:
         library.set_verbosity(verbosity)
-        library.set_tqdm_hook(hook)
+        hooked(before)
 
 
 def _counted(
@@ -37,21 +39,32 @@ def _counted(
 ) -> "_Counted":
     """What transformers takes for a bar of its own."""
     things = args[0] if args else options.get("iterable")
-    total = len(things) if isinstance(things, Sized) else 0
+    total = len(things) if isinstance(things, Sized) else int(options.get("total") or 0)
     return _Counted(told, bar(*args, **options | {"disable": True}), total)
 
 
 class _Counted:
-    """Goes through things, and tells how far it is."""
+    """Goes through things, or is told of them, and tells how far it is."""
 
     def __init__(self, told: Told, bar: Iterable[object], total: int) -> None:
-        self._told, self._bar, self._total = told, bar, total
+        self._told, self._bar, self._done, self._total = told, bar, 0, total
+        told(0, total)
 
     def __iter__(self) -> Iterator[object]:
-        self._told(0, self._total)
-        for number, item in enumerate(self._bar, 1):
+        for item in self._bar:
             yield item
-            self._told(number, self._total)
+            self.update()
+
+    def __enter__(self) -> "_Counted":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was opened."""
+
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
+        self._told(self._done, self._total)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._bar, name)
