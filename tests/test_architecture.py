@@ -303,6 +303,7 @@ MOST_LINES, MOST_PARAMETERS, LONGEST_MODULE, MOST_ANY = 50, 6, 350, 90
 # Functions with more parameters, and why.
 MANY_PARAMETERS = {
     "ktrace.analysis.analyze.analyze": "what a config asks of it; the room never sees a config",
+    "ktrace.analysis.averaged_run.average_run": "likewise, of what any analysis begins with",
     "ktrace.analysis.activations.load_activations": "the public face: which states, by name",
     "ktrace.analysis.compare.compare": "likewise, of several runs",
     "ktrace.analysis.case.case_frame": "what its columns are made of, by name",

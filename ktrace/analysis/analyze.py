@@ -1,7 +1,7 @@
 """The analysis stage: stores in; tables, summary and figures out."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ktrace.analysis.figures.look import Look
 from ktrace.analysis.figures.processes import artists
 from ktrace.analysis.report import CellCollector, write_report
 from ktrace.analysis.rows import Averaging
+from ktrace.analysis.steps import Tell, made, untold
 from ktrace.analysis.stored import Survey, Watch
 from ktrace.analysis.summary import Summary, summarize
 from ktrace.analysis.tables import (
@@ -32,6 +33,8 @@ from ktrace.analysis.tables import (
 from ktrace.files import write_text
 from ktrace.store import RestoredRecord, RunFolders
 from ktrace.terms import METRICS, cuts_edges
+
+_READING = "reading restored runs"  # what is told of
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def analyze(
     facts: Sequence[int] = (),
     relations: str = "first",
     palette: str = "shared",
+    tell: Tell = untold,
 ) -> Analysis:
     """Analyse every mediator of a run that is complete for the chosen facts.
 
@@ -84,6 +88,7 @@ def analyze(
         facts: known_ids that get heatmaps of their own.
         relations: whether the `first` mediator shown has a panel for each relation, or `all` have.
         palette: of heatmaps, in figures and report; one of `ktrace.analysis.palettes.PALETTES`.
+        tell: learns how far it is.
 
     Raises:
         KtraceError: nothing to analyse, an unfinished run, or parts of different settings.
@@ -91,18 +96,18 @@ def analyze(
     folders = run_folder if isinstance(run_folder, RunFolders) else RunFolders(run_folder)
     folder = folders.analysis
     parquet, cells = folder / "effects.parquet", CellCollector()
-    watch = _kept(parquet, cells)
+    watch = _kept(parquet, cells, tell)
     with artists() as drawers:
         run = average_run(
-            folders, averaging, asked=asked, limit=limit, partial=partial, watch=watch
+            folders, averaging, asked=asked, limit=limit, partial=partial, watch=watch, tell=tell
         )
         shown = [key for key in run.keys if key in asked] or run.keys
-        into, look = Drawing(folder, drawers), Look(metric, palette)
+        into, look = Drawing(folder, drawers, tell), Look(metric, palette)
         by_relation = shown if relations == "all" else shown[:1]
         drawing = draw_figures(
             run, into, shown=shown, look=look, facts=facts, by_relation=by_relation
         )
-        tables = _tables(run, metric)
+        tables = _tables(run, metric, tell)
         summary = summarize(run, metric, limit)
         files = [*write_tables(folder, tables), parquet]
         for name, content in (("summary", summary), ("layers", summary["layers"])):
@@ -127,29 +132,39 @@ def analyze(
     )
 
 
-def _tables(run: RunAverages, metric: str) -> dict[str, pd.DataFrame]:
+def _tables(run: RunAverages, metric: str, tell: Tell) -> dict[str, pd.DataFrame]:
     """By the CSV file's name without its suffix."""
-    return {
-        "candidates": candidate_table(run.survey.clean.values(), run.survey.corrupted.values()),
-        "aie": aie_table(run),
-        "intervals": run.aie,
-        "contrasts": run.contrasts.table,
-        "peaks": run.peaks(metric),
-        "aie_by_relation": relation_table(run, metric),
-        "samples": sample_table(run),
-        "facts": fact_table(run, metric),
-        **({"heads": head_table(run)} if run.heads else {}),
-        **({"knockout": knockout_table(run)} if any(map(cuts_edges, run.keys)) else {}),
+    clean, corrupted = run.survey.clean.values(), run.survey.corrupted.values()
+    makers: dict[str, Callable[[], pd.DataFrame]] = {
+        "candidates": lambda: candidate_table(clean, corrupted),
+        "aie": lambda: aie_table(run),
+        "intervals": lambda: run.aie,
+        "contrasts": lambda: run.contrasts.table,
+        "peaks": lambda: run.peaks(metric),
+        "aie_by_relation": lambda: relation_table(run, metric),
+        "samples": lambda: sample_table(run),
+        "facts": lambda: fact_table(run, metric),
     }
+    if run.heads:
+        makers["heads"] = lambda: head_table(run)
+    if any(map(cuts_edges, run.keys)):
+        makers["knockout"] = lambda: knockout_table(run)
+    return made("tables", makers, lambda make: make(), tell)
 
 
 @contextmanager
-def _kept(parquet: Path, cells: CellCollector) -> Iterator[Watch]:
+def _kept(parquet: Path, cells: CellCollector, tell: Tell) -> Iterator[Watch]:
     """Every score goes into a file, and every cell to the report, on the way to the averages."""
+    n_seen = 0
     with effects_written(parquet) as write:
 
         def keep(found: Survey, key: str, batch: Sequence[RestoredRecord]) -> None:
+            nonlocal n_seen
+            total = sum(map(len, found.restored.values()))
+            tell(_READING, n_seen, total)
             write(found, key, batch)
             cells.add(found, key, batch)
+            n_seen += len(batch)
+            tell(_READING, n_seen, total)
 
         yield keep

@@ -32,6 +32,7 @@ from ktrace.analysis.per_fact import (
     reduce_mediator,
 )
 from ktrace.analysis.rows import Averaging
+from ktrace.analysis.steps import Tell, made, untold
 from ktrace.analysis.stored import Survey, Watch, batches, survey
 from ktrace.errors import KtraceError
 from ktrace.store import RestoredRecord, RunFolders
@@ -176,6 +177,7 @@ def average_run(
     limit: int | None = None,
     partial: bool = False,
     watch: AbstractContextManager[Watch] | None = None,
+    tell: Tell = untold,
 ) -> RunAverages:
     """Stream a run's stores and average them.
 
@@ -187,6 +189,7 @@ def average_run(
         limit: only the first `limit` facts of the dataset.
         partial: take what is there of an unfinished run.
         watch: gives what sees every restoration on its way through: each is read once.
+        tell: learns how many mediators are averaged.
 
     Raises:
         KtraceError: nothing to analyse, an unfinished run, or parts of different settings.
@@ -210,7 +213,12 @@ def average_run(
         ]
     heads = [one for one in effects if has_heads(one.key)]
     effects = [one for one in effects if not has_heads(one.key)]
-    averages = [average_indirect_effects(one, averaging) for one in effects]
+    averages = made(
+        "averaging mediators",
+        {one.key: one for one in effects},
+        lambda one: average_indirect_effects(one, averaging),
+        tell,
+    )
     samples = [spread_over_samples(one, averaging.scheme) for one in effects]
     return RunAverages(
         survey=found,
@@ -219,7 +227,7 @@ def average_run(
         heads=heads,
         total=TotalEffects.of(found, found.traced),
         clusters=clusters_of(found, found.traced, averaging.cluster),
-        aie=stacked(averages),
+        aie=stacked([*averages.values()]),
         samples=stacked(samples),
         missing=[*found.lacking, *chosen.missing],
         notes=[*_asked_for_less(found, limit), *chosen.notes],

@@ -23,6 +23,7 @@ from ktrace.analysis.paired import (
     total_difference,
 )
 from ktrace.analysis.rows import Averaging
+from ktrace.analysis.steps import Tell, untold
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders
 from ktrace.terms import METRICS
@@ -71,6 +72,7 @@ def compare(
     limit: int | None = None,
     partial: bool = False,
     palette: str = "shared",
+    tell: Tell = untold,
 ) -> Comparison:
     """Compare stored runs.
 
@@ -85,6 +87,7 @@ def compare(
         limit: only the first `limit` facts of each dataset.
         partial: take what is there of unfinished runs.
         palette: of the heatmaps.
+        tell: learns how far it is.
 
     Raises:
         KtraceError: fewer than two runs, or one that is not complete.
@@ -92,17 +95,10 @@ def compare(
     folders = _run_folders(patterns)
     with artists() as drawers:
         # Every run stays in memory: its facts at all positions, without the axis of noise samples.
-        runs = _labelled(
-            [
-                average_run(
-                    RunFolders(run, elsewhere=folder), averaging, limit=limit, partial=partial
-                )
-                for run in folders
-            ]
-        )
+        runs = _labelled(_averages(folders, folder, averaging, limit, partial, tell))
         run_table, aie = _run_table(runs, metric), _aie_table(runs)
         differences, unpaired = _differences(runs, metric)
-        into, look = Drawing(folder, drawers), Look(metric, palette)
+        into, look = Drawing(folder, drawers, tell), Look(metric, palette)
         found = methods_of(runs)
         drawing = draw_comparison(runs, into, aie, differences, found, look)
         methods, agreement = method_tables(found)
@@ -115,6 +111,24 @@ def compare(
     ]
     notes = [*left_out, *unpaired, *drawn.notes]
     return Comparison(run_table, aie, differences, methods, [*files, *drawn.files], notes)
+
+
+def _averages(
+    runs: Sequence[Path],
+    folder: Path,
+    averaging: Averaging,
+    limit: int | None,
+    partial: bool,
+    tell: Tell,
+) -> list[RunAverages]:
+    """Of each run."""
+    found: list[RunAverages] = []
+    for run in runs:
+        tell("averaging runs", len(found), len(runs))
+        folders = RunFolders(run, elsewhere=folder)
+        found.append(average_run(folders, averaging, limit=limit, partial=partial))
+    tell("averaging runs", len(found), len(runs))
+    return found
 
 
 def _run_folders(patterns: Sequence[str]) -> list[Path]:

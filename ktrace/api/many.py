@@ -29,6 +29,7 @@ from ktrace.tracing.checks import (
     require_numbers,
     require_places,
     require_scores,
+    say_wide_windows,
 )
 from ktrace.tracing.encoded import EncodedFact
 from ktrace.tracing.engine import Baseline, Case, Engine, Use
@@ -127,6 +128,7 @@ def trace_many(
 def _traced(lm: LanguageModel, config: RunConfig, facts: FactSet) -> pd.DataFrame:
     mediators = make_mediators(config.mediator)
     require_mediators(lm, mediators)
+    say_wide_windows(lm, mediators)
     noise_facts = noise_facts_of(config.dataset, config.noise.kind)
     for some in (facts, *([] if noise_facts is None else [noise_facts])):
         require_fit(some, config.noise, config.metric)

@@ -24,6 +24,7 @@ from ktrace.tracing.checks import (
     require_numbers,
     require_places,
     require_scores,
+    say_wide_windows,
 )
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.engines import make_engine
@@ -163,6 +164,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
             f"{1 + len(others)} mediators: ktrace.trace takes one, ktrace.trace_many several"
         )
     require_mediators(lm, [mediator])
+    say_wide_windows(lm, [mediator])
     facts = facts_of(config.dataset)
     require_fit(facts, config.noise, config.metric)
     fact, is_pair = facts.facts[0], config.noise.kind is NoiseKind.pair

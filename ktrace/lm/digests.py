@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +24,12 @@ LEAST_BYTES = 2**20
 _CLOCK_STEP_NS = 3 * 10**9
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Path, told: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file's content, in hexadecimal digits.
+
+    Args:
+        path: of the file.
+        told: learns how many bytes of a large one are read; nothing where they were read before.
 
     Raises:
         OSError: it cannot be read.
@@ -35,7 +40,7 @@ def file_digest(path: Path) -> str:
     if known is not None:
         return known
     began = time.time_ns()
-    found = _hashed(path)
+    found = _hashed(path, None if before.st_size < LEAST_BYTES else told)
     if record is not None and _looks(path, path.stat()) == _looks(path, before):
         said = {**_looks(path, before), "read_ns": began, "sha256": found}
         with suppress(KtraceError):  # a cache that cannot be written is none
@@ -43,11 +48,14 @@ def file_digest(path: Path) -> str:
     return found
 
 
-def _hashed(path: Path) -> str:
-    digest = hashlib.sha256()
+def _hashed(path: Path, told: Callable[[int], None] | None) -> str:
+    digest, done = hashlib.sha256(), 0
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
+            done += len(chunk)
+            if told is not None:
+                told(done)
     return digest.hexdigest()
 
 

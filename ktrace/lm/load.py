@@ -1,9 +1,7 @@
 """Load a causal language model with its tokenizer, and prove its module paths."""
 
 import logging
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -11,7 +9,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from ktrace.config import ModelConfig
 from ktrace.errors import KtraceError
@@ -25,14 +22,13 @@ from ktrace.lm.paths import LAYER, ModulePaths
 from ktrace.lm.premises import require_premises
 from ktrace.lm.probe import prove
 from ktrace.lm.quantization import is_placed_when_loaded, quantizer, require_quantization
+from ktrace.lm.report import own_report
 from ktrace.lm.source import ModelSource
 from ktrace.lm.tokens import Tokenizer, require_offsets
+from ktrace.lm.told import Told, untold
 from ktrace.lm.use import attend_eagerly, prepare
 
 log = logging.getLogger(__name__)
-
-# transformers types it as if it took less than it does.
-_TRANSFORMERS_LOG: Any = transformers_logging
 
 # An assertion is how torch says that it was built without a device.
 _LOADING_ERRORS = (
@@ -41,12 +37,15 @@ _LOADING_ERRORS = (
 )
 
 
-def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageModel:
+def load_language_model(
+    source: ModelSource, config: ModelConfig, told: Told = untold
+) -> LanguageModel:
     """Load weights and tokenizer from a folder or the hub.
 
     Args:
         source: what `find_model` found.
         config: how to load it; its `name`, `path` and `window` are not read.
+        told: learns how many weights are there.
 
     Raises:
         KtraceError: unknown architecture, unreadable or incomplete weights, a device that is not
@@ -66,7 +65,8 @@ def load_language_model(source: ModelSource, config: ModelConfig) -> LanguageMod
     tokenizer = load_tokenizer(source, origin_of(source, config), where)
     device = None if config.device_map is not None else chosen_device(config)
     require_quantization(config, architecture)
-    model = _load_weights(source, config, architecture, device)
+    with own_report(told):
+        model = _load_weights(source, config, architecture, device)
     if device is not None:
         model = _placed(model, device, config.attention)
     return language_model(model, tokenizer, paths, of_family=config.modules is None)
@@ -102,7 +102,7 @@ def _load_weights(
     if is_placed_when_loaded(config, architecture):
         device_map = device_map or {"": str(device)}
     try:
-        with _own_report(), within_memory("while the model is loaded"):
+        with within_memory("while the model is loaded"):
             # Typed as if it returned the model alone.
             model, report = architecture.loader.from_pretrained(
                 source.location,
@@ -151,20 +151,6 @@ def _with_fused_activation(config: Config) -> Config:
         if getattr(text, key, None) == "gelu_new":
             setattr(text, key, "gelu_pytorch_tanh")
     return config
-
-
-@contextmanager
-def _own_report() -> Iterator[None]:
-    """Keep transformers' table of weights and, away from a terminal, its bars off stderr."""
-    library = _TRANSFORMERS_LOG
-    if not sys.stderr.isatty():
-        library.disable_progress_bar()
-    verbosity = library.get_verbosity()
-    library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        library.set_verbosity(verbosity)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -13,8 +13,9 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from ktrace.errors import KtraceError, NoSuchHubFileError
-from ktrace.lm.digests import file_digest
+from ktrace.lm.digests import LEAST_BYTES, file_digest
 from ktrace.lm.hub import hub_file
+from ktrace.lm.told import Told, untold
 
 # Number formats as safetensors and as torch name them.
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -48,7 +49,11 @@ class ModelSource:
 
 
 def find_model(
-    path: str, revision: str | None = None, *, allow_pickle: bool = False
+    path: str,
+    revision: str | None = None,
+    *,
+    allow_pickle: bool = False,
+    told: Told = untold,
 ) -> ModelSource:
     """Find a model and pin its content.
 
@@ -56,6 +61,7 @@ def find_model(
         path: local folder, or hub id such as `openai-community/gpt2`.
         revision: branch, tag or commit on the hub; not for folders.
         allow_pickle: whether a folder's weights may be `*.bin`.
+        told: learns how many bytes of a folder's files are hashed; nothing where they were before.
 
     Raises:
         KtraceError: no such folder or hub id, no weights, an adapter, no access, or no network.
@@ -68,7 +74,7 @@ def find_model(
             )
         if (folder / _ADAPTER).is_file():
             raise _adapter_error(path, folder)
-        files = _file_digests(folder, allow_pickle)
+        files = _file_digests(folder, allow_pickle, told)
         listed = "".join(f"{name} {digest}\n" for name, digest in files.items())
         whole = hashlib.sha256(listed.encode()).hexdigest()
         return ModelSource(str(folder), None, f"sha256:{whole}", folder, files)
@@ -229,7 +235,7 @@ def _hub_digest(path: Path) -> str:
     return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else file_digest(path)
 
 
-def _file_digests(folder: Path, allow_pickle: bool) -> dict[str, str]:
+def _file_digests(folder: Path, allow_pickle: bool, told: Told) -> dict[str, str]:
     if not (folder / "config.json").is_file():
         raise KtraceError(f"model.path={folder} is not a model: it has no config.json")
     weights = _weights(folder, "safetensors") or (_weights(folder, "bin") if allow_pickle else [])
@@ -245,12 +251,21 @@ def _file_digests(folder: Path, allow_pickle: bool) -> dict[str, str]:
     # Python the code of a model of its own (model.trust_remote_code).
     kinds = ("json", "txt", "model", "jinja", "py")
     others = chain.from_iterable(folder.glob(f"*.{kind}") for kind in kinds)
-    digests = {}
-    for name in sorted({*weights, *(file.name for file in others if not file.is_dir())}):
-        try:
-            digests[name] = file_digest(folder / name)
-        except OSError as error:  # a link whose target was not copied, for one
-            raise KtraceError(f"model.path={folder}: {name}: {error.strerror}") from error
+    digests: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    names = sorted({*weights, *(file.name for file in others if not file.is_dir())})
+
+    def read(n_bytes: int) -> None:
+        told(sum(sizes[other] for other in digests) + n_bytes, sum(sizes.values()))
+
+    try:
+        for name in names:
+            size = (folder / name).stat().st_size
+            sizes[name] = size if size >= LEAST_BYTES else 0  # nothing is told of small ones
+        for name in names:
+            digests[name] = file_digest(folder / name, read)
+    except OSError as error:  # a link whose target was not copied, for one
+        raise KtraceError(f"model.path={folder}: {name}: {error.strerror}") from error
     return digests
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ktrace.config import Dtype, RunConfig
 from ktrace.config.identity import Fingerprints, fingerprints, resolved_dtype
 from ktrace.facts import FactSet
 from ktrace.facts.dataset import facts_of, noise_facts_of, require_fit
 from ktrace.lm.source import ModelSource, find_model, own_dtype
+from ktrace.pipeline.bars import BYTES, steps
 from ktrace.tracing.mediators import Mediator
 
 
@@ -48,7 +50,13 @@ def assign(config: RunConfig, mediators: Sequence[Mediator]) -> Assignment:
     for some in (facts, *([] if noise_facts is None else [noise_facts])):
         require_fit(some, config.noise, config.metric)
     model = config.model
-    source = find_model(model.path, model.revision, allow_pickle=model.allow_pickle)
+    with steps(BYTES) as tell:
+        source = find_model(
+            model.path,
+            model.revision,
+            allow_pickle=model.allow_pickle,
+            told=partial(tell, f"hashing {model.name}"),
+        )
     own = own_dtype(source) if model.dtype is Dtype.auto else None
     resolved = replace(config, model=replace(model, dtype=resolved_dtype(model, own)))
     measured_on = None if noise_facts is None else noise_facts.content

@@ -1,117 +1,54 @@
-"""What a person at the terminal sees: progress bars, and the closing tables.
-
-Progress goes to stderr, and only to a terminal; results go to stdout.
-"""
+"""What a person at the terminal sees when a run has ended: the closing tables, on stdout."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-from rich.text import Text
-
+from ktrace.pipeline.fitting import UNBOUNDED, Cells, Redacting, print_table, stdout
 from ktrace.pipeline.jobs import DONE, Job, failures, numbered, own_overrides
 from ktrace.redaction import redacted
 from ktrace.terms import metric_title
 
-# A pipe or a log file has no width of its own.
-_PIPE_WIDTH = 110
-_UNBOUNDED = 10_000
 if TYPE_CHECKING:
     from ktrace.analysis.compare import Comparison
     from ktrace.pipeline.upkeep import Upkeep
 
-
-class _Redacting(Console):
-    """Lines without secrets; cells of tables are names, or redacted where they are made."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        """See `Console.print`."""
-        told = (redacted(text) if isinstance(text, str) else text for text in objects)
-        super().print(*told, **options)
-
-
-def _stdout(pipe_width: int = _PIPE_WIDTH) -> Console:
-    width = None if Console().is_terminal else pipe_width
-    # Paths, names and overrides are shown as they are: no [tags], no :emoji:.
-    return _Redacting(width=width, markup=False, emoji=False, highlight=False)
-
-
-class Advance(Protocol):
-    """Called with the number of facts that were finished since the last call."""
-
-    def __call__(self, n_facts: int) -> None: ...
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if not speed else f"{speed:.1f} facts/s")
-
-
-@contextmanager
-def progress(stage: str, total: int) -> Iterator[Advance]:
-    """A bar with rate and time left; silent when stderr is not a terminal."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task(stage, total=total)
-        yield lambda n_facts: bar.advance(task, n_facts)
+_REPORT = "report.html"
 
 
 def print_summary(summary: Mapping[str, Any], files: Sequence[Path]) -> None:
     """The closing table of an analysed run, and where its files are."""
-    console = _stdout()
-    console.print(
+    console = stdout()
+    console.say(
         f"{summary['model']} on {summary['dataset']}, {summary['noise']}: "
         f"{summary['n_candidates']} of {summary['n_facts']} facts are candidates, "
         f"p_clean {summary['p_clean']:.3f}, p_corrupted {summary['p_corrupted']:.3f}, "
-        f"ATE {_with_interval(summary['ate'], summary['ate_ci'])}",
-        soft_wrap=True,
+        f"ATE {_with_interval(summary['ate'], summary['ate_ci'])}"
     )
     for reason, count in summary["left_out"].items():
-        console.print(f"  left out: {count} × {reason} (candidates.csv)", soft_wrap=True)
-    table = Table(title="Peak AIE (layer)", title_justify="left")
-    table.add_column("mediator", no_wrap=True)
-    roles = dict.fromkeys(role for peaks in summary["peaks"].values() for role in peaks)
-    for role in roles:
-        table.add_column(role, justify="right")
-    for key, peaks in summary["peaks"].items():
-        table.add_row(key, *(_peak(peaks.get(role)) for role in roles))
-    if summary["peaks"]:
-        console.print(table)
+        console.say(f"  left out: {count} × {reason} (candidates.csv)")
+    _print_peaks(console, summary["peaks"])
     for key, by_role in summary["heads"].items():
         for role, heads in by_role.items():
             strongest = ", ".join(f"{h['layer']}.{h['head']} ({h['aie']:.3f})" for h in heads)
-            console.print(f"{key}, strongest at {role} (layer.head): {strongest}", soft_wrap=True)
+            console.say(f"{key}, strongest at {role} (layer.head): {strongest}")
     for name, by_role in summary["layers"]["windows"].items():
-        console.print(_windows_in_words(name, by_role), soft_wrap=True)
-    console.print(summary["answer"], soft_wrap=True)
+        console.say(_windows_in_words(name, by_role))
+    console.say(summary["answer"])
     _print_files(console, files)
+
+
+def _print_peaks(console: Redacting, by_mediator: Mapping[str, Mapping[str, Any]]) -> None:
+    roles = list(dict.fromkeys(role for peaks in by_mediator.values() for role in peaks))
+    rows = [
+        (key, *(_peak(peaks.get(role)) for role in roles)) for key, peaks in by_mediator.items()
+    ]
+    if rows:
+        columns, mediator = ("mediator", *roles), ("mediator",)
+        cells = Cells(columns, rows, frozenset(mediator), mediator)
+        print_table(console, "Peak AIE (layer)", cells)
 
 
 def _windows_in_words(name: str, by_role: Mapping[str, Mapping[str, Any]]) -> str:
@@ -129,92 +66,89 @@ def print_compared(comparison: "Comparison") -> None:
     for note in comparison.notes:
         print(redacted(note), file=sys.stderr)
     runs = comparison.runs.to_dict("records")
-    console = _stdout()
-    table = Table(title=f"Total effect ({runs[0]['metric']})", title_justify="left")
-    table.add_column("run", no_wrap=True)
-    for name in ("candidates", "ATE", "shared facts", f"minus {runs[0]['run']}"):
-        table.add_column(name, justify="right")
-    for run in runs:
-        table.add_row(
+    console = stdout()
+    names = ("run", "candidates", "ATE", "shared facts", f"minus {runs[0]['run']}")
+    rows = [
+        (
             str(run["run"]),
             str(run["n_candidates"]),
             _with_interval(run["ate"], (run["ate_ci_low"], run["ate_ci_high"])),
             str(run["n_shared"]),
             _difference(run),
         )
-    console.print(table)
-    console.print(_methods(comparison.methods.to_dict("records")))
+        for run in runs
+    ]
+    cells = Cells(names, rows, frozenset({"run"}), ("run",))
+    print_table(console, f"Total effect ({runs[0]['metric']})", cells)
+    methods = _methods(comparison.methods.to_dict("records"))
+    print_table(console, "Layers named at the last subject token", methods)
     _print_files(console, comparison.files)
 
 
-def _methods(methods: Sequence[Mapping[Any, Any]]) -> Table:
+def _methods(methods: Sequence[Mapping[Any, Any]]) -> Cells:
     """Which layers each method names, and how far it agrees with the others."""
-    table = Table(title="Layers named at the last subject token", title_justify="left")
-    for name in ("run", "mediator", "metric"):
-        table.add_column(name, overflow="fold")
-    for name in ("AIE", "peak", "may peak in", "agreement"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in methods:
-        table.add_row(
+    keys = ("run", "mediator", "metric")
+    rows = [
+        (
             *(str(row["run"]), str(row["mediator"]), metric_title(str(row["metric"]))),
             _with_interval(row["aie"], (row["ci_low"], row["ci_high"])),
             str(row["layer"]),
             str(row["layers"]),
             "" if isnan(row["agreement"]) else f"{row['agreement']:.2f}",
         )
-    return table
+        for row in methods
+    ]
+    names = (*keys, "AIE", "peak", "may peak in", "agreement")
+    return Cells(names, rows, frozenset(keys), keys)
 
 
-def _print_files(console: Console, files: Sequence[Path]) -> None:
+def _print_files(console: Redacting, files: Sequence[Path]) -> None:
     for folder in dict.fromkeys(path.parent for path in files):
-        names = ", ".join(path.name for path in files if path.parent == folder)
-        console.print(f"wrote {folder}/: {names}", soft_wrap=True)
+        names = [path.name for path in files if path.parent == folder]
+        told = f"{len(names)} files" if len(names) > 1 else names[0]
+        if _REPORT in names and len(names) > 1:
+            told = f"{_REPORT} and {len(names) - 1} more"
+        console.say_path(f"wrote {told} to", folder)
 
 
 def print_counts(counts: Mapping[str, int], folder: Path, candidates: Path | None) -> None:
     """The closing lines of a run that stopped before the analysis."""
-    console = _stdout()
+    console = stdout()
     for name, count in counts.items():
-        console.print(f"{name}: {count}", soft_wrap=True)
+        console.say(f"{name}: {count}")
     if candidates is not None:
-        console.print(f"each fact, what was predicted, why left out: {candidates}", soft_wrap=True)
-    console.print(f"stores in {folder.parent}", soft_wrap=True)
+        console.say_path("each fact, what was predicted, why left out:", candidates)
+    console.say_path("stores in", folder.parent)
 
 
 def print_upkeep(upkeep: "Upkeep") -> None:
     """How far a run is, or how its parts were merged."""
-    table = Table(title=redacted(upkeep.title), title_justify="left")
-    for name in upkeep.columns:
-        of_text = name in (upkeep.columns[0], *upkeep.texts)
-        table.add_column(name, justify="left" if of_text else "right", overflow="fold")
-    for row in upkeep.rows:
-        table.add_row(*row)
-    _stdout().print(table)
+    first = upkeep.columns[:1]
+    cells = Cells(upkeep.columns, upkeep.rows, frozenset({*first, *upkeep.texts}), first)
+    print_table(stdout(), upkeep.title, cells)
 
 
 def print_comparison(jobs: Sequence[Job]) -> None:
     """One row for each job of a sweep and mediator; each reason of failures stands below, once."""
-    table = Table(title="Sweep", title_justify="left")
-    for name in ("job", "overrides", "model", "noise", "mediator"):
-        table.add_column(name, overflow="fold")
-    for name in ("facts", "candidates", "ATE", "peak at last subject", "peak at last"):
-        table.add_column(name, justify="right")
+    texts = ("job", "overrides", "model", "noise", "mediator")
+    names = (*texts, "facts", "candidates", "ATE", "peak at last subject", "peak at last")
     told = dict(zip((job.job for job in jobs), own_overrides(jobs), strict=True))
+    rows: list[tuple[str, ...]] = []
     for job in jobs:
         own = told[job.job]
         if job.status != DONE:
-            table.add_row(job.job, own, job.model, "", "failed")
+            rows.append((job.job, own, job.model, "", "failed"))
         elif job.summary is None:  # a stage before the analysis
             counts = (str((job.counts or {}).get(name, "")) for name in ("facts", "candidates"))
-            table.add_row(job.job, own, job.model, "", "", *counts)
+            rows.append((job.job, own, job.model, "", "", *counts))
         else:
-            for key in job.mediators:
-                table.add_row(job.job, own, *_cells(job.summary, key))
-    console = _stdout(_UNBOUNDED)  # overrides may be long: who reads a file can scroll
-    console.print(table)
+            rows += [(job.job, own, *_cells(job.summary, key)) for key in job.mediators]
+    whole = [(*row, *[""] * (len(names) - len(row))) for row in rows]
+    console = stdout(UNBOUNDED)  # overrides may be long: who reads a file can scroll
+    print_table(console, "Sweep", Cells(names, whole, frozenset(texts), ("job", "mediator")))
     for message, alike in failures(jobs).items():
         who = f"job {alike[0].job} ({told[alike[0].job]})" if len(alike) == 1 else numbered(alike)
-        console.print(f"{who} failed: {message}", soft_wrap=True)
+        console.say(f"{who} failed: {message}")
 
 
 def _cells(summary: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from ktrace.config import RunConfig, Stage
 from ktrace.config.identity import dataset_key, noise_key
 from ktrace.errors import KtraceError
 from ktrace.files import remove_stale, require_writable
+from ktrace.pipeline.bars import steps
 from ktrace.pipeline.check import Checked, check_facts
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
@@ -153,7 +154,7 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
 
     # From the first look at the stores to the last file: the jobs of a sweep share the folder, and
     # who looked first must not be the last to write.
-    with _alone(folders):
+    with _alone(folders), steps("") as tell:
         return analyze(
             folders,
             averaging=_averaging(config),
@@ -164,6 +165,7 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
             facts=config.analysis.facts,
             relations=config.analysis.relations.value,
             palette=config.analysis.palette.value,
+            tell=tell,
         )
 
 
@@ -205,13 +207,15 @@ def compare_runs(config: RunConfig, runs: Sequence[str]) -> Outcome:
     folder = _comparison_folder(config)
     require_writable(folder, _ELSEWHERE if config.analysis.folder else "output_dir")
     remove_stale(folder)
-    comparison = compare(
-        runs,
-        folder,
-        averaging=_averaging(config),
-        metric=config.metric.value,
-        limit=config.dataset.limit,
-        partial=config.analysis.partial,
-        palette=config.analysis.palette.value,
-    )
+    with steps("") as tell:
+        comparison = compare(
+            runs,
+            folder,
+            averaging=_averaging(config),
+            metric=config.metric.value,
+            limit=config.dataset.limit,
+            partial=config.analysis.partial,
+            palette=config.analysis.palette.value,
+            tell=tell,
+        )
     return Outcome(folder, (), None, {}, comparison)

@@ -5,7 +5,7 @@ Torch is imported openly here: a run that finds everything stored never gets her
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from ktrace.config import EngineName, ModelConfig, Prove, require_layers
@@ -13,6 +13,7 @@ from ktrace.lm.load import load_language_model
 from ktrace.lm.model import LanguageModel
 from ktrace.lm.source import ModelSource
 from ktrace.pipeline.assignment import Assignment
+from ktrace.pipeline.bars import steps, waiting
 from ktrace.pipeline.origin import (
     about_dataset,
     about_device,
@@ -22,7 +23,7 @@ from ktrace.pipeline.origin import (
 )
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.workers import require_workers, workers_for
-from ktrace.tracing.checks import require_mediators, require_places
+from ktrace.tracing.checks import require_mediators, require_places, say_wide_windows
 from ktrace.tracing.encode import about_answers
 from ktrace.tracing.engine import Case, Engine, Use
 from ktrace.tracing.engines import assumption, make_engine
@@ -56,6 +57,7 @@ class Session:
         self.lm = _loaded(assignment.source, config.model)
         self._as_loaded = _loaded.state
         require_mediators(self.lm, assignment.mediators)
+        say_wide_windows(self.lm, assignment.mediators)
         require_layers(config.activations.layers, self.lm.n_layers)
         require_workers(config.engine.workers, self.lm)
         run_log.add(
@@ -66,7 +68,8 @@ class Session:
         )
         run_log.save()
         facts = assignment.facts.facts
-        self.encoded = encoded_for(config.noise.kind, self.lm, facts, config.dataset)
+        with waiting(f"cutting {len(facts)} prompts into tokens"):
+            self.encoded = encoded_for(config.noise.kind, self.lm, facts, config.dataset)
         run_log.add(answers=about_answers(self.encoded))
         lengths = [len(one.prompt.input_ids) for one in self.encoded]
         n_tokens = (1 + config.noise.samples) * max(lengths, default=0)
@@ -84,9 +87,11 @@ class Session:
         """Engine and groups: made when first needed, as clean runs need none of them."""
         config = self.assignment.config
         shapes = [fact.shape for fact in self.encoded]
-        use = Use(self.assignment.mediators, [shape for shape in shapes if shape is not None])
         noise = self.noise.noise
-        with self.workers.as_threaded():
+        with self.workers.as_threaded(), steps("cells") as tell:
+            traced = [shape for shape in shapes if shape is not None]
+            told = partial(tell, "proving engine=suffix")
+            use = Use(self.assignment.mediators, traced, told)
             engine = make_engine(config.engine, self.lm, noise, use, files=self._verdict_files())
         used = EngineName.reference if isinstance(engine, ReferenceEngine) else EngineName.suffix
         prove = config.engine.prove
@@ -112,7 +117,7 @@ class Session:
     def noise(self) -> MeasuredNoise:
         """Measured on the whole dataset, when first needed."""
         assignment, dataset = self.assignment, self.assignment.config.dataset
-        with self.workers.as_threaded():
+        with self.workers.as_threaded(), waiting("measuring the noise"):
             measured = measured_noise(
                 self.lm,
                 assignment.config.noise,
@@ -166,7 +171,9 @@ class _LastModel:
         key = (source, repr(replace(config, name="", window=0)))  # those two do not change it
         if self._lm is None or key != self._key:
             self._lm = None  # before the next one is loaded: both may not fit
-            self._lm = load_language_model(source, config)
+            with steps("weights") as tell:
+                told = partial(tell, f"loading {config.name}")
+                self._lm = load_language_model(source, config, told)
             self.state = state_of(self._lm)
             self._key = key
         return self._lm

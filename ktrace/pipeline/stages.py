@@ -15,6 +15,7 @@ from ktrace.config import RunConfig, Stage
 from ktrace.errors import KtraceError
 from ktrace.pipeline.activations import StateStore, run_corrupted_states, state_stores
 from ktrace.pipeline.assignment import Assignment, assign
+from ktrace.pipeline.bars import waiting
 from ktrace.pipeline.records import (
     baseline_of,
     case_of,
@@ -68,7 +69,8 @@ def run_stages(
 
 
 def _session(assignment: Assignment, run_log: RunLog) -> "Session":
-    from ktrace.pipeline.session import Session  # and torch
+    with waiting("starting torch"):
+        from ktrace.pipeline.session import Session
 
     return Session(assignment, run_log)
 

@@ -59,7 +59,8 @@ def run_traced(
         def compute(unit: Sequence[int], lacking: Lacking) -> None:
             tracing.add([by_index[index] for index in unit], lacking)
 
-        title = f"restoring {', '.join(restored)}" if restored else "corrupted runs"
+        named = f"{len(restored)} mediators" if len(restored) > 1 else "".join(restored)
+        title = f"restoring {named}" if restored else "corrupted runs"
         work(title, units, {_CORRUPTED: corrupted, **restored}, compute, session.workers)
 
 

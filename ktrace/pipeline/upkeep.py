@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ktrace.analysis.stored import expected_facts
 from ktrace.config import RunConfig
 from ktrace.errors import KtraceError
+from ktrace.pipeline.bars import progress
 from ktrace.store import Owner, RunFolders, Store, compact, holders, one_at_a_time, progress_of
 from ktrace.terms import RUN_KINDS
 
@@ -48,7 +49,10 @@ def compact_run(folders: RunFolders) -> Upkeep:
     _require_some(folders, stores)
     folders.run.mkdir(parents=True, exist_ok=True)
     rows = []
-    with one_at_a_time(folders.run, "analyses or compacts the same run", folders.claims):
+    with (
+        one_at_a_time(folders.run, "analyses or compacts the same run", folders.claims),
+        progress("merging parts", len(stores), "stores") as advance,
+    ):
         for name, store in stores.items():
             found = compact(store)
             if found is None:
@@ -60,6 +64,7 @@ def compact_run(folders: RunFolders) -> Upkeep:
                 rows.append((name, str(len(store.parts())), "left as it is"))
             else:
                 rows.append((name, str(found.before), str(found.after)))
+            advance(1)
     return Upkeep(f"Parts of {folders.run}", ("store", "before", "after"), rows)
 
 

@@ -3,11 +3,13 @@
 import glob
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from ktrace.config import RunConfig
 from ktrace.errors import KtraceError
 from ktrace.files import remove_stale
+from ktrace.pipeline.bars import progress
 from ktrace.pipeline.upkeep import Upkeep
 from ktrace.store import (
     Finding,
@@ -36,14 +38,15 @@ def verify(config: RunConfig, folders: RunFolders) -> Upkeep:
     if not stores:
         told = ", ".join(map(str, roots)) or str(config.runs or folders.run)
         raise KtraceError(f"{told}: no store is there, or the settings name another run")
-    found, done, n_parts = 0, 0, 0
+    found, done = 0, 0
+    n_parts = sum(len(store.parts()) for store in stores)
     rows: list[tuple[str, ...]] = []
-    for store in stores:
-        n_parts += len(store.parts())
-        findings = list(faults_of(store))
-        ours = mended(store, findings) if config.mend and findings else []
-        rows += _rows(findings, ours)
-        found, done = found + len(findings), done + len(ours)
+    with progress("reading every byte", n_parts, "parts") as advance:
+        for store in stores:
+            findings = list(faults_of(store, partial(advance, 1)))
+            ours = mended(store, findings) if config.mend and findings else []
+            rows += _rows(findings, ours)
+            found, done = found + len(findings), done + len(ours)
     for root in roots:
         left = list(leftovers_in(root))
         removed = remove_stale(root) if config.mend else []
@@ -52,7 +55,8 @@ def verify(config: RunConfig, folders: RunFolders) -> Upkeep:
         found, done = found + len(left), done + len(ours)
     title = f"{len(stores)} stores, {n_parts} parts: {found} things wrong, {done} mended"
     problem = "" if found == done else _problem(found - done, config.mend)
-    return Upkeep(title, ("file", "wrong", "why", "mended"), rows, problem)
+    columns = ("file", "wrong", "why", "mended")
+    return Upkeep(title, columns, rows, problem, texts=columns)
 
 
 def _roots(config: RunConfig, folders: RunFolders) -> list[Path]:

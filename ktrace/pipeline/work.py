@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ktrace.pipeline.console import progress
+from ktrace.pipeline.bars import progress
 from ktrace.pipeline.crew import crew
 from ktrace.pipeline.signals import raise_if_signalled
 from ktrace.store import Owner, PartWriter, work_through

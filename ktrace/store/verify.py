@@ -1,7 +1,7 @@
 """Read all that lies in stores: what is damaged, what is not theirs, what the dead left behind."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -72,8 +72,12 @@ def _store_at(folder: Path, claims: ClaimKind) -> Store | None:
     return RunFolders(folder.parent, claims).corrupted if folder.name == "corrupted" else None
 
 
-def faults_of(store: Store) -> Iterator[Finding]:
+def faults_of(store: Store, read: Callable[[], None] | None = None) -> Iterator[Finding]:
     """What is wrong in a store, file by file; every byte of its parts is read.
+
+    Args:
+        store: which.
+        read: called after each part.
 
     Raises:
         KtraceError: a part may not be read.
@@ -89,6 +93,8 @@ def faults_of(store: Store) -> Iterator[Finding]:
     for entry in sorted(store.folder.iterdir()):
         if is_part(entry.name):
             yield from _of_part(store, entry, fingerprint)
+            if read is not None:
+                read()
         elif entry.name in (NAME, FOLDER):
             # Any fact: the file is one for all, and nobody works on more than some thousands.
             if not holders(store.folder, range(_MOST_FACTS)):

@@ -1,5 +1,6 @@
 """What a model must give and take: scores that are numbers, and tokens that it knows."""
 
+import logging
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,11 @@ from ktrace.lm.reader import Reads
 from ktrace.lm.tokens import decoded
 from ktrace.tracing.engine import Scores
 from ktrace.tracing.mediators import Mediator, sites_of
+
+log = logging.getLogger(__name__)
+
+# Of how many layers, in GPT-2 XL (Meng et al. 2022).
+_PUBLISHED_WINDOW = (10, 48)
 
 _PROVEN: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
@@ -36,6 +42,23 @@ def require_mediators(lm: LanguageModel, mediators: Sequence[Mediator]) -> None:
         if asked and what not in proven:
             require(lm)
             proven.add(what)
+
+
+def say_wide_windows(lm: LanguageModel, mediators: Sequence[Mediator]) -> None:
+    """Log a line where a window takes half of the layers or more: its map is nearly one colour."""
+    wide = {m.key: m.window for m in mediators if m.window and 2 * m.window >= lm.n_layers}
+    if wide:
+        published, of = _PUBLISHED_WINDOW
+        log.warning(
+            "%s: a window of %s of %d layers hardly tells where; mediator.window=%d is as "
+            "narrow as the published %d of %d",
+            ", ".join(wide),
+            " and ".join(map(str, sorted({*wide.values()}))),
+            lm.n_layers,
+            max(1, int(lm.n_layers * published / of + 0.5)),
+            published,
+            of,
+        )
 
 
 def require_places(shapes: Sequence[tuple[Span, int]], mediators: Sequence[Mediator]) -> None:

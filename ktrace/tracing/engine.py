@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ktrace.facts import Span
+from ktrace.lm.told import Told, untold
 from ktrace.tracing.mediators import Mediator
 
 # One array for each metric.
@@ -114,10 +115,12 @@ class Use:
     Attributes:
         mediators: that it will restore.
         shapes: of the cases that it will meet.
+        told: learns how many cells of a proof are compared.
     """
 
     mediators: Sequence[Mediator]
     shapes: Sequence[Shape] = ()
+    told: Told = untold
 
 
 class Engine(Protocol):

@@ -144,6 +144,17 @@ def test_an_engine_is_chosen_by_its_name(engine: str) -> None:
     assert composed(f"engine={engine}").engine.name is EngineName(engine)
 
 
+@pytest.mark.parametrize("preset", sorted({*choices("model")} - {"auto", "tiny"}))
+def test_windows_are_about_a_fifth_of_few_layers_and_ten_of_many(preset: str) -> None:
+    """As 10 of GPT-2 XL's 48; models of 24 layers and more keep the 10 of the published code."""
+    about = re.search(r"(\d+) layers", (CONF / "model" / f"{preset}.yaml").read_text("utf-8"))
+    assert about is not None
+    n_layers = int(about[1])
+    window = composed(f"model={preset}").mediator.window
+    assert window == (10 if n_layers >= 24 else max(1, int(n_layers * 10 / 48 + 0.5)))
+    assert 2 * window < n_layers
+
+
 def test_the_window_is_the_models_unless_it_is_given() -> None:
     assert composed("model=gpt2_xl").mediator.window == 10  # the published one
     assert composed("model=tiny").mediator.window == 3

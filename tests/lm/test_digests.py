@@ -21,9 +21,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     found: list[Path] = []
     original = digests._hashed
 
-    def counted(path: Path) -> str:
+    def counted(path: Path, told: Callable[[int], None] | None) -> str:
         found.append(path)
-        return original(path)
+        return original(path, told)
 
     monkeypatch.setattr(digests, "_hashed", counted)
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
@@ -108,7 +108,7 @@ def test_what_changes_while_it_is_read_is_not_remembered(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "_hashed", lambda path: str(path.write_bytes(OTHER)))
+    monkeypatch.setattr(digests, "_hashed", lambda path, told: str(path.write_bytes(OTHER)))
     file_digest(weights)
     assert not (tmp_path / "cache").exists()
 

@@ -89,7 +89,7 @@ def test_a_run_is_analysed_elsewhere(stored: Callable[..., Ended]) -> None:
     assert {"aie.csv", "summary.json", "report.html", "effects.parquet", "runs"} <= names
     assert not [name for name in names if name.startswith(".")]
     assert len(list(Path("there/mine/runs").glob("*.yaml"))) == 1
-    assert "wrote there/mine/" in ended.stdout
+    assert "more to there/mine\n" in ended.stdout
 
 
 @pytest.mark.usefixtures("read_only")

@@ -31,11 +31,12 @@ def summary(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_closing_table(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(summary(left_out={ODD: 1}), [Path(ODD) / "aie.csv", Path(ODD) / "aie.png"])
+    files = [Path.cwd() / ODD / name for name in ("aie.csv", "report.html", "aie.png")]
+    print_summary(summary(left_out={ODD: 1}), files)
     printed = capsys.readouterr().out
     assert "ATE 0.250 [0.125, 0.375]" in printed
     assert f"left out: 1 × {ODD}" in printed
-    assert f"wrote {ODD}/: aie.csv, aie.png" in printed
+    assert f"wrote report.html and 2 more to {ODD}\n" in printed
     assert "0.500 (3)" in printed
     assert "\nAt the last token, layer 3.\n" in printed
 

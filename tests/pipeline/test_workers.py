@@ -129,7 +129,7 @@ def test_the_run_shows_and_records_what_its_workers_do(
         @contextmanager
         def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
             totals[title] = total
-            yield lambda n_facts: shown.update({title: n_facts})
+            yield lambda count: shown.update({title: count})
 
         monkeypatch.setattr(work, "progress", progress)
         outcome = pipeline.run(

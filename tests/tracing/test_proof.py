@@ -521,8 +521,8 @@ def test_suffixes_between_are_proven() -> None:
 def test_each_of_the_facts_meets_every_layer_and_every_length() -> None:
     """In the long prompt each cell is compared on one of them."""
     lm = language_model(micro_llama(8))
-    found = expected.expected_of_longest(lm, HIDDEN, Shape(40, 1))
-    cells = [set(of_case) for of_case in found.log_p]
+    asked = expected.asked_of_longest(lm, HIDDEN, Shape(40, 1))
+    cells = [set(of_case) for of_case in asked.cells]
     assert not cells[0] & cells[1]
     every = {(cell.layer, cell.place) for cell in cells[0] | cells[1]}
     layers, places = (sorted(set(axis)) for axis in zip(*every, strict=True))

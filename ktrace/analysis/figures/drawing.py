@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from ktrace.analysis.figures.files import Saved
 from ktrace.analysis.figures.processes import Artists
+from ktrace.analysis.steps import Tell, untold
 
 # Kinds of a run's figures, as a page shows them.
 _PAGE = ("aie", "lines", "severed", "peaks", "relations", "fact")
+_FIGURES = "figures"  # what is told of
 _MOST_LETTERS = 5  # that a note names
 
 
@@ -32,11 +34,13 @@ class Drawing:
     Args:
         folder: where they go.
         artists: what draws them.
+        tell: learns how many are drawn.
     """
 
-    def __init__(self, folder: Path, artists: Artists) -> None:
+    def __init__(self, folder: Path, artists: Artists, tell: Tell = untold) -> None:
         self._folder = folder
         self._artists = artists
+        self._tell = tell
         self._begun: list[tuple[str, bool, Callable[[], Saved]]] = []
 
     def add(
@@ -53,6 +57,7 @@ class Drawing:
         """
         finish = self._artists.begin(self._folder / name, make, *args, **options)
         self._begun.append((name, on_page, finish))
+        self._tell(_FIGURES, 0, len(self._begun))
 
     def finished(self) -> Drawn:
         """Wait for all of them; again, it says the same.
@@ -63,8 +68,10 @@ class Drawing:
         files: list[Path] = []
         page: list[Path] = []
         lacking: set[str] = set()
-        for _, on_page, finish in sorted(self._begun, key=lambda one: _place(one[0])):
+        in_order = sorted(self._begun, key=lambda one: _place(one[0]))
+        for number, (_, on_page, finish) in enumerate(in_order, 1):
             saved = finish()
+            self._tell(_FIGURES, number, len(in_order))
             files += saved.paths
             page += saved.paths[:1] if on_page else []
             lacking |= saved.lacking

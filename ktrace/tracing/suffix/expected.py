@@ -5,7 +5,7 @@ suffixes of many lengths. Every cell has rows of its own in a whole forward pass
 but the pass.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -34,6 +34,9 @@ _WINDOWS = (1, 2, 3)
 _TOKENS_TOGETHER = 2048
 _LOGITS_TOGETHER = 2**26
 
+# Learns how many more cells are done.
+Seen = Callable[[int], None]
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -54,7 +57,31 @@ class Expected:
     log_p: Sequence[dict[Cell, npt.NDArray[np.float64]]]
 
 
-def expected_of_short(lm: LanguageModel, mediators: Sequence[Mediator]) -> Expected:
+@dataclass(frozen=True)
+class Asked:
+    """What the reference engine is to say.
+
+    Attributes:
+        noise: what corrupts the facts.
+        shape: of both facts.
+        mediators: that they are restored by.
+        walked: which cells the suffix engine walks to be compared, those of `cells` among them.
+        cells: of each fact.
+    """
+
+    noise: Noise
+    shape: Shape
+    mediators: Sequence[Mediator]
+    walked: Only
+    cells: Sequence[Sequence[Cell]]
+
+    @property
+    def n_cells(self) -> int:
+        """Of both facts."""
+        return sum(map(len, self.cells))
+
+
+def asked_of_short(lm: LanguageModel, mediators: Sequence[Mediator]) -> Asked:
     """Everywhere that differs, in a prompt so short that this is cheap."""
     last = lm.n_layers - 1
     layers = {0, min(1, last), lm.n_layers // 2, max(0, last - 1), last}
@@ -62,10 +89,10 @@ def expected_of_short(lm: LanguageModel, mediators: Sequence[Mediator]) -> Expec
     own = _own_places(mediators, shape)
     positions = sorted({_SPAN.start, *range(SHORT // 2, SHORT), *own})
     only = Only(positions, sorted(layers))
-    return _expectation(lm, probe_noise(lm), shape, mediators, only)
+    return Asked(probe_noise(lm), shape, mediators, only, _cells(lm, shape, mediators, only))
 
 
-def expected_of_longest(lm: LanguageModel, mediators: Sequence[Mediator], shape: Shape) -> Expected:
+def asked_of_longest(lm: LanguageModel, mediators: Sequence[Mediator], shape: Shape) -> Asked:
     """Suffixes of every length up to eight, then of lengths that grow by a quarter."""
     layers = sorted({0, lm.n_layers // 2, max(0, lm.n_layers - 2)})
     lengths = [*range(1, 9)]
@@ -75,9 +102,10 @@ def expected_of_longest(lm: LanguageModel, mediators: Sequence[Mediator], shape:
     own = _own_places(mediators, shape)
     positions = sorted({shape.n_positions - n for n in lengths if n < first} | {shape.start, *own})
     noise = replace(probe_noise(lm), samples=1)
-    expected = _expectation(lm, noise, shape, mediators, Only(positions, layers), in_turn=True)
+    cells = _cells(lm, shape, mediators, Only(positions, layers), in_turn=True)
     n_tokens = sum(shape.n_positions - position for position in positions)
-    return replace(expected, only=Only(positions, _filling(lm, mediators, layers, n_tokens)))
+    walked = Only(positions, _filling(lm, mediators, layers, n_tokens))
+    return Asked(noise, shape, mediators, walked, cells)
 
 
 def _own_places(mediators: Sequence[Mediator], shape: Shape) -> set[int]:
@@ -146,49 +174,57 @@ def _made_up(lm: LanguageModel, n_positions: int, number: int) -> tuple[int, ...
     return tuple(1 + (first + stride * position) % n_ids for position in range(n_positions))
 
 
-def _expectation(
+def _cells(
     lm: LanguageModel,
-    noise: Noise,
     shape: Shape,
     mediators: Sequence[Mediator],
     only: Only,
     *,
     in_turn: bool = False,
-) -> Expected:
-    """Run the reference engine on some cells of two facts: many share a pass, if there is room.
+) -> list[list[Cell]]:
+    """Cells of two facts that are compared.
 
     Args:
         lm: the model.
-        noise: what corrupts.
         shape: of both facts.
         mediators: that restore or cut.
         only: which cells.
         in_turn: whether each cell is run on one of the facts alone, as on a chessboard, so that
             each of them still meets every layer and every place.
     """
-    cases = [_case(lm, shape, number) for number in (0, 1)]
     have = {mediator: lm.paths.layers_with(mediator.site, lm.n_layers) for mediator in mediators}
     squares = [
         (n_layer + n_place + n_head, Cell(mediator, layer, place, head))
         for mediator in mediators
         for n_layer, layer in enumerate(only.layers)
         if layer in have[mediator]
-        for n_place, place in enumerate(_places(mediator, cases[0], only.positions))
+        for n_place, place in enumerate(_places(mediator, shape, only.positions))
         for n_head, head in enumerate(_heads(lm, mediator, layer))
     ]
-    cells = [
-        [cell for square, cell in squares if not in_turn or square % 2 == case.index]
-        for case in cases
+    return [
+        [cell for square, cell in squares if not in_turn or square % 2 == number]
+        for number in (0, 1)
     ]
-    engine = ReferenceEngine(lm, noise, few_logits=True)
+
+
+def expectation(lm: LanguageModel, asked: Asked, seen: Seen) -> Expected:
+    """Run the reference engine on some cells of two facts: many share a pass, if there is room.
+
+    Args:
+        lm: the model.
+        asked: which cells.
+        seen: learns how many more are done.
+    """
+    cases = [_case(lm, asked.shape, number) for number in (0, 1)]
+    engine = ReferenceEngine(lm, asked.noise, few_logits=True)
     tokens = len(cases[0].forced_ids)
-    logits = shape.n_answer if engine.few_logits else tokens
+    logits = asked.shape.n_answer if engine.few_logits else tokens
     most = min(_TOKENS_TOGETHER // tokens, _LOGITS_TOGETHER // (lm.n_embeddings * logits))
     log_p = [
-        _log_p(engine, case, of_case, most // noise.samples)
-        for case, of_case in zip(cases, cells, strict=True)
+        _log_p(engine, case, of_case, most // asked.noise.samples, seen)
+        for case, of_case in zip(cases, asked.cells, strict=True)
     ]
-    return Expected(cases, noise, mediators, only, log_p)
+    return Expected(cases, asked.noise, asked.mediators, asked.walked, log_p)
 
 
 def _heads(lm: LanguageModel, mediator: Mediator, layer: int) -> list[int]:
@@ -196,27 +232,31 @@ def _heads(lm: LanguageModel, mediator: Mediator, layer: int) -> list[int]:
     return sorted({0, lm.n_heads(layer) - 1}) if mediator.has_heads else [0]
 
 
-def _places(mediator: Mediator, case: Case, positions: Collection[int]) -> list[Place]:
+def _places(mediator: Mediator, shape: Shape, positions: Collection[int]) -> list[Place]:
     """Positions where states are put; where edges are cut, some of their sources, and groups."""
-    places = mediator.places(case.span, len(case.input_ids))
+    places = mediator.places(_SPAN, shape.n_positions)
     if mediator.cuts:
         return sorted({*places[:2], *places[len(places) // 2 :]})
     return [place for place in positions if place in places]
 
 
 def _log_p(
-    engine: ReferenceEngine, case: Case, cells: Sequence[Cell], together: int
+    engine: ReferenceEngine, case: Case, cells: Sequence[Cell], together: int, seen: Seen
 ) -> dict[Cell, npt.NDArray[np.float64]]:
     together = max(1, together)
+    found = {}
     try:
-        found = dict(engine.cells(case, cells, together))
+        for cell, scores in engine.cells(case, cells, together):
+            found[cell] = scores["log_probability"]
+            seen(1)
     except Exception as error:
         if together == 1 or not is_out_of_memory(error):
             raise
     else:
-        return {cell: scores["log_probability"] for cell, scores in found.items()}
+        return found
+    seen(-len(found))
     release()  # here, where the error and the tensors that it holds are gone
-    return _log_p(engine, case, cells, together // 2)
+    return _log_p(engine, case, cells, together // 2, seen)
 
 
 def _case(lm: LanguageModel, shape: Shape, number: int) -> Case:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ktrace.errors import NoMemoryLeftError, NotReplayedError
 from ktrace.lm.memory import MORE_ROOM, is_out_of_memory, within_memory
 from ktrace.lm.model import LanguageModel
+from ktrace.lm.told import Told
 from ktrace.tracing.engine import Case, Scores, Use
 from ktrace.tracing.mediators import Cell
 from ktrace.tracing.suffix.engine import SuffixEngine
@@ -22,8 +23,10 @@ from ktrace.tracing.suffix.expected import (
     SAMPLES,
     SHORT,
     Expected,
-    expected_of_longest,
-    expected_of_short,
+    Seen,
+    asked_of_longest,
+    asked_of_short,
+    expectation,
     in_windows,
     longest_shape,
 )
@@ -45,16 +48,20 @@ def proven(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
         NoMemoryLeftError: nothing is proven either way.
     """
     longest = longest_shape(lm, use)
-    short = expected_of_short(lm, in_windows(use.mediators))
-    # A budget cuts walks, and packs, too: as large as they get, they are proven by a second round.
-    rounds = [(short, _walking_budget(short)), (short, None)]
+    asked = [asked_of_short(lm, in_windows(use.mediators))]
     if longest.n_positions + longest.n_answer > SHORT + 1:
-        rounds.append((expected_of_longest(lm, use.mediators, longest), None))
+        asked.append(asked_of_longest(lm, use.mediators, longest))
+    # Every cell is computed once, and compared; of the short prompt, in two rounds.
+    compared = sum(one.n_cells for one in (asked[0], *asked))
+    counted = _Counted(use.told, sum(one.n_cells for one in asked) + compared)
+    short, *others = [expectation(lm, one, counted.seen) for one in asked]
+    # A budget cuts walks, and packs, too: as large as they get, they are proven by a second round.
+    rounds = [(short, _walking_budget(short)), (short, None), *((one, None) for one in others)]
 
     def problem_with(*, packed: bool) -> str | None:
-        for expected, budget in rounds:
-            engine = SuffixEngine(lm, expected.noise, budget, packed=packed, limits=limits)
-            problem = _difference(engine, expected)
+        for one, budget in rounds:
+            engine = SuffixEngine(lm, one.noise, budget, packed=packed, limits=limits)
+            problem = _difference(engine, one, counted.seen)
             if problem is not None:
                 return problem
         return None
@@ -64,7 +71,20 @@ def proven(lm: LanguageModel, use: Use, limits: Limits) -> Verdict:
         against_packs = problem_with(packed=True)
         if against_packs is None:
             return Verdict(packed=True)
+        counted.total += compared
     return Verdict(problem_with(packed=False), against_packs=against_packs)
+
+
+class _Counted:
+    """Tells how many cells are done, of those that are known to be asked for."""
+
+    def __init__(self, told: Told, total: int) -> None:
+        self._told, self._done, self.total = told, 0, total
+
+    def seen(self, n_cells: int) -> None:
+        """So many more are done."""
+        self._done += n_cells
+        self._told(self._done, self.total)
 
 
 def _walking_budget(expected: Expected) -> int:
@@ -75,7 +95,7 @@ def _walking_budget(expected: Expected) -> int:
     return n_cases * max(recorded, SAMPLES * -(-cells // _WALKS))
 
 
-def _difference(engine: SuffixEngine, expected: Expected) -> str | None:
+def _difference(engine: SuffixEngine, expected: Expected, seen: Seen) -> str | None:
     """How an engine differs from what is expected; None where it agrees in every cell.
 
     Raises:
@@ -108,6 +128,7 @@ def _difference(engine: SuffixEngine, expected: Expected) -> str | None:
                     f"log p of {cell.mediator.key} at layer {cell.layer}{head}, position "
                     f"{cell.place} of {len(case.input_ids)} is off by {difference:.2g}"
                 )
+        seen(len(theirs))
     return None
 
 
