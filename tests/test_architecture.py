@@ -305,7 +305,6 @@ MANY_PARAMETERS = {
     "ktrace.analysis.analyze.analyze": "what a config asks of it; the room never sees a config",
     "ktrace.analysis.activations.load_activations": "the public face: which states, by name",
     "ktrace.analysis.compare.compare": "likewise, of several runs",
-    "ktrace.analysis.case.case_frame": "what its columns are made of, by name",
     "ktrace.api.trace": "the public face: what a person may ask about one prompt, by name",
 }
 
