@@ -10,7 +10,6 @@ is a (sample, layer, position) of a fact.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,10 @@ import pandas as pd
 import pyarrow as pa
 
 from ktrace.analysis.rows import rows
+from ktrace.analysis.run_folder import FolderPath, run_folders
 from ktrace.analysis.stored import Survey, batches, survey
 from ktrace.errors import KtraceError
-from ktrace.store import CleanRecord, RestoredRecord, RunFolders
+from ktrace.store import CleanRecord, RestoredRecord
 from ktrace.terms import METRICS, has_heads
 
 OF_FACT = ("relation_id", "subject", "prompt")
@@ -53,7 +53,7 @@ _SAMPLE, _LAYER, _HEAD, _PLACE = range(4)  # axes of a fact's scores
 
 
 def load_effects(
-    run_folder: str | Path,
+    run_folder: FolderPath,
     limit: int | None = None,
     metrics: Sequence[str] = METRICS,
     *,
@@ -67,6 +67,11 @@ def load_effects(
     their effect is `restored - clean`. Of cut edges `position` is the source; groups of sources,
     which have none, are in `knockout.csv`. All rows are in
     memory at once; `effects.parquet` holds the same ones for reading in pieces.
+
+    >>> effects = ktrace.load_effects("outputs/tiny/facts/gaussian-x3-n10-seed1", limit=3)
+    >>> effects["ie"] = effects["restored"] - effects["corrupted"]
+    >>> sorted(effects["mediator"].unique())
+    ['hidden', 'mlp-w3']
 
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.
@@ -82,8 +87,8 @@ def load_effects(
         has none; scores are float32, probabilities unitless in [0, 1].
 
     Raises:
-        KtraceError: the folder holds no restorations, or of some facts only; parts of different
-            settings, or a damaged part.
+        KtraceError: it is not a run's folder, or holds no restorations, or of some facts only;
+            parts of different settings, or a damaged part.
     """
     tables = list(stored_tables(run_folder, limit, metrics, partial=partial))
     table = pa.concat_tables(tables).unify_dictionaries()
@@ -93,7 +98,7 @@ def load_effects(
 
 
 def stored_tables(
-    run_folder: str | Path,
+    run_folder: FolderPath,
     limit: int | None = None,
     metrics: Sequence[str] = METRICS,
     *,
@@ -107,10 +112,10 @@ def stored_tables(
 
 
 def complete_mediators(
-    run_folder: str | Path, limit: int | None, metrics: Sequence[str], *, partial: bool
+    run_folder: FolderPath, limit: int | None, metrics: Sequence[str], *, partial: bool
 ) -> tuple[Survey, list[str]]:
     """A run and the mediators whose scores can be read; see `load_effects`."""
-    folders = RunFolders(Path(run_folder).resolve())
+    folders = run_folders(run_folder)
     if not folders.mediator_keys():
         raise KtraceError(f"{run_folder} holds no restorations: run stage=restore or stage=all")
     unknown = [metric for metric in metrics if metric not in METRICS]

@@ -15,7 +15,7 @@ from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import fact_heatmap
 from ktrace.analysis.figures.look import Prompt, chosen_look
 from ktrace.analysis.figures.style import shown_by_jupyter
-from ktrace.analysis.html import image, paragraph, quoted
+from ktrace.analysis.html import image
 from ktrace.analysis.rows import rows
 from ktrace.analysis.strongest import strongest_heads
 from ktrace.analysis.tokens import abridged
@@ -102,7 +102,7 @@ class TraceDifference:
         return f"<TraceDifference by {self.by}: {self.title}; at most {most:.3f} in probability>"
 
     def _repr_html_(self) -> str:
-        return paragraph(quoted(self.title)) + image(self.plot(), "difference of two traces")
+        return image(self.plot(), self.title)
 
     def to_frame(self) -> "pd.DataFrame":
         """Both effects and their difference, in every metric.
@@ -243,11 +243,13 @@ def _title(left: Side, right: Side) -> str:
     """What is the same, then what differs."""
     differing = [name for name, text in left.told.items() if right.told[name] != text]
     same = [left.told[name] for name in ("model", "mediator") if name not in differing]
-    sides = [
-        ", ".join(abridged(side.told[name], _MOST_LETTERS) for name in differing) or "itself"
-        for side in (left, right)
-    ]
+    sides = (", ".join(_named(side, name) for name in differing) for side in (left, right))
     return f"{', '.join(same)}: {' minus '.join(sides)}".removeprefix(": ")
+
+
+def _named(side: Side, name: str) -> str:
+    text = side.told[name]
+    return repr(abridged(text, _MOST_LETTERS)) if name == "prompt" else text
 
 
 def require_metric(metric: str) -> None:

@@ -36,11 +36,11 @@ class Trace:
     `kl` (nats).
 
     >>> model = ktrace.load_model("tiny")
-    >>> trace = ktrace.trace(model, "The capital city of Ghana is called", "Ghana")
+    >>> trace = ktrace.trace(model, "The seed drill was invented by", "seed drill")
     >>> trace.answer, trace.tokens[trace.span.start : trace.span.stop]
-    (' Acc', (' Ghana',))
+    (' Jeth', ('seed', 'drill'))
     >>> trace.indirect_effect().shape  # layers, positions
-    (6, 9)
+    (6, 7)
 
     Attributes:
         model: name of the model.
@@ -151,7 +151,8 @@ class Trace:
         `known_id` and `prompt`. Where a `groupby` is to do so by `known_id` alone, give each prompt
         one of its own.
 
-        >>> trace = ktrace.trace(ktrace.load_model("tiny"), "Ghana's capital is called", "Ghana")
+        >>> model = ktrace.load_model("tiny")
+        >>> trace = ktrace.trace(model, "The seed drill was invented by", "seed drill")
         >>> frame = trace.to_frame()
         >>> list(frame.columns[:7])
         ['model', 'known_id', 'mediator', 'metric', 'sample', 'layer', 'position']
@@ -167,10 +168,10 @@ class Trace:
         It needs no network, and several on one page keep out of each other's way, as each is a
         frame of its own. `IPython.display.HTML(trace.to_html())` shows it in a notebook.
 
-        >>> trace = ktrace.trace(ktrace.load_model("tiny"), "Ghana's capital is called", "Ghana")
-        >>> page = trace.to_html(metric="logit")
-        >>> page[:19], "http" in page
-        ('<div><iframe title=', False)
+        >>> model = ktrace.load_model("tiny")
+        >>> trace = ktrace.trace(model, "The seed drill was invented by", "seed drill")
+        >>> trace.to_html(metric="logit")[:19]
+        '<div><iframe title='
 
         Args:
             metric: that is shown first; the others can be chosen.
@@ -194,8 +195,8 @@ class Trace:
         averaged first.
 
         >>> model = ktrace.load_model("tiny")
-        >>> prompt, subject = "The capital city of Ghana is called", "Ghana"
-        >>> whole = ktrace.trace(model, prompt, subject, "hidden")
+        >>> prompt, subject = "The seed drill was invented by", "seed drill"
+        >>> whole = ktrace.trace(model, prompt, subject)
         >>> severed = ktrace.trace(model, prompt, subject, "hidden_mlp_severed")
         >>> apart = whole.compare(severed)
         >>> apart.by, list(apart.to_frame().columns[-3:])
@@ -227,8 +228,9 @@ class Trace:
 
         Positions that were not traced stay grey; of a knockout, tokens are sources.
 
-        >>> trace = ktrace.trace(ktrace.load_model("tiny"), "Ghana's capital is called", "Ghana")
-        >>> trace.plot(metric="logit").savefig("ghana.png")
+        >>> model = ktrace.load_model("tiny")
+        >>> trace = ktrace.trace(model, "The seed drill was invented by", "seed drill")
+        >>> trace.plot(metric="logit").savefig("drill.png")
 
         Args:
             metric: of the effect.

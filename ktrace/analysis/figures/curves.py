@@ -84,6 +84,9 @@ def role_lines(
 def plot_lines(averages: pd.DataFrame, metric: str = METRICS[0], *, title: str = "") -> Figure:
     """Averages over layers as lines with their intervals: a panel a mediator, a line a role.
 
+    >>> averages = ktrace.average("outputs/tiny/facts/gaussian-x3-n10-seed1", metric="logit")
+    >>> ktrace.plot_lines(averages, metric="logit").savefig("lines.png")
+
     Args:
         averages: what `ktrace.average` gives by `mediator, role, layer`.
         metric: that of the averages; it names the y axis.

@@ -15,7 +15,7 @@ from ktrace.analysis.report.data import ReportedFact, ReportedRun, means_of, pag
 
 _MOST_BYTES = 25_000_000  # as of a report
 # Pixels: of a token's row in the heatmap, and of all that stands around these.
-_ROW, _AROUND = 22, 640
+_ROW, _AROUND = 22, 560
 
 
 def embedded_heatmap(case: TracedCase, look: Look) -> str:
@@ -45,8 +45,10 @@ def embedded_heatmap(case: TracedCase, look: Look) -> str:
     )
     height = _AROUND + _ROW * len(clean.tokens)
     # Scripts run in the frame, which is a stranger to the page around it.
-    return (
+    element = (
         f'<div><iframe title="{html.escape(f"{model}: {key}")}" loading="lazy" '
         f'sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(page)}" '
         f'style="width:100%;height:{height}px;border:0"></iframe></div>'
     )
+    # Whatever the encoding of the page that it is put into.
+    return element.encode("ascii", "xmlcharrefreplace").decode("ascii")
