@@ -14,8 +14,9 @@ from ktrace.analysis.report.cells import cells_at_tokens, pack_cells, subject_pe
 from ktrace.analysis.report.data import ReportedFact, ReportedRun, means_of, page_data
 
 _MOST_BYTES = 25_000_000  # as of a report
-# Pixels: of a token's row in the heatmap, and of all that stands around these.
-_ROW, _AROUND = 22, 560
+# Pixels: of a token's row in the heatmap, of a line of the prompt, and of all that stands around.
+_ROW, _LINE, _AROUND = 22, 22, 600
+_LETTERS = 60  # of the prompt in a line, on a narrow page
 
 
 def embedded_heatmap(case: TracedCase, look: Look) -> str:
@@ -43,7 +44,7 @@ def embedded_heatmap(case: TracedCase, look: Look) -> str:
         data=as_json(page_data(run, look.metric, look.palette, packed.shown(1))),
         cells=cell_elements(packed),
     )
-    height = _AROUND + _ROW * len(clean.tokens)
+    height = _AROUND + _ROW * len(clean.tokens) + _LINE * (len(clean.prompt) // _LETTERS)
     # Scripts run in the frame, which is a stranger to the page around it.
     element = (
         f'<div><iframe title="{html.escape(f"{model}: {key}")}" loading="lazy" '
