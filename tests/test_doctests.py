@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 from collections.abc import Iterator
 from functools import cache
 
@@ -10,6 +11,7 @@ import pytest
 import ktrace
 from ktrace.config.compose import composed
 from ktrace.pipeline.run import run
+from tests.support.places import ROOT
 from tests.support.proof import skip_proof
 
 # The names that examples find, beside those that they make themselves: none but the package.
@@ -65,6 +67,15 @@ def test_examples_give_what_they_show(name: str) -> None:
     found = runner.run(EXAMPLES[name], out=told.append, clear_globs=False)
     assert found.attempted > 0
     assert found.failed == 0, "".join(told)
+
+
+@pytest.mark.usefixtures("beside_a_run")
+@pytest.mark.parametrize("document", ["README.md", "docs/outputs.md"])
+def test_what_documents_show_from_python_runs(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8").split("\n## From Python\n")[1]
+    names: dict[str, object] = {}
+    exec(re.findall(r"```python\n(.+?)```", text, re.DOTALL)[0], names)
+    assert isinstance(names["run"], ktrace.Run)
 
 
 def test_every_public_name_has_an_example() -> None:
