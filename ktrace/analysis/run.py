@@ -11,7 +11,7 @@ from ktrace.analysis.activations import Activations, load_activations
 from ktrace.analysis.average import POOLS, average
 from ktrace.analysis.candidates import candidate_table
 from ktrace.analysis.effects import load_effects
-from ktrace.analysis.html import image, table
+from ktrace.analysis.notebook import image, table
 from ktrace.analysis.run_folder import FolderPath, run_folders
 from ktrace.errors import KtraceError
 from ktrace.files import read_regular

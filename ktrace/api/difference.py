@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import fact_heatmap
 from ktrace.analysis.figures.look import Prompt, chosen_look
 from ktrace.analysis.figures.style import shown_by_jupyter
-from ktrace.analysis.html import image
+from ktrace.analysis.notebook import image
 from ktrace.analysis.rows import rows
 from ktrace.analysis.strongest import strongest_heads
 from ktrace.analysis.tokens import abridged
@@ -24,7 +25,6 @@ from ktrace.facts import Span
 from ktrace.terms import METRICS, has_heads
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -104,7 +104,7 @@ class TraceDifference:
     def _repr_html_(self) -> str:
         return image(self.plot(), self.title)
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """Both effects and their difference, in every metric.
 
         Returns:
@@ -112,8 +112,6 @@ class TraceDifference:
             layer, position, role, token, other_token, left, right, difference`, or `metric, layer,
             role, left, right, difference`. Where one of the two was not traced there is no row.
         """
-        import pandas as pd
-
         frames = []
         for metric in METRICS:
             axes = np.indices(self.left[metric].shape, dtype=np.int16)

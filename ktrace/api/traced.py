@@ -11,7 +11,7 @@ from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import fact_heatmap
 from ktrace.analysis.figures.look import Prompt, chosen_look
 from ktrace.analysis.figures.style import shown_by_jupyter
-from ktrace.analysis.html import image, paragraph, quoted
+from ktrace.analysis.notebook import image, paragraph, quoted
 from ktrace.analysis.report import embedded_heatmap
 from ktrace.analysis.strongest import strongest_heads
 from ktrace.analysis.tokens import abridged

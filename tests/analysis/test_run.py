@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -47,6 +48,10 @@ def test_what_a_run_gives_is_what_the_functions_give(folder: Path, run: ktrace.R
     expected = ktrace.load_activations(folder, "mlp", 1, "last")
     assert (states == expected.states).all()
     assert known_ids.tolist() == expected.known_ids.tolist()
+    # Numbers as they come out of arrays.
+    one, _ = run.activations("mlp", np.int64(1), "last", known_id=known_ids[0])
+    assert (one == states[:1]).all()
+    assert run.effects(limit=np.int64(1))["known_id"].nunique() == 1
     table = pd.read_csv(folder / "analysis" / "candidates.csv", keep_default_na=False)
     found = run.candidates()
     assert list(found.columns) == list(table.columns)

@@ -99,7 +99,8 @@ def plot_lines(averages: pd.DataFrame, metric: str = METRICS[0], *, title: str =
         KtraceError: a column is missing, or there is no row.
     """
     needed = ("mediator", "role", "layer", "aie", "ci_low", "ci_high")
-    lacking = [name for name in needed if name not in averages.columns]
+    columns = averages.columns if isinstance(averages, pd.DataFrame) else ()
+    lacking = [name for name in needed if name not in columns]
     if lacking or averages.empty:
         what = f"lacks {', '.join(lacking)}" if lacking else "has no row"
         raise KtraceError(
