@@ -141,7 +141,8 @@ def test_what_data_say_stays_text(shown: Chrome) -> None:
             assert "<b>bold</b>" in {token.rstrip("*") for token in tokens}
             assert run(shown, "document.querySelectorAll('#prompt script, svg b, img').length") == 0
             # A stranger to the page around it.
-            assert run(shown, "window.origin") == "null"
+            reach = "try { return parent.document.title; } catch { return 'no'; }"
+            assert run(shown, f"(() => {{ {reach} }})()") == "no"
     assert shown.title != "taken"
 
 
