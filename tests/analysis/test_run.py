@@ -98,13 +98,15 @@ def test_names_of_folders_cannot_act_in_a_notebook(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused_with_those_that_are_near(folder: Path, name: str) -> None:
     if name == "to_xarray":
         pytest.importorskip("xarray")
-    root = folder.parents[2]
+    root, states = folder.parents[2], folder.parent / "activations" / "corrupted"
+    states.mkdir(exist_ok=True)  # beside those of the clean runs
     own = "toy/made-up/gaussian-x3-n2-seed1"
     refused = {
         root: f"{root} is not the folder of a run, .*; below {root} there are {own}$",
         root / "toy": r"toy is not the folder of a run, .* made-up/gaussian-x3-n2-seed1$",
         folder.parent: r"made-up is not the folder of a run, .* are gaussian-x3-n2-seed1$",
         folder.parent / "clean": r"clean is not the folder of a run.*; there is none below ",
+        states: r"corrupted is not the folder of a run, .*; there is none below ",
         folder / "analysis": rf"analysis is not the folder of a run.*this one is {folder}$",
         folder / "analysis" / "aie.csv": rf"aie\.csv is a file: .*this one is {folder}$",
         folder.parent / "seed2": r"seed2 does not exist: .*<noise>; below .*made-up there are gau",
