@@ -5,6 +5,7 @@
     trace = ktrace.trace(model, prompt, subject)    every layer and position of one prompt
     ktrace.trace_many(model, facts)                 the frame of many facts, without a store
     trace.plot(); trace.to_frame()                  a figure; a pandas frame
+    ktrace.Run(run_folder)                          a stored run: its effects, averages, figures
     ktrace.load_effects(run_folder)                 the frame of a stored run, without torch
     ktrace.average(frame_or_folder, by=...)         averages with their intervals
     ktrace.plot_lines(averages)                     those of ktrace.average as lines over layers
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ktrace.analysis.average import average
     from ktrace.analysis.effects import load_effects
     from ktrace.analysis.figures.curves import plot_lines
+    from ktrace.analysis.run import Run
     from ktrace.analysis.xarray_view import to_xarray
     from ktrace.api.load import load_model
     from ktrace.api.many import trace_many
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "KtraceError": "ktrace.errors",
+    "Run": "ktrace.analysis.run",
     "Trace": "ktrace.api.traced",
     "average": "ktrace.analysis.average",
     "load_activations": "ktrace.analysis.activations",
@@ -48,6 +51,7 @@ _HOMES = {
 
 __all__ = [
     "KtraceError",
+    "Run",
     "Trace",
     "average",
     "load_activations",

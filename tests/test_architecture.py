@@ -306,7 +306,6 @@ MANY_PARAMETERS = {
     "ktrace.analysis.averaged_run.average_run": "likewise, of what any analysis begins with",
     "ktrace.analysis.activations.load_activations": "the public face: which states, by name",
     "ktrace.analysis.compare.compare": "likewise, of several runs",
-    "ktrace.analysis.case.case_frame": "what its columns are made of, by name",
     "ktrace.api.many.trace_many": "the public face: what a person may ask about facts, by name",
     "ktrace.api.trace.trace": "likewise, about one prompt",
 }

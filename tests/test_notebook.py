@@ -103,8 +103,8 @@ def test_the_stored_outputs_are_those_of_the_cells(ran: list[tuple[str, Any]]) -
 
 def test_what_is_shown_is_what_the_text_says(ran: list[tuple[str, Any]]) -> None:
     values = [value for _, value in ran if value is not None]
-    figure, by_role, at_last, other_figure, many, probed = values
-    for drawn in (figure, other_figure):
+    figure, by_role, at_last, severed, other_figure, many, probed = values
+    for drawn in (figure, severed, other_figure):
         assert drawn._repr_png_().startswith(b"\x89PNG")
     assert list(by_role.columns) == list(range(6))
     # "The subject's tokens matter in the first layers, the last token in the later ones."

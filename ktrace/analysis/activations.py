@@ -7,12 +7,12 @@ facts; n_samples, those that are stored; d_model, features of a state.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ktrace.analysis.run_folder import FolderPath, run_folders
 from ktrace.analysis.stored import expected_facts
 from ktrace.errors import KtraceError
 from ktrace.store import RunFolders, StatesRecord, Store
@@ -34,7 +34,7 @@ class Activations(NamedTuple):
 
 
 def load_activations(
-    run_folder: str | Path,
+    run_folder: FolderPath,
     site: str,
     layer: int,
     role: str | None = None,
@@ -44,6 +44,11 @@ def load_activations(
     partial: bool = False,
 ) -> Activations:
     """States of the clean or corrupted runs, of all facts at once or of one.
+
+    >>> run = "outputs/tiny/facts/gaussian-x3-n10-seed1"
+    >>> states, known_ids = ktrace.load_activations(run, "hidden", layer=4, role="last_subject")
+    >>> states.shape, known_ids.shape
+    ((12, 128), (12,))
 
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.
@@ -56,12 +61,15 @@ def load_activations(
         known_id: of the only fact that is wanted.
         partial: whether to take what is there of an unfinished run.
 
+    Returns:
+        The states, and of which fact each is.
+
     Raises:
         KtraceError: no such states are stored, with the key `activations.*` that stores them; or an
-            unfinished run, unless `partial` is set; or a damaged part.
+            unfinished run, unless `partial` is set; or a damaged part; or not a run's folder.
     """
     _require_known(site, role, run_kind)
-    folders = RunFolders(Path(run_folder).resolve())
+    folders = run_folders(run_folder)
     asked = _Asked(folders.activations(run_kind), run_kind, site, layer, role)
     asked.require_stored()
     # Which rows there are is read first: states go to their places one part after another.

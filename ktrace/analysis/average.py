@@ -4,7 +4,6 @@ The estimator is that of the analysis stage: both are `cell_table` of `averages`
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,9 @@ from ktrace.analysis.intervals import (
     averages,
 )
 from ktrace.analysis.per_fact import pooling
+from ktrace.analysis.run_folder import FolderPath
 from ktrace.errors import KtraceError
-from ktrace.terms import CLUSTERS, METRICS, changes_clean_run
+from ktrace.terms import CLUSTERS, METRICS, changes_clean_run, has_heads
 
 POOLS = ("facts", "positions")
 # What tells the effects of one fact apart, beside the noise samples, which are averaged first.
@@ -31,7 +31,7 @@ _DETAIL = ["ci_over", "ci_note"]
 
 
 def average(
-    frame_or_folder: pd.DataFrame | str | Path,
+    frame_or_folder: pd.DataFrame | FolderPath,
     by: Sequence[str] = ("mediator", "role", "layer"),
     metric: str = METRICS[0],
     cluster: str | None = CLUSTERS[0],
@@ -42,6 +42,11 @@ def average(
     """Average indirect effects with their 95 % intervals.
 
     Noise samples are averaged first, then what a fact has in one group of `by`, then facts.
+
+    >>> run = "outputs/tiny/facts/gaussian-x3-n10-seed1"
+    >>> averages = ktrace.average(run, by=["mediator", "role"])
+    >>> sorted(averages["mediator"].unique())
+    ['hidden', 'mlp-w3']
 
     Args:
         frame_or_folder: in the columns of `load_effects`, of which `known_id, corrupted, restored`
@@ -63,13 +68,15 @@ def average(
         default `by`, these are the numbers of `aie.csv`.
 
     Raises:
-        KtraceError: an unknown metric, pool or column, or no effects; what `load_effects` raises.
+        KtraceError: an unknown metric, pool or column, or no effects; a frame of several models, or
+            of several runs of one, that `by` does not tell apart; what `load_effects` raises.
     """
     for name, value, known in (("metric", metric, METRICS), ("pool", pool, POOLS)):
         if value not in known:
             raise KtraceError(f"{name}={value!r} is unknown: choose from {', '.join(known)}")
     if isinstance(frame_or_folder, pd.DataFrame):
         _require(frame_or_folder, by, cluster)
+        _require_once(frame_or_folder, by, metric)
         pieces: Iterator[pd.DataFrame] = iter([frame_or_folder])
     else:
         pieces = (table.to_pandas() for table in stored_tables(frame_or_folder, metrics=[metric]))
@@ -88,6 +95,34 @@ def _require(frame: pd.DataFrame, by: Sequence[str], cluster: str | None) -> Non
     lacking = [name for name in wanted if name not in frame.columns]
     if lacking:
         raise KtraceError(f"the frame has no column {lacking[0]!r}: {', '.join(frame.columns)}")
+
+
+def _require_once(frame: pd.DataFrame, by: Sequence[str], metric: str) -> None:
+    """Refuse what would be averaged without a word: several models, and rows that come twice."""
+    if "model" in frame.columns and "model" not in by:
+        models = frame["model"].dropna().unique().tolist()
+        if len(models) > 1:
+            raise KtraceError(
+                f"the frame holds the models {', '.join(map(str, models))}: add 'model' to by, or "
+                "average one of them"
+            )
+    told = ["known_id", "prompt", "mediator", "sample", "layer", "head", "position"]
+    if not set(told) - {"prompt", "head"} <= set(frame.columns):
+        return
+    if "metric" in frame.columns:
+        frame = frame[frame["metric"] == metric]
+    cell = [name for name in dict.fromkeys((*told, *by)) if name in frame.columns]
+    again = frame.duplicated(cell)
+    # Without the column `head`, those of a layer look alike.
+    if "head" not in frame.columns:
+        again &= ~frame["mediator"].map(lambda key: has_heads(str(key))).astype(bool)
+    if again.any():
+        first = frame.iloc[int(np.argmax(again.to_numpy()))]
+        raise KtraceError(
+            f"the frame has known_id={first['known_id']} twice at layer {first['layer']}, position "
+            f"{first['position']}, sample {first['sample']} of {first['mediator']}: give every "
+            "fact a known_id of its own, or add to by what tells the runs apart"
+        )
 
 
 def _is_noised(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,6 @@ is a (sample, layer, position) of a fact.
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,9 +18,10 @@ import pandas as pd
 import pyarrow as pa
 
 from ktrace.analysis.rows import rows
+from ktrace.analysis.run_folder import FolderPath, run_folders
 from ktrace.analysis.stored import Survey, batches, survey
 from ktrace.errors import KtraceError
-from ktrace.store import RestoredRecord, RunFolders
+from ktrace.store import RestoredRecord
 from ktrace.store.records import Scores
 from ktrace.terms import METRICS, has_heads
 
@@ -88,7 +88,7 @@ class Found(Protocol):
 
 
 def load_effects(
-    run_folder: str | Path,
+    run_folder: FolderPath,
     limit: int | None = None,
     metrics: Sequence[str] = METRICS,
     *,
@@ -102,6 +102,11 @@ def load_effects(
     their effect is `restored - clean`. Of cut edges `position` is the source; groups of sources,
     which have none, are in `knockout.csv`. All rows are in
     memory at once; `effects.parquet` holds the same ones for reading in pieces.
+
+    >>> effects = ktrace.load_effects("outputs/tiny/facts/gaussian-x3-n10-seed1", limit=3)
+    >>> effects["ie"] = effects["restored"] - effects["corrupted"]
+    >>> sorted(effects["mediator"].unique())
+    ['hidden', 'mlp-w3']
 
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.
@@ -117,8 +122,8 @@ def load_effects(
         has none; scores are float32, probabilities unitless in [0, 1].
 
     Raises:
-        KtraceError: the folder holds no restorations, or of some facts only; parts of different
-            settings, or a damaged part.
+        KtraceError: it is not a run's folder, or holds no restorations, or of some facts only;
+            parts of different settings, or a damaged part.
     """
     return frame_of(stored_tables(run_folder, limit, metrics, partial=partial))
 
@@ -132,7 +137,7 @@ def frame_of(tables: Iterable[pa.Table]) -> pd.DataFrame:
 
 
 def stored_tables(
-    run_folder: str | Path,
+    run_folder: FolderPath,
     limit: int | None = None,
     metrics: Sequence[str] = METRICS,
     *,
@@ -146,10 +151,10 @@ def stored_tables(
 
 
 def complete_mediators(
-    run_folder: str | Path, limit: int | None, metrics: Sequence[str], *, partial: bool
+    run_folder: FolderPath, limit: int | None, metrics: Sequence[str], *, partial: bool
 ) -> tuple[Survey, list[str]]:
     """A run and the mediators whose scores can be read; see `load_effects`."""
-    folders = RunFolders(Path(run_folder).resolve())
+    folders = run_folders(run_folder)
     if not folders.mediator_keys():
         raise KtraceError(f"{run_folder} holds no restorations: run stage=restore or stage=all")
     unknown = [metric for metric in metrics if metric not in METRICS]

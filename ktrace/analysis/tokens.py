@@ -24,6 +24,12 @@ def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def abridged(text: str, most: int = 60) -> str:
+    """A text without its middle where it is longer than `most` characters: both ends tell it."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[: half - 1]}…{text[-half:]}"
+
+
 def _shown(character: str) -> str:
     if character in _SIGNS:
         return _SIGNS[character]

@@ -1,12 +1,12 @@
 """A run's scores as labelled arrays, for those who compute with xarray (an extra)."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ktrace.analysis.effects import complete_mediators
+from ktrace.analysis.run_folder import FolderPath
 from ktrace.analysis.stored import batches
 from ktrace.errors import KtraceError
 from ktrace.terms import METRICS, has_heads
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def to_xarray(
-    run_folder: str | Path,
+    run_folder: FolderPath,
     metric: str = METRICS[0],
     limit: int | None = None,
     *,
@@ -28,6 +28,11 @@ def to_xarray(
     memory at once. `found["hidden"] - found["corrupted"]` are the indirect effects of `hidden`,
     `found["hidden-noise"] - found["clean"]` those of a mediator that noises, and
     `found["hidden"].to_dataframe()` is a frame again. Needs xarray: `pip install 'ktrace[xarray]'`.
+
+    >>> found = ktrace.to_xarray("outputs/tiny/facts/gaussian-x3-n10-seed1", limit=2)
+    >>> effects = found["hidden"] - found["corrupted"]
+    >>> effects.mean("sample").dims
+    ('fact', 'layer', 'position')
 
     Args:
         run_folder: `outputs/<model>/<dataset>/<noise>`.

@@ -1,4 +1,4 @@
-"""One prompt, traced: its scores, as a frame and as a heatmap."""
+"""One prompt, traced: its scores, as a frame, as a heatmap and beside another."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ktrace.analysis.case import case_frame
+from ktrace.analysis.case import TracedCase
 from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import fact_heatmap
 from ktrace.analysis.figures.look import Prompt, chosen_look
 from ktrace.analysis.figures.style import shown_by_jupyter
+from ktrace.analysis.notebook import image, paragraph, quoted
+from ktrace.analysis.report import embedded_heatmap
 from ktrace.analysis.strongest import strongest_heads
+from ktrace.analysis.tokens import abridged
+from ktrace.api.difference import Side, TraceDifference, difference_of, require_metric
 from ktrace.errors import KtraceError
 from ktrace.facts import Span
 from ktrace.terms import METRICS, changes_clean_run, has_heads
@@ -23,13 +27,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """One prompt traced with one mediator.
 
     Axes are (sample, layer, position), with heads (sample, layer, head, position). Scores are by
     metric: `probability` (unitless, in [0, 1]), `log_probability`, `logit`, `logit_difference`,
     `kl` (nats).
+
+    >>> model = ktrace.load_model("tiny")
+    >>> trace = ktrace.trace(model, "The seed drill was invented by", "seed drill")
+    >>> trace.answer, trace.tokens[trace.span.start : trace.span.stop]
+    (' Jeth', ('seed', 'drill'))
+    >>> trace.indirect_effect().shape  # layers, positions
+    (6, 7)
 
     Attributes:
         model: name of the model.
@@ -58,7 +69,7 @@ class Trace:
         of_groups: scores of these, `(n_samples, n_layers, n_groups)`.
         also: other right answers, as text: probabilities are of all of them together.
         corrupted_prompt: what the corrupted run read, where that was another prompt.
-        known_id: the prompt's number in frames.
+        known_id: the fact's own number in `to_frame`.
     """
 
     model: str
@@ -86,6 +97,20 @@ class Trace:
     corrupted_prompt: str = ""
     known_id: int = 0
 
+    def __repr__(self) -> str:
+        return (
+            f"<Trace of {self.model} by {self.mediator}: {abridged(self.prompt)!r} gives "
+            f"{self.answer!r} with p {self.p_clean:.3f} clean, {self.p_corrupted.mean():.3f} "
+            "corrupted>"
+        )
+
+    def _repr_html_(self) -> str:
+        told = (
+            f"{quoted(self.prompt)} gives {quoted(self.answer)}; corrupted was "
+            f"{quoted(self.subject or self.corrupted_prompt)}."
+        )
+        return paragraph(told) + image(self.plot(), f"{self.model}, {self.mediator}")
+
     @property
     def p_clean(self) -> float:
         """Probability of the answer in the clean run."""
@@ -104,32 +129,91 @@ class Trace:
     def indirect_effect(self, metric: str = "probability") -> npt.NDArray[np.float64]:
         """Restored minus corrupted (noised or cut: minus clean), the mean over samples.
 
+        Args:
+            metric: of the scores.
+
         Returns:
             `(n_layers, n_positions)`, of heads `(n_layers, n_heads, n_positions)`.
 
         Raises:
             KtraceError: unknown metric.
         """
-        _require_metric(metric)
+        require_metric(metric)
         base = self.clean if changes_clean_run(self.mediator) else self.corrupted
         scores = self.restored[metric]
         effect = scores - base[metric].reshape(-1, *[1] * (scores.ndim - 1))
         return np.asarray(effect.mean(axis=0))
 
     def to_frame(self) -> "pd.DataFrame":
-        """Every score, in the columns of `ktrace.load_effects`; `known_id` is 0."""
-        return case_frame(
-            model=self.model,
-            mediator=self.mediator,
-            prompt=self.prompt,
-            subject=self.subject,
-            tokens=self.tokens,
-            roles=self.roles,
-            positions=self.positions,
-            clean=self.clean,
-            corrupted=self.corrupted,
-            restored=self.restored,
-        )
+        """Every score, in the columns of `ktrace.load_effects`.
+
+        Frames of several prompts can be put together: `ktrace.average` tells facts apart by
+        `known_id` and `prompt`. Where a `groupby` is to do so by `known_id` alone, give each prompt
+        one of its own.
+
+        >>> model = ktrace.load_model("tiny")
+        >>> trace = ktrace.trace(model, "The seed drill was invented by", "seed drill")
+        >>> frame = trace.to_frame()
+        >>> list(frame.columns[:7])
+        ['model', 'known_id', 'mediator', 'metric', 'sample', 'layer', 'position']
+
+        Returns:
+            A row for each metric, sample, layer and position, and head of those that have.
+        """
+        return self._case().frame()
+
+    def to_html(self, metric: str = "probability", *, palette: str = "shared") -> str:
+        """The report's interactive heatmap of this prompt, to put into any page.
+
+        It needs no network, and several on one page keep out of each other's way, as each is a
+        frame of its own. `IPython.display.HTML(trace.to_html())` shows it in a notebook.
+
+        >>> model = ktrace.load_model("tiny")
+        >>> trace = ktrace.trace(model, "The seed drill was invented by", "seed drill")
+        >>> trace.to_html(metric="logit")[:19]
+        '<div><iframe title='
+
+        Args:
+            metric: that is shown first; the others can be chosen.
+            palette: as in `plot`.
+
+        Returns:
+            An element of HTML, some 100 kB. Of heads it shows the strongest of each layer and
+            position.
+
+        Raises:
+            KtraceError: unknown metric or palette.
+        """
+        require_metric(metric)
+        look = chosen_look(metric, palette, None)
+        return embedded_heatmap(self._case(), look)
+
+    def compare(self, other: "Trace", by: str | None = None) -> TraceDifference:
+        """The effects of this trace minus those of another: `.to_frame()`, `.plot()`.
+
+        Of one prompt by two mediators, noises or models, or of two prompts. Noise samples are
+        averaged first.
+
+        >>> model = ktrace.load_model("tiny")
+        >>> prompt, subject = "The seed drill was invented by", "seed drill"
+        >>> whole = ktrace.trace(model, prompt, subject)
+        >>> severed = ktrace.trace(model, prompt, subject, "hidden_mlp_severed")
+        >>> apart = whole.compare(severed)
+        >>> apart.by, list(apart.to_frame().columns[-3:])
+        ('position', ['left', 'right', 'difference'])
+
+        Args:
+            other: of a model with as many layers.
+            by: `position`, which takes prompts of the same roles at the same positions; or `role`,
+                where positions of a role are averaged first. None for positions where they match,
+                else for roles.
+
+        Raises:
+            KtraceError: what cannot be compared, and why.
+        """
+        if not isinstance(other, Trace):
+            raise KtraceError(f"other={other!r:.60} is no trace: give what ktrace.trace returns")
+        return difference_of(self._side(), other._side(), by)
 
     def plot(
         self,
@@ -143,6 +227,10 @@ class Trace:
         """A heatmap of the indirect effect: tokens down, layers across, subject marked with `*`.
 
         Positions that were not traced stay grey; of a knockout, tokens are sources.
+
+        >>> model = ktrace.load_model("tiny")
+        >>> trace = ktrace.trace(model, "The seed drill was invented by", "seed drill")
+        >>> trace.plot(metric="logit").savefig("drill.png")
 
         Args:
             metric: of the effect.
@@ -176,6 +264,33 @@ class Trace:
         use_installed_fonts(figure)
         return figure if ax is not None else shown_by_jupyter(figure)
 
+    def _side(self) -> Side:
+        told = {name: str(getattr(self, name)) for name in ("model", "mediator", "noise", "prompt")}
+        at_tokens = {}
+        for metric in METRICS:
+            effects = self.indirect_effect(metric)
+            found = np.full((*effects.shape[:-1], len(self.tokens)), np.nan)
+            found[..., list(self.positions)] = effects
+            at_tokens[metric] = found
+        return Side(told, self.mediator, self.tokens, self.roles, self.span, at_tokens)
+
+    def _case(self) -> TracedCase:
+        return TracedCase(
+            model=self.model,
+            mediator=self.mediator,
+            known_id=self.known_id,
+            prompt=self.prompt,
+            subject=self.subject,
+            answers=(self.answer, *self.also),
+            tokens=self.tokens,
+            roles=self.roles,
+            span=self.span,
+            positions=self.positions,
+            clean=self.clean,
+            corrupted=self.corrupted,
+            restored=self.restored,
+        )
+
     def _at_tokens(self, metric: str, head: int | None) -> npt.NDArray[np.float64]:
         """Effects of one head in each layer, `(n_layers, n_tokens)`; NaN where none was traced."""
         effects = self.indirect_effect(metric)
@@ -190,8 +305,3 @@ class Trace:
         found = np.full((len(effects), len(self.tokens)), np.nan)
         found[:, list(self.positions)] = effects
         return found
-
-
-def _require_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise KtraceError(f"metric={metric!r} is unknown: choose from {', '.join(METRICS)}")

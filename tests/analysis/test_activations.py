@@ -178,8 +178,15 @@ def test_what_is_not_there(folders: RunFolders, asked: dict[str, Any], message: 
     assert "\n" not in str(raised.value)
 
 
+def empty_run(model: Path) -> RunFolders:
+    """The folder of a run that has not begun its restorations."""
+    folders = RunFolders(model / "made-up" / NOISE)
+    (folders.run / "corrupted").mkdir(parents=True)
+    return folders
+
+
 def test_what_is_not_kept_names_its_key(tmp_path: Path) -> None:
-    run = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
+    run = empty_run(tmp_path / "toy")
     with pytest.raises(KtraceError, match=r"corrupted.* holds no states: run with .act"):
         load_activations(run.run, "attn", 0, run_kind="corrupted")
     kept = {"sites": ["attn"], "positions": ["last"], "layers": [0, 2]}
@@ -201,14 +208,14 @@ def test_what_is_not_kept_names_its_key(tmp_path: Path) -> None:
 
 
 def test_a_role_that_no_fact_has(tmp_path: Path) -> None:
-    run = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
+    run = empty_run(tmp_path / "toy")
     write_activations(run, [1])
     with pytest.raises(KtraceError, match=r"role=.further.: no fact in .* has such a position"):
         load_activations(run.run, "attn", 0, "further")
 
 
 def test_a_site_that_the_model_lacks(tmp_path: Path) -> None:
-    run = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
+    run = empty_run(tmp_path / "toy")
     nothing = {site: np.zeros((0, 0, 0), np.float32) for site in SITES}
     record = StatesRecord(0, 1000, np.arange(2), np.arange(1), ("last",), nothing)
     kept = {"sites": [*SITES], "positions": "all", "layers": None}
@@ -219,7 +226,7 @@ def test_a_site_that_the_model_lacks(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_is_refused_unless_partial_is_asked(tmp_path: Path) -> None:
-    run = RunFolders(tmp_path / "toy" / "made-up" / NOISE)
+    run = empty_run(tmp_path / "toy")
     write_clean(run)
     write_corrupted(run, CANDIDATES)
     write_activations(run, CANDIDATES[:2])
@@ -280,7 +287,7 @@ def test_what_a_stranger_wrote_is_refused_in_a_line(tmp_path: Path) -> None:
             ({}, {"sites": "all"}, "damaged: .* does not say which states it holds"),
         )
     ):
-        run = RunFolders(tmp_path / str(number) / "made-up" / NOISE)
+        run = empty_run(tmp_path / str(number))
         with run.activations("clean").writer(CLEAN_PRINT | {"activations": kept}) as writer:
             writer.add(replace(plain, **changes).row())
         with pytest.raises(KtraceError, match=message) as raised:

@@ -112,9 +112,11 @@ def test_a_run_folder_is_found_from_inside(
 
 
 def test_a_folder_without_restorations_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KtraceError, match=r"nowhere holds no restorations: run stage="):
-        load_effects(tmp_path / "nowhere")
     folders = write_run(tmp_path, keys=["hidden"])
+    bare = folders.run.parent / "gaussian-x1-n2-seed1"
+    bare.mkdir()
+    with pytest.raises(KtraceError, match=r"seed1 holds no restorations: run stage="):
+        load_effects(bare)
     with pytest.raises(KtraceError, match="holds no restorations of these facts"):
         load_effects(folders.run, limit=0)
 

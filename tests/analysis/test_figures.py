@@ -430,6 +430,10 @@ def test_averages_of_any_frame_are_drawn_as_lines() -> None:
         ktrace.plot_lines(aie.drop(columns=["layer", "ci_low"]))
     with pytest.raises(ktrace.KtraceError, match="averages has no row"):
         ktrace.plot_lines(aie.head(0))
+    with pytest.raises(
+        ktrace.KtraceError, match=r"averages lacks mediator, role, .*: give what kt"
+    ):
+        ktrace.plot_lines("outputs/tiny/facts/gaussian-x3-n10-seed1")
 
 
 @pytest.fixture

@@ -172,6 +172,7 @@ def write_activations(
     **kept: Any,
 ) -> None:
     """All facts in one part, in the order given; `kept` is what the fingerprint says of it."""
+    folders.run.mkdir(parents=True, exist_ok=True)  # as any stage leaves it
     whole = {"sites": [*SITES], "layers": None, "positions": "all"}
     samples = {"samples": N_SAMPLES} if kind == "corrupted" else {}
     prints = {"clean": CLEAN_PRINT, "corrupted": NOISE_PRINT}

@@ -84,6 +84,9 @@ def role_lines(
 def plot_lines(averages: pd.DataFrame, metric: str = METRICS[0], *, title: str = "") -> Figure:
     """Averages over layers as lines with their intervals: a panel a mediator, a line a role.
 
+    >>> averages = ktrace.average("outputs/tiny/facts/gaussian-x3-n10-seed1", metric="logit")
+    >>> ktrace.plot_lines(averages, metric="logit").savefig("lines.png")
+
     Args:
         averages: what `ktrace.average` gives by `mediator, role, layer`.
         metric: that of the averages; it names the y axis.
@@ -96,7 +99,8 @@ def plot_lines(averages: pd.DataFrame, metric: str = METRICS[0], *, title: str =
         KtraceError: a column is missing, or there is no row.
     """
     needed = ("mediator", "role", "layer", "aie", "ci_low", "ci_high")
-    lacking = [name for name in needed if name not in averages.columns]
+    columns = averages.columns if isinstance(averages, pd.DataFrame) else ()
+    lacking = [name for name in needed if name not in columns]
     if lacking or averages.empty:
         what = f"lacks {', '.join(lacking)}" if lacking else "has no row"
         raise KtraceError(

@@ -206,7 +206,7 @@ def fact_heatmap(
         height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(prompt.tokens)
         figure, [axis] = panels(1, height, title=title)
     else:
-        figure = axis.figure.get_figure(root=True)
+        figure = axis.figure.canvas.figure  # of a subfigure the whole one, in any matplotlib
         panel_title(axis, title)
     scale = scale_of(look, key, limits_of(float(np.nanmin(effects)), float(np.nanmax(effects))))
     _panel(axis, pd.DataFrame(effects.T), scale)
@@ -223,7 +223,7 @@ def fact_heatmap(
     axis.axhline(stop, color="black", linewidth=0.6, linestyle="--")
     label_layers(axis, len(effects), centred=True)
     axis.tick_params(axis="y", labelsize=SMALL)
-    colour_bar(figure, [axis], scale, _label(look, "IE"))
+    colour_bar(figure, [axis], scale, _label(look, look.quantity))
     if given is None:
         figure.set_figwidth(COLUMN_WIDTH)
     return figure

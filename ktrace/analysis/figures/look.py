@@ -38,14 +38,18 @@ class Look:
         metric: of the values.
         palette: one of `ktrace.analysis.palettes.PALETTES`.
         limits: of the colours; None for those of the values and zero.
+        quantity: what the values of one fact are.
     """
 
     metric: str
     palette: str = "shared"
     limits: Limits | None = None
+    quantity: str = "IE"
 
 
-def chosen_look(metric: str, palette: str, limits: tuple[float, float] | None) -> Look:
+def chosen_look(
+    metric: str, palette: str, limits: tuple[float, float] | None, quantity: str = "IE"
+) -> Look:
     """A look from what a person gives.
 
     Raises:
@@ -54,8 +58,8 @@ def chosen_look(metric: str, palette: str, limits: tuple[float, float] | None) -
     if palette not in PALETTES:
         raise KtraceError(f"palette={palette!r} is unknown: choose from {', '.join(PALETTES)}")
     if limits is None:
-        return Look(metric, palette)
+        return Look(metric, palette, quantity=quantity)
     low, high = limits
     if not low <= 0 <= high or low == high:
         raise KtraceError(f"limits={limits} must have 0 between them, which is the light colour")
-    return Look(metric, palette, Limits(low, high))
+    return Look(metric, palette, Limits(low, high), quantity)

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from ktrace.analysis.clusters import Array
 from ktrace.analysis.intervals import t_quantile
-from ktrace.analysis.strongest import strongest_heads
-from ktrace.store import CorruptedRecord, RestoredRecord
+from ktrace.analysis.strongest import SubjectPeak, strongest_heads, subject_peak
+from ktrace.store import CleanRecord, CorruptedRecord, RestoredRecord
 from ktrace.terms import METRICS, has_heads
 
 # Facts in one chunk: the page inflates a chunk when one of its facts is first looked at.
@@ -110,6 +110,31 @@ def reduced_cells(record: RestoredRecord, corrupted: CorruptedRecord, key: str) 
     _, n_layers, n_heads, n_places = record.shape
     by_head = planes.reshape(*planes.shape[:2], n_layers, n_heads, n_places)
     return strongest_heads(by_head, by_head[:, :1])
+
+
+def cells_at_tokens(
+    record: RestoredRecord, clean: CleanRecord, corrupted: CorruptedRecord, key: str
+) -> Cells:
+    """Of one mediator at every token, `(n_metrics, 4, n_layers, n_positions)`.
+
+    Args:
+        record: without groups of sources (`RestoredRecord.at_positions`).
+        clean: the same fact's clean run.
+        corrupted: likewise.
+        key: the mediator's; NaN where it did not act.
+    """
+    reduced = reduced_cells(record, corrupted, key)
+    cells = np.full((*reduced.shape[:3], len(clean.tokens)), np.nan, dtype=np.float32)
+    cells[..., record.places] = reduced
+    return cells
+
+
+def subject_peaks(cells: Cells, span: tuple[int, int], key: str) -> tuple[SubjectPeak, ...]:
+    """The strongest effect inside the subject, of each metric, from `cells_at_tokens`."""
+    return tuple(
+        subject_peak(effects, span, metric, key)
+        for metric, effects in zip(METRICS, cells[:, 0], strict=True)
+    )
 
 
 def half_width(samples: Array) -> Array:

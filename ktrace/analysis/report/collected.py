@@ -11,9 +11,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from ktrace.analysis.report.cells import Cells, reduced_cells
+from ktrace.analysis.report.cells import Cells, cells_at_tokens, subject_peaks
 from ktrace.analysis.stored import Survey
-from ktrace.analysis.strongest import SubjectPeak, subject_peak
+from ktrace.analysis.strongest import SubjectPeak
 from ktrace.errors import KtraceError
 from ktrace.store import RestoredRecord
 from ktrace.terms import METRICS
@@ -49,14 +49,8 @@ class CellCollector:
         """
         for record in (one.at_positions() for one in batch):
             clean = found.clean[record.index]
-            reduced = reduced_cells(record, found.corrupted[record.index], key)
-            cells = np.full((*reduced.shape[:3], len(clean.tokens)), np.nan, dtype=np.float32)
-            cells[..., record.places] = reduced
-            peaks = tuple(
-                subject_peak(effects, clean.span, metric, key)
-                for metric, effects in zip(METRICS, cells[:, 0], strict=True)
-            )
-            kept = _Kept(self._end, cells.shape, peaks)
+            cells = cells_at_tokens(record, clean, found.corrupted[record.index], key)
+            kept = _Kept(self._end, cells.shape, subject_peaks(cells, clean.span, key))
             self._write(found, cells)
             self._kept.setdefault(record.index, {})[key] = kept
 

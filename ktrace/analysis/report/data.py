@@ -62,6 +62,7 @@ class ReportedRun:
         facts: what was traced, in the order of the dataset.
         left_out: the other facts, with the reason.
         cells: of each traced fact, of every mediator.
+        source: what holds every sample in full.
     """
 
     keys: Sequence[str]
@@ -69,6 +70,7 @@ class ReportedRun:
     facts: Sequence[ReportedFact]
     left_out: Sequence[tuple[CleanRecord, str]]
     cells: Sequence[Cells]
+    source: str = "effects.parquet"
 
     @property
     def corrupted(self) -> list[Means]:
@@ -139,8 +141,9 @@ class ScoreColumns(TypedDict):
 
 
 class PageData(TypedDict):
-    """What the page's scripts read beside the cells (`main.js`)."""
+    """What the page's scripts read beside the cells (`main.js`); `source` holds them in full."""
 
+    source: str
     metrics: list[MetricChoice]
     left_off: list[str]
     metric: str
@@ -167,7 +170,7 @@ def reported_run(found: Survey, keys: Sequence[str], cells: CollectedCells) -> R
     for index, record in sorted(found.clean.items()):
         scores = found.corrupted.get(index)
         if scores is not None and index in cells:
-            means = _means(scores.clean), _means(scores.corrupted)
+            means = means_of(scores.clean), means_of(scores.corrupted)
             facts.append(ReportedFact(record, *means, cells.peaks(index, record.span)))
         else:
             left_out.append((record, _why_left_out(record, scores)))
@@ -181,7 +184,7 @@ def _why_left_out(record: CleanRecord, scores: CorruptedRecord | None) -> str:
     return reason or "it has not been restored yet"
 
 
-def _means(scores: Mapping[str, npt.NDArray[np.floating]]) -> Means:
+def means_of(scores: Mapping[str, npt.NDArray[np.floating]]) -> Means:
     return {metric: float(scores[metric].mean(dtype=np.float64)) for metric in METRICS}
 
 
@@ -199,6 +202,7 @@ def page_data(
     roles = sorted({role for fact in run.facts for role in fact.record.roles})
     shown = [one["name"] for one in metrics]
     return {
+        "source": run.source,
         "metrics": [_metric_choice(one) for one in metrics],
         "left_off": [name for name in METRICS if name not in shown],
         "metric": metric,

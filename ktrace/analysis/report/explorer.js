@@ -143,7 +143,7 @@ function drawFact() {
   const traced = isTraced(state.fact);
   const held = hasCells(state.fact);
   byId("traced").hidden = !shownFacts().length;
-  byId("compare").hidden = !held;
+  byId("compare").hidden = alone || !held;
   const of = (column) => shown(scores[column][state.fact], metric);
   byId("outcome").replaceChildren(
     ...(fact.relation ? ["Relation ", element("bdi", calm(fact.relation)), ". "] : []),
@@ -151,7 +151,7 @@ function drawFact() {
     traced
       ? `: ${words(metric.name)} ${of("clean")} in the clean run, ${of("corrupted")} in the corrupted run: ` +
           `total effect ${of("total")}.` +
-          (held ? "" : " Its cells did not fit on this page; effects.parquet holds them.")
+          (held ? "" : ` Its cells did not fit on this page; ${page.source} holds them.`)
       : ", predicted ",
     ...(traced ? [] : [...quoted(fact.predicted.trim()), `. Left out: ${fact.left_out}.`]),
   );

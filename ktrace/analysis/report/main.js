@@ -13,7 +13,7 @@ function describePrecision() {
       : "There is one noise sample, so there is no interval.";
   byId("precision").textContent =
     `${samples} On this page, ${words(metric.name)} is rounded to ${(10 ** -metric.decimals).toFixed(metric.decimals)}; ` +
-    "effects.parquet holds every sample in full." +
+    `${page.source} holds every sample in full.` +
     (page.left_off.length ? ` To keep this file small, it has no cells of ${page.left_off.map(words).join(", ")}.` : "");
 }
 
@@ -30,7 +30,7 @@ async function update() {
 // After a person's choice: the address names it, so that it can be passed on.
 function changed(change) {
   change();
-  history.replaceState(null, "", linkOf());
+  if (!alone) history.replaceState(null, "", linkOf());
   return update();
 }
 
@@ -43,7 +43,7 @@ function choose(fact) {
 }
 
 function openLink() {
-  if (!follow(window.location.hash)) return false;
+  if (alone || !follow(window.location.hash)) return false;
   state.active = state.fact;
   pointAtPeak();
   findRows();

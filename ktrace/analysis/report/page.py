@@ -1,22 +1,20 @@
 """`report.html`: everything that the report shows, put into one file.
 
-Text from data reaches the page escaped, or as JSON that the scripts show as text. The page's
-policy lets one script run, by digest, and nothing be fetched.
+Text from data reaches the page escaped, or as JSON that the scripts show as text.
 """
 
 import base64
-import hashlib
 import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 import yaml
 
 from ktrace.analysis.layers import RoleLayers
-from ktrace.analysis.report.cells import PackedCells, pack_cells, shown_in_full
+from ktrace.analysis.report.assets import as_json, asset, cell_elements, shared_parts
+from ktrace.analysis.report.cells import pack_cells, shown_in_full
 from ktrace.analysis.report.collected import CollectedCells
 from ktrace.analysis.report.data import page_data, reported_run
 from ktrace.analysis.stored import Survey
@@ -33,11 +31,6 @@ _LEAST_CELL_BYTES = 8_000_000
 
 # Pixels from which a figure takes a page's width: one of a column has 1,020.
 _WIDE = 1500
-
-_SCRIPTS = (
-    *("cells.js", "table.js", "colours.js", "heatmap.js", "explorer.js", "save.js"),
-    "main.js",
-)
 
 
 def write_report(
@@ -69,15 +62,15 @@ def write_report(
     run, metric = reported_run(found, keys, cells), summary["metric"]
     n_traced = len(run.facts)
     in_full = shown_in_full(n_traced)
-    longest = _json(page_data(run, metric, palette, in_full))
+    longest = as_json(page_data(run, metric, palette, in_full))
     parts = _parts(summary, figures(), found.folders.run_yaml)
-    template = _asset("template.html")
+    template = asset("template.html")
     room = _MOST_BYTES - sum(len(part.encode()) for part in (template, *parts.values()))
     budget = max(room - len(longest), _LEAST_CELL_BYTES)
     packed = pack_cells(run.cells, run.corrupted, metric, budget)
     shown = packed.shown(n_traced)
-    data = longest if shown == in_full else _json(page_data(run, metric, palette, shown))
-    text = Template(template).substitute(parts, data=data, cells="\n".join(_cells(packed)))
+    data = longest if shown == in_full else as_json(page_data(run, metric, palette, shown))
+    text = Template(template).substitute(parts, data=data, cells=cell_elements(packed))
     path = found.folders.analysis / "report.html"
     write_text(path, text)
     return path
@@ -85,12 +78,10 @@ def write_report(
 
 def _parts(summary: Summary, figures: Sequence[Path], run_yaml: Path) -> dict[str, str]:
     """What fills the template, beside the facts."""
-    script = '"use strict";\n' + "\n".join(_asset(name) for name in _SCRIPTS)
     model, dataset = html.escape(summary["model"]), html.escape(summary["dataset"])
     return {
-        "policy": _policy(script),
+        **shared_parts(),
         "title": f"{model} on {dataset}: causal tracing",
-        "style": _asset("report.css"),
         "heading": f"{model} <span>on {dataset}</span>",
         "lead": html.escape(_lead(summary)),
         "state": _state(summary),
@@ -100,35 +91,7 @@ def _parts(summary: Summary, figures: Sequence[Path], run_yaml: Path) -> dict[st
         "peaks": _peaks(summary["layers"]["mediators"]),
         "figures": "\n".join(map(_figure, figures)),
         "settings": "\n".join(_settings(run_yaml, summary)),
-        "script": script,
     }
-
-
-def _asset(name: str) -> str:
-    return (files("ktrace.analysis.report") / name).read_text("utf-8")
-
-
-def _policy(script: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # The scripts place and size what they draw.
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _json(content: object) -> str:
-    # In a script element only `<` can end or change what is read; NaN is no JSON.
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
-
-
-def _cells(cells: PackedCells) -> Iterator[str]:
-    for metric, chunks in cells.chunks.items():
-        for number, chunk in enumerate(chunks):
-            # What stands around a chunk is counted in cells.py.
-            name = f"cells-{metric}-{number}"
-            yield f'<script type="application/octet-stream" id="{name}">{chunk}</script>'
 
 
 def _number(value: float | None) -> str:

@@ -1,6 +1,7 @@
 // The table of facts: search, filter, sort, pages, and the keyboard.
 
 const ROWS = 12;
+const alone = !byId("table"); // an embedded page has one fact, and neither table nor links
 const N_MEDIATORS = page.mediators.length;
 const state = {
   fact: 0,
@@ -112,6 +113,7 @@ function drawTable() {
 }
 
 function refreshTable() {
+  if (alone) return;
   findRows();
   drawTable();
 }
@@ -136,6 +138,7 @@ function offerRelations() {
 }
 
 function setUpTable() {
+  if (alone) return;
   const head = document.querySelector("#table thead tr");
   for (const column of columns) {
     const cell = element("th", undefined, { scope: "col", "data-column": column.name, class: column.isText ? "text" : "number" });
