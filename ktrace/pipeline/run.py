@@ -12,6 +12,7 @@ from ktrace.config import RunConfig, Stage
 from ktrace.config.identity import dataset_key, noise_key
 from ktrace.errors import KtraceError
 from ktrace.files import remove_stale, require_writable
+from ktrace.pipeline.logger import require_logger
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
 from ktrace.pipeline.shown_facts import require_shown
@@ -62,6 +63,7 @@ def run(config: RunConfig) -> Outcome:
     Raises:
         KtraceError: something the user can mend.
     """
+    require_logger(config)
     if config.stage is Stage.compare:
         runs = [config.runs] if isinstance(config.runs, str) else config.runs
         with _naming_elsewhere(config):
