@@ -170,7 +170,7 @@ def page(results: Sequence[Tried]) -> str:
         "that `pyproject.toml` allows.\n\n"
         f"{table(results)}{bounds}\n"
         f"Tried on {today}, {platform.system()} {platform.machine()}, with {tests} "
-        "of `tests/`.\nAll tests run on one Python in CI.\n"
+        "of `tests/`.\nAll tests run on one Python in CI ([versions](../CONTRIBUTING.md#versions)).\n"
     )
 
 

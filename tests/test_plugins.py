@@ -11,7 +11,7 @@ import pytest
 from tests.support.places import ROOT
 
 SECTION = (ROOT / "docs" / "configuration.md").read_text("utf-8").split("### Of a package\n")[1]
-FILES = re.findall(r"`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", SECTION.split("\n## ")[0], re.S)
+FILES = re.findall(r"New file `([^`]+)`:\n\n```\w+\n(.*?)```", SECTION.split("\n## ")[0], re.S)
 
 
 @pytest.fixture(scope="module")
