@@ -3,12 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# A Python that some of the tested versions do not support has a file of its own.
+CONSTRAINTS := $(or $(wildcard constraints-$(VERSION).txt),constraints.txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint format sweep bench soak tiny-model clean
+.PHONY: help run test check lint format sweep bench compat soak tiny-model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +19,7 @@ help:  ## List the targets
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/run.stamp: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/run.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) --editable .
 	@touch $@
 
@@ -52,6 +55,10 @@ sweep: $(VENV)/run.stamp  ## Trace the five mediators as a sweep (MODELS=tiny,gp
 
 bench: $(VENV)/bench.stamp  ## Measure speed against the arithmetic and the peers (about 10 minutes)
 	$(BIN)/python -m benchmarks.gpt2_small --write docs/benchmarks.md $(ARGS)
+
+compat: $(VENV)/run.stamp  ## Try every Python that is here, and the oldest versions (20 minutes, 10 GB)
+	$(PIP) '.[compat]'
+	$(BIN)/python -m benchmarks.compat --write docs/compatibility.md $(ARGS)
 
 soak: $(VENV)/run.stamp  ## Kill, damage and fill the disk under several writers (ARGS="--minutes 60")
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -56,12 +56,14 @@ def _run(config: DictConfig) -> None:
         print_summary,
         print_upkeep,
     )
+    from ktrace.pipeline.logger import at_job_end
     from ktrace.pipeline.run import run
     from ktrace.pipeline.unread import say_unread
 
     run_config = to_run_config(config)
     say_unread(run_config, HydraConfig.get().overrides.task, in_sweep=False, said=set())
     outcome = run(run_config)
+    at_job_end(run_config, outcome)
     if outcome.comparison is not None:
         print_compared(outcome.comparison)
         return

@@ -233,6 +233,17 @@ def test_no_torch_at_the_top_of_light_modules() -> None:
     assert heavy == []
 
 
+def test_logging_libraries_are_imported_where_they_are_asked_for() -> None:
+    libraries = ("trackio", "wandb", "mlflow")
+    named = {
+        (item.importer, library, item.top_level)
+        for item in IMPORTS
+        for library in libraries
+        if is_inside(item.target, library)
+    }
+    assert named == {("ktrace.pipeline.loggers", library, False) for library in libraries}
+
+
 def test_analysis_never_names_torch() -> None:
     named = [
         item

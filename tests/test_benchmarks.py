@@ -1,5 +1,6 @@
 """The benchmark programs run, and count what they say they count."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from benchmarks import (
     analysis_scale,
+    compat,
     coverage,
     gpt2_small,
     growth,
@@ -153,3 +155,34 @@ def test_report_benchmark_measures_a_page() -> None:
     assert "3 facts, 5 mediators, 4 layers" in report
     assert " MB" in report
     assert "first heatmap after" in report or "not opened" in report
+
+
+def test_what_cannot_be_tried_is_said(tmp_path: Path) -> None:
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert compat.interpreter(here) is not None
+    missing = compat.tried(compat.Case("9.9", "tested"), tmp_path)
+    assert (missing.passed, list(tmp_path.iterdir())) == (None, [])
+    found = {"torch": "1.2", "h5py": "3.4", "pandas": "5.6"}
+    lowest = compat.Tried(compat.Case("3.10", "lowest"), found, "7 passed", True)
+    text = compat.page([missing, lowest])
+    assert "| 9.9 | `constraints.txt` |  |  |  |  | not tried: this Python was not found |" in text
+    assert "| 3.10 | lower bounds | 1.2 |  |  | 5.6 | 7 passed |" in text
+    assert "The lower bounds that were tried: h5py 3.4, huggingface-hub ?, hydra-core ?" in text
+    assert compat.Case("3.10", "tested").constraints.name == "constraints-3.10.txt"
+
+
+def test_every_tested_version_is_given_for_the_oldest_python() -> None:
+    """But for the peers that `make bench` measures."""
+    names = [
+        {
+            line.partition("==")[0]
+            for line in (compat.ROOT / name).read_text("utf-8").splitlines()[1:]
+        }
+        for name in ("constraints.txt", "constraints-3.10.txt")
+    ]
+    assert names[1] <= names[0]
+    assert names[0] - names[1] == {"nnsight", "pyvene", "transformer-lens"}
+
+
+def test_every_test_of_compat_is_there() -> None:
+    assert [name for name in compat.TESTS if not (compat.ROOT / name).is_file()] == []

@@ -235,7 +235,7 @@ def test_a_foil_is_needed_where_it_is_compared_with(
 
 def test_a_choice_that_is_none(ktrace: Ktrace, own: tuple[str, ...], in_folder: Path) -> None:
     """Hydra raises no error of its own about it."""
-    words = "a group (model, mediator, noise, dataset, engine, experiment) takes"
+    words = "a group (model, mediator, noise, dataset, engine, logger, experiment) takes"
     refused(ktrace(*own, "model=null"), words)
     assert not list(in_folder.iterdir())
 

@@ -8,6 +8,7 @@ from ktrace.config.activations import ActivationsConfig, KeptStates, require_lay
 from ktrace.config.analysis import RoleScheme
 from ktrace.config.dataset import Answer, Bos, ColumnsConfig, DatasetConfig, Delimiter, Separator
 from ktrace.config.engine import EngineConfig, EngineName, Prove
+from ktrace.config.logger import LoggerConfig, LoggerKind
 from ktrace.config.mediator import MediatorConfig
 from ktrace.config.model import Dtype, ModelConfig, ModulesConfig, Quantization
 from ktrace.config.noise import NOISE_KEYS, Foil, NoiseConfig, NoiseKind
@@ -27,6 +28,8 @@ __all__ = [
     "EngineName",
     "Foil",
     "KeptStates",
+    "LoggerConfig",
+    "LoggerKind",
     "MediatorConfig",
     "ModelConfig",
     "ModulesConfig",

@@ -7,6 +7,7 @@ from math import inf
 from ktrace.config.activations import check_activations
 from ktrace.config.analysis import AnalysisConfig, Pool
 from ktrace.config.dataset import DatasetConfig, Delimiter
+from ktrace.config.logger import check_logger
 from ktrace.config.mediator import check_mediator
 from ktrace.config.model import ModelConfig
 from ktrace.config.noise import FOILS, NOISE_KEYS, Foil, NoiseConfig, NoiseKind
@@ -43,6 +44,7 @@ def check(config: RunConfig) -> None:
     for key, folder in (
         ("output_dir", config.output_dir),
         ("analysis.folder", config.analysis.folder),
+        ("logger.folder", config.logger.folder),
     ):
         if folder and folder.startswith("~"):  # nobody means a folder of that name
             raise KtraceError(f"{key}={folder}: write the home folder out, as $HOME")
@@ -54,6 +56,7 @@ def check(config: RunConfig) -> None:
     check_activations(config.activations)
     _check_comparison(config)
     check_mediator(config.mediator)
+    check_logger(config.logger)
     if config.model.modules is not None:
         given = config.model.modules
         # Some models have neither attention nor MLP (Mamba).

@@ -35,8 +35,8 @@ def _explained(error: BaseException) -> str:
         cause = cause.__cause__
     if "Config group override must be a string" in str(error):  # names neither group nor value
         return (
-            "a group (model, mediator, noise, dataset, engine, experiment) takes the name of a "
-            "choice, not null, a number or nothing; --help lists them"
+            "a group (model, mediator, noise, dataset, engine, logger, experiment) takes the name "
+            "of a choice, not null, a number or nothing; --help lists them"
         )
     return _one_line(str(error))
 

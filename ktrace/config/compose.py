@@ -18,8 +18,10 @@ from threading import Lock
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -189,14 +191,23 @@ def help_text() -> str:
     """What `--help` prints, as Hydra does, which copies all that it has loaded for each choice."""
     shipped = yaml.safe_load((resource("conf") / "config.yaml").read_text("utf-8"))
     groups = sorted(folder.name for folder in resource("conf").iterdir() if folder.is_dir())
-    listed = "".join(f"{g}: {', '.join(choices(g))}\n" for g in groups if g != "hydra")
+    with _hydra() as loader:
+        told = {group: ", ".join(_listed(loader, group)) for group in groups if group != "hydra"}
+    listed = "".join(f"{group}: {names}\n" for group, names in told.items())
     template = shipped["hydra"]["help"]["template"]
     return Template(template).substitute(APP_CONFIG_GROUPS=listed)
 
 
 def choices(group: str) -> list[str]:
-    """What may be chosen of a group, such as `model`."""
-    return sorted(path.stem for path in (resource("conf") / group).glob("*.yaml"))
+    """What may be chosen of a group, such as `model`: also what other packages bring."""
+    with _hydra() as loader:
+        return _listed(loader, group)
+
+
+def _listed(loader: ConfigLoader, group: str) -> list[str]:
+    """As Hydra's own list, which reads the whole config first."""
+    sources = [source for source in loader.get_sources() if source.is_group(group)]
+    return sorted({name for one in sources for name in one.list(group, ObjectType.CONFIG)})
 
 
 def choice(group: str, name: object, among: Sequence[str] = (), called: str = "") -> str:
@@ -234,12 +245,7 @@ def composed(
     """
     with _one_line_errors():
         register()
-        with (
-            _beside_others(),
-            initialize_config_dir(
-                version_base=HYDRA_VERSION_BASE, config_dir=str(resource("conf"))
-            ),
-        ):
+        with _hydra():
             found = compose("config", taken_as_given(overrides))
         _take_as_given(found)
         for group, entries in (values or {}).items():
@@ -249,13 +255,19 @@ def composed(
 
 
 @contextmanager
-def _beside_others() -> Iterator[None]:
-    """Leave the Hydra of a program around this one, or of a notebook, as it is."""
+def _hydra() -> Iterator[ConfigLoader]:
+    """Hydra on the shipped files and on what plug-ins of other packages add to its search path.
+
+    It leaves the Hydra of a program around this one, or of a notebook, as it is.
+    """
     with _COMPOSING:
         of_others = copy(GlobalHydra.instance())
         GlobalHydra.instance().clear()
         try:
-            yield
+            with initialize_config_dir(
+                version_base=HYDRA_VERSION_BASE, config_dir=str(resource("conf"))
+            ):
+                yield GlobalHydra.instance().config_loader()
         finally:
             GlobalHydra.instance().hydra = of_others.hydra
 

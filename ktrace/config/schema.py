@@ -12,6 +12,7 @@ from ktrace.config.activations import ActivationsConfig
 from ktrace.config.analysis import AnalysisConfig, RolesConfig
 from ktrace.config.dataset import DatasetConfig
 from ktrace.config.engine import EngineConfig
+from ktrace.config.logger import LoggerConfig
 from ktrace.config.mediator import MediatorConfig
 from ktrace.config.model import ModelConfig
 from ktrace.config.noise import NoiseConfig
@@ -51,6 +52,7 @@ class RunConfig:
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
     metric: Metric = Metric.probability  # of figures and closing table; aie.csv holds all
     stage: Stage = Stage.all
     runs: Any = None  # for stage=compare and verify: a pattern of folders, or a list of patterns

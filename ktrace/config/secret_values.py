@@ -12,7 +12,7 @@ from ktrace.redaction import HIDDEN, keep_secret, keep_url_secret, redacted
 # Keys that hold a place or a name of somebody's. Others take numbers and words of ktrace's own,
 # which stand in folders' names and tables: they are no secrets, wherever they come from.
 PLACES = re.compile(
-    r"(model\.(name|path|revision)|output_dir|runs(\.\d+)?"
+    r"(model\.(name|path|revision)|output_dir|runs(\.\d+)?|logger\.(folder|uri)"
     r"|dataset\.(name|path|url|sha256|hub|subset|split|revision|noise_facts|columns\.\w+))"
 )
 # Texts about facts, which are data, and no interpolations.

@@ -14,6 +14,7 @@ from ktrace.errors import KtraceError
 from ktrace.files import remove_stale, require_writable
 from ktrace.pipeline.bars import steps
 from ktrace.pipeline.check import Checked, check_facts
+from ktrace.pipeline.logger import require_logger
 from ktrace.pipeline.runlog import RunLog
 from ktrace.pipeline.same_settings import require_same_settings
 from ktrace.pipeline.shown_facts import require_shown
@@ -67,6 +68,7 @@ def run(config: RunConfig) -> Outcome:
     Raises:
         KtraceError: something the user can mend.
     """
+    require_logger(config)
     if config.stage is Stage.compare:
         runs = [config.runs] if isinstance(config.runs, str) else config.runs
         with _naming_elsewhere(config):

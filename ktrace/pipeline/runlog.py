@@ -48,12 +48,12 @@ class RunLog:
             "python": platform.python_version(),
             "git": git_commit(),
             "versions": package_versions(),
-            "config": _told(asdict(config)),
+            "config": told(asdict(config)),
         }
 
     def add(self, **about: object) -> None:
         """Note what only shows on the way, such as the model's device."""
-        self._about |= {name: _told(value) for name, value in about.items()}
+        self._about |= {name: told(value) for name, value in about.items()}
 
     def on_parts(self) -> dict[str, object]:
         """What a part that is written now says about its origin."""
@@ -106,7 +106,7 @@ class RunLog:
             write_text(self._folders.run_yaml, text)
 
 
-def _told(value: object) -> object:
+def told(value: object) -> object:
     """What may be told, for YAML and JSON."""
     return all_redacted(_plain(value))
 

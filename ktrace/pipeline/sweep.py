@@ -219,6 +219,7 @@ def run_job(config: DictConfig) -> None:
 def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
     from ktrace.pipeline.check import print_checked
     from ktrace.pipeline.console import print_upkeep
+    from ktrace.pipeline.logger import at_job_end
     from ktrace.pipeline.run import analysis_folder, run
     from ktrace.pipeline.unread import say_unread
 
@@ -229,6 +230,7 @@ def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
         if apart and own.analysis.folder is None:
             own.analysis.folder = f"{analysis_folder(own)}{apart}"
         outcome = run(own)
+        at_job_end(own, outcome)
         if outcome.checked is not None:
             print_checked(outcome.checked)
         if outcome.upkeep is not None:
@@ -301,6 +303,7 @@ class SweepReport(Callback):
 def _compare(config: DictConfig, jobs: Sequence[Job]) -> None:
     """Compare what jobs stored: those of one analysis with each other."""
     from ktrace.pipeline.console import print_compared
+    from ktrace.pipeline.logger import group_of, log_results
     from ktrace.pipeline.run import compare_runs
 
     submitted = [job.overrides for job in jobs]
@@ -315,9 +318,11 @@ def _compare(config: DictConfig, jobs: Sequence[Job]) -> None:
             own.shard = "1/1"  # all of what the jobs stored, whoever did which part of it
             own.analysis.folder = f"{config.output_dir}/comparison{apart}"
         folders = list(dict.fromkeys(glob.escape(str(job.folder)) for job in same))
-        outcome = compare_runs(to_run_config(own), folders)
+        run_config = to_run_config(own)
+        outcome = compare_runs(run_config, folders)
         assert outcome.comparison is not None
         print_compared(outcome.comparison)
+        log_results(run_config, outcome, group_of(config))
 
 
 def _handed_over(folder: Path) -> set[Path]:

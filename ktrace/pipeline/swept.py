@@ -18,7 +18,7 @@ Overrides = Sequence[str]
 _OF_ANALYSIS = re.compile(r"dataset\.limit|metric|experiment|(roles|analysis)\..*")
 _OF_ENGINE = re.compile(r"engine(\..*)?")
 # What jobs may differ in that write into the same analysis.
-_SHARED = re.compile(r"shard|mediator(\..*)?|engine(\..*)?|activations\..*")
+_SHARED = re.compile(r"shard|mediator(\..*)?|engine(\..*)?|logger(\..*)?|activations\..*")
 # What determines numbers and names no folder, and what names the folder.
 _UNNAMED = {
     "model.dtype": "model.name",

@@ -6,7 +6,7 @@ What excludes another key is refused (`ktrace.config.checks`); what has no effec
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ktrace.config import NOISE_KEYS, NoiseKind, RunConfig, Stage
+from ktrace.config import NOISE_KEYS, LoggerKind, NoiseKind, RunConfig, Stage
 from ktrace.tracing.mediators import make_mediators
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _OF_NAMES: _But = {
     ),
 }
 _OF_STATUS: _But = _OF_NAMES | {"dataset": ("limit", *_OF_NAMES["dataset"])}
-_OF_ANALYSIS: _But = {"roles": (), "analysis": ()}
+_OF_ANALYSIS: _But = {"roles": (), "analysis": (), "logger": ()}
 _OF_COMPUTING: _But = {"activations": (), "engine": (), "shard": ()}
 _BEFORE_NOISE: _But = {
     "mediator": (),
@@ -99,6 +99,8 @@ def _reasons(config: RunConfig, in_sweep: bool) -> Iterator[tuple[str, Collectio
         yield from _of_mediators(config)
         yield from _of_noise(config)
         yield from _of_dataset(config)
+    if config.logger.kind is LoggerKind.none:
+        yield "logger", ("",), "no logger is chosen (logger=trackio, wandb or mlflow)"
     if not config.activations.corrupted:
         yield "activations.samples", (), "activations.corrupted names no site"
         if not config.activations.clean:

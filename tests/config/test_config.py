@@ -26,7 +26,7 @@ from ktrace.tracing.mediators import make_mediators
 from tests.support.places import ROOT
 
 CONF = ROOT / "conf"
-GROUPS = ("model", "mediator", "noise", "dataset", "engine", "experiment")
+GROUPS = ("model", "mediator", "noise", "dataset", "engine", "logger", "experiment")
 # What a user must give beside the choice itself.
 NEEDED = {
     ("model", "auto"): ["model.path=some/where/my-model"],

@@ -15,6 +15,7 @@ from ktrace.config.compose import composed
 from ktrace.errors import KtraceError
 from ktrace.redaction import keep_secret, redacted
 from tests.support.command import Ended, Ktrace, refused
+from tests.support.logged import logged_by
 
 pytestmark = pytest.mark.usefixtures("no_figures", "no_proof", "own_secrets")
 
@@ -77,6 +78,22 @@ def test_a_whole_run_tells_no_secret_and_goes_on(ktrace: Ktrace, given: list[str
         assert again.code == 0, again.stderr
         assert told(again, "outputs") == []
     assert {p: p.stat().st_mtime_ns for p in Path("outputs").rglob("part-*.h5")} == parts
+
+
+@pytest.mark.parametrize("kind", ["trackio", "wandb", "mlflow"])
+def test_a_logger_is_told_no_secret(ktrace: Ktrace, given: list[str], kind: str) -> None:
+    pytest.importorskip(kind, reason=f"needs {kind}, of the extra `dev`")
+    name = f"logger.name='{URL.rpartition('/')[2]} of ${{oc.env:VERSION_OF_MINE}}'"
+    ended = ktrace(*given, "dataset.limit=2", f"logger={kind}", name)
+    assert ended.code == 0, ended.stderr
+    assert f"logged to outputs/loggers/{kind}: " in ended.stdout
+    assert told(ended, "outputs") == []
+    [found] = logged_by(kind, Path("outputs/loggers"))
+    dataset = found.config if kind == "mlflow" else found.config["dataset"]
+    prefix = "dataset." if kind == "mlflow" else ""
+    assert dataset[f"{prefix}url"] == "http://***@127.0.0.1:9/facts.jsonl?***"
+    place = "${oc.env:FACTS_OF_MINE}/${oc.env:VERSION_OF_MINE}/facts.jsonl"
+    assert dataset[f"{prefix}path"] == place
 
 
 def test_a_failing_download_tells_no_secret(ktrace: Ktrace, given: list[str]) -> None:
