@@ -166,9 +166,7 @@ def _take_as_given(config: DictConfig) -> None:
 
 
 def _plain(value: object) -> object:
-    """A value of Python's own types: numbers of numpy or torch, arrays and paths become these."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
+    """A value of Python's own types: numbers and arrays of numpy or torch become these."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -118,6 +118,16 @@ def test_a_model_in_training_is_traced_without_dropout_and_left_as_it_was(
     assert model.transformer.h[1].mlp.c_fc.weight.grad.abs().max() > 0
 
 
+def test_many_facts_leave_it_as_it_was(tokenizer: Any, no_proof: None) -> None:
+    model = dropping(tokenizer)
+    before = looks(model)
+    lm = ktrace.load_model(model, tokenizer)
+    fact = {"prompt": PROMPT, "subject": SUBJECT, "attribute": None}
+    frames = [ktrace.trace_many(lm, [fact], noise="mean") for _ in range(2)]
+    assert looks(model) == before
+    pd.testing.assert_frame_equal(*frames, check_exact=True)
+
+
 def test_it_is_traced_as_it_is_now(in_memory: Any, tokenizer: Any, no_proof: None) -> None:
     """Nothing of it is copied: what it has learnt since it was given counts."""
     lm = ktrace.load_model(in_memory, tokenizer)
