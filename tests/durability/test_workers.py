@@ -73,9 +73,7 @@ def test_workers_give_the_bits_of_one_process(
     assert facts_in_parts(output) == N_STORED, "a fact was computed twice"
     assert not [path for path in output.rglob(".*") if path.is_file()]
     alone = runs.run(f"output_dir={tmp_path / 'alone'}")
-    assert ended.output.replace(str(output), "") == alone.output.replace(
-        str(tmp_path / "alone"), ""
-    )
+    assert ended.said.replace(str(output), "") == alone.said.replace(str(tmp_path / "alone"), "")
 
 
 def test_runs_with_workers_share_the_work_too(runs: Runs, whole: Path, tmp_path: Path) -> None:
@@ -134,7 +132,7 @@ def test_a_signal_ends_all_with_one_message_and_keeps_what_is_finished(
     assert ended.code == code, ended.output
     line = f"ktrace: {word}; the same command goes on where this run stopped\n"
     assert ended.output.endswith(line)
-    before_it = ended.output.removesuffix(line)
+    before_it = ended.said.removesuffix(line)
     assert not before_it or before_it.startswith("Exception ignored in")
     assert not any(map(is_alive, children))
     assert not [path for path in output.rglob(".*") if path.is_file()]
@@ -152,7 +150,7 @@ def test_a_worker_that_the_system_kills_ends_the_run_in_a_line(
     victim, *others = wait_for_a_claim(pid)
     os.kill(victim, signal.SIGKILL)
     ended = runs.wait(pid)
-    assert (ended.code, ended.output) == (
+    assert (ended.code, ended.said) == (
         1,
         "ktrace: engine.workers=3: one of them was ended by SIGKILL, as by the system when memory "
         "runs out: fewer take less; the same command goes on where this run stopped\n",
@@ -165,8 +163,8 @@ def test_a_worker_that_the_system_kills_ends_the_run_in_a_line(
 def test_an_error_of_all_workers_is_told_once(runs: Runs, tmp_path: Path) -> None:
     ended = runs.run(f"output_dir={tmp_path / 'out'}", "engine.workers=3", "noise.std=1e300")
     assert ended.code == 1
-    assert ended.output.startswith("ktrace: known_id=10")
-    assert ended.output.count("gives no numbers") == ended.output.count("\n") == 1
+    assert ended.said.startswith("ktrace: known_id=10")
+    assert ended.output.count("gives no numbers") == ended.said.count("\n") == 1
 
 
 def test_shards_share_their_own_facts_among_workers(

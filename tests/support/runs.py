@@ -5,6 +5,7 @@ for every run. The child is a run like any other: it can be killed at any instru
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,12 +79,23 @@ for line in sys.stdin:
 """
 
 
+_HOW_FAR = re.compile(
+    r"^.*(: (\d+ facts|[\d.]+( \w+)? in \d+:\d\d(:\d\d)?(, .*/(s|min|h))?)|hardly tells where.*)\n",
+    re.MULTILINE,
+)
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a run ended: exit code, or minus the signal that killed it; and what it printed."""
 
     code: int
     output: str
+
+    @property
+    def said(self) -> str:
+        """What it printed, but for how far it was and how wide windows are."""
+        return _HOW_FAR.sub("", self.output)
 
 
 class Runs:
