@@ -88,6 +88,7 @@ TYPED = (
         "a\nb",
         "${oc.env:HOME} é",
         "range(1,2)",
+        "\\${x} is",
     ),
 )
 
