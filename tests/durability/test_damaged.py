@@ -146,7 +146,7 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_when_there_is_room(
         assert ended.code == 1
         # Clean runs may have been written, and their states not.
         again = "they run again for their states"
-        [line] = [told for told in ended.output.splitlines() if again not in told]
+        [line] = [told for told in ended.said.splitlines() if again not in told]
         assert line.startswith(f"ktrace: output_dir: {folder}")
         assert line.endswith("cannot be written: No space left on device")
         assert before.items() <= parts(folder).items()
