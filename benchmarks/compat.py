@@ -96,7 +96,8 @@ def make(case: Case, python: Path, environment: Path) -> str:
     chosen = ["--constraint", str(case.constraints)]
     if case.versions == _LOWEST:
         chosen = ["--resolution", "lowest-direct"]
-    wanted = ["--requirement", str(ROOT / "pyproject.toml"), "pytest>=8.2", "hypothesis>=6.100"]
+    tools = ["pytest>=8.2", "pytest-timeout>=2.3", "hypothesis>=6.100"]
+    wanted = ["--requirement", str(ROOT / "pyproject.toml"), *tools]
     into = ["pip", "install", "--python", str(environment / "bin" / "python")]
     ended = subprocess.run(
         [*uv, *into, *chosen, *wanted], capture_output=True, text=True, timeout=_MINUTES * 60
