@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import Ended, Ktrace, refused
+from tests.support.command import Ended, Ktrace, refused, said
 from tests.support.configs import refusal
 from tests.support.places import ROOT
 from tests.support.sweeps import records
@@ -21,7 +21,7 @@ from tests.support.sweeps import records
 def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> None:
     """Else everything below would pass on a command that always fails."""
     ended = ktrace(*own, "stage=filter")
-    assert (ended.code, ended.stderr) == (0, "")
+    assert (ended.code, said(ended.stderr)) == (0, "")
     assert "candidates: 6" in ended.stdout
     assert Path("outputs/random/known/clean").is_dir()
 

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,9 @@ def beside_a_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr("ktrace.analysis.figures.processes._processors", lambda: 1)
         patch.setattr("ktrace.analysis.figures.draw._whole", only_the_first_figure)
         patch.chdir(tmp_path_factory.mktemp("doctests"))
+        Path("data").mkdir()
+        some = (ROOT / "data" / "facts.jsonl").read_text("utf-8").splitlines()[:12]
+        Path("data/facts.jsonl").write_text("\n".join(some), "utf-8")
         run(composed(["dataset.limit=12", "mediator.names=[hidden,mlp]"]))
         # Each example loads the embedded model; once is enough.
         patch.setattr(ktrace, "load_model", cache(ktrace.load_model), raising=False)

@@ -57,7 +57,7 @@ def found(source: str) -> list[str]:
 
 
 # Hands the user's own choice on to transformers: weights other than safetensors only on request.
-ON_REQUEST = {f"ktrace.{name}": ["allow_pickle="] for name in ("api", "pipeline.assignment")}
+ON_REQUEST = {f"ktrace.{name}": ["allow_pickle="] for name in ("api.load", "pipeline.assignment")}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

@@ -25,7 +25,7 @@ _FIRST_FIGURE = "aie"
 class Run:
     """A stored run.
 
-    Any function that takes a run's folder takes a run, too.
+    What takes a run's folder takes a run, too.
 
     >>> run = ktrace.Run("outputs/tiny/facts/gaussian-x3-n10-seed1")
     >>> run

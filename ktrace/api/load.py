@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from typing import Any
 
 from torch import nn
 
@@ -25,7 +24,7 @@ _OPEN = ("name", "window", "modules")
 def load_model(
     model: str | os.PathLike[str] | nn.Module,
     tokenizer: Tokenizer | None = None,
-    **overrides: Any,
+    **overrides: object,
 ) -> LanguageModel:
     """Take a model and its tokenizer, from files or from memory, and prove its module paths.
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,7 +59,7 @@ def trace_many(
     engine: str = "suffix",
     noise_facts: str | None = None,
     noise: str | None = None,
-    **noise_keys: Any,
+    **noise_keys: object,
 ) -> pd.DataFrame:
     """Trace many facts: every layer and position of each, without a store.
 

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ktrace.api.asked import config_of, one_mediator, required_model
 from ktrace.api.traced import Trace
@@ -55,7 +55,7 @@ def trace(
     wrong_answer: str | None = None,
     known_id: int = 0,
     noise: str | None = None,
-    **noise_keys: Any,
+    **noise_keys: object,
 ) -> Trace:
     """Trace one prompt: every layer and position, one mediator.
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from ktrace.config.secret_values import PLACES, TEXT_KEYS
@@ -102,7 +102,7 @@ def _text(value: str) -> str:
     return f"[{','.join(quoted(item.strip()) for item in items['items'].split(','))}]"
 
 
-def _parsed(override: str) -> Any:
+def _parsed(override: str) -> Override | None:
     """What Hydra makes of an override; None where it cannot read it."""
     try:
         return _parser().parse_override(override)

@@ -35,11 +35,17 @@ def own_report(told: Told) -> Iterator[None]:
 
 
 def _counted(
-    told: Told, bar: Callable[..., Iterable[object]], args: tuple[Any, ...], options: dict[str, Any]
+    told: Told,
+    bar: Callable[..., Iterable[object]],
+    args: tuple[object, ...],
+    options: dict[str, object],
 ) -> "_Counted":
     """What transformers takes for a bar of its own."""
     things = args[0] if args else options.get("iterable")
-    total = len(things) if isinstance(things, Sized) else int(options.get("total") or 0)
+    told_total = options.get("total")
+    total = told_total if isinstance(told_total, int) else 0
+    if isinstance(things, Sized):
+        total = len(things)
     return _Counted(told, bar(*args, **options | {"disable": True}), total)
 
 

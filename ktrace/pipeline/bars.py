@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.filesize import pick_unit_and_suffix
@@ -140,7 +140,7 @@ class _Steps:
         self._unit = unit
         self._stays = stays
         self._bar: Progress | None = None
-        self._replaced: list[tuple[Any, object]] = []
+        self._replaced: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
         self._steps: dict[str, _Step] = {}
         self._tasks: dict[str, TaskID] = {}
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -66,7 +66,7 @@ def require_logger(config: RunConfig) -> None:
 class LogResults(Callback):
     """Logs what the job that ends has analysed, whatever launcher runs it."""
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: object) -> None:
         """See Hydra's callbacks."""
         global _analysed
         ended, _analysed = _analysed, None
@@ -162,7 +162,7 @@ def _environment(record: Record) -> dict[str, str]:
 def _record(config: RunConfig, outcome: "Outcome", group: str | None, folder: Path) -> Record:
     """What is logged, without secrets but for the address."""
     analysis, comparison = outcome.analysis, outcome.comparison
-    summary: Mapping[str, Any] = analysis.summary if analysis else {}
+    summary: Mapping[str, object] = analysis.summary if analysis else {}
     files = analysis.files if analysis else comparison.files if comparison else []
     paths = [str(path.absolute()) for path in files]
     told_config = told(asdict(config))

@@ -117,7 +117,7 @@ def test_a_signal_ends_with_a_message_and_keeps_what_is_finished(
     line = f"ktrace: {word}; the same command goes on where this run stopped\n"
     assert ended.output.endswith(line)
     # Python tells of an exception that it drops: a signal may come in a weak reference's callback.
-    before_it = ended.output.removesuffix(line)
+    before_it = ended.said.removesuffix(line)
     assert not before_it or before_it.startswith("Exception ignored in")
     assert not [path for path in output.rglob(".*") if path.is_file()]
     before = parts(output)

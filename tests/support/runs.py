@@ -5,7 +5,6 @@ for every run. The child is a run like any other: it can be killed at any instru
 """
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from ktrace.store import RESTORED, RunFolders, Store
 from ktrace.store.part import read_part
 from ktrace.terms import RUN_KINDS
+from tests.support.command import said
 from tests.support.places import ROOT
 
 RUN = "random/known/gaussian-x3-n2-seed1"
@@ -79,12 +79,6 @@ for line in sys.stdin:
 """
 
 
-_HOW_FAR = re.compile(
-    r"^.*(: (\d+ facts|[\d.]+( \w+)? in \d+:\d\d(:\d\d)?(, .*/(s|min|h))?)|hardly tells where.*)\n",
-    re.MULTILINE,
-)
-
-
 @dataclass(frozen=True)
 class Ended:
     """How a run ended: exit code, or minus the signal that killed it; and what it printed."""
@@ -95,7 +89,7 @@ class Ended:
     @property
     def said(self) -> str:
         """What it printed, but for how far it was and how wide windows are."""
-        return _HOW_FAR.sub("", self.output)
+        return said(self.output)
 
 
 class Runs:
