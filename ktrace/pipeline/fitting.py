@@ -71,11 +71,31 @@ class Cells:
     def widths(self) -> Mapping[str, int]:
         """Letters that each column needs: headers are broken between words, numbers nowhere."""
         found = {}
-        for name, *cells in zip(self.columns, *self.rows, strict=True):
-            widest = max((cell_len(line) for cell in cells for line in cell.split("\n")), default=0)
-            if name in self.texts:
-                widest = min(widest, _MOST_FOLDED)
+        for name, wanted in self._longest.items():
+            widest = min(wanted, _MOST_FOLDED) if name in self.texts else wanted
             found[name] = max(widest, *(cell_len(word) for word in name.split()))
+        return found
+
+    @property
+    def _longest(self) -> Mapping[str, int]:
+        """Letters of the longest line below each header."""
+        return {
+            name: max((cell_len(line) for cell in cells for line in cell.split("\n")), default=0)
+            for name, *cells in zip(self.columns, *self.rows, strict=True)
+        }
+
+    def laid(self, part: Sequence[str], width: int) -> Mapping[str, int]:
+        """Letters that each column of a part gets: what it needs, and what else there is room for.
+
+        Every width is given: rich would find room by cutting a table's end off.
+        """
+        widths, longest = self.widths, self._longest
+        room = width - 1 - sum(widths[name] + _BESIDE_CELL for name in part)
+        found = {}
+        for name in part:
+            wanted = max(longest[name], cell_len(name)) - widths[name]
+            more = max(0, min(room, wanted))
+            found[name], room = widths[name] + more, room - more
         return found
 
     def parts(self, width: int) -> Iterator[list[str]]:
@@ -95,15 +115,15 @@ class Cells:
 def print_table(console: Redacting, title: str, cells: Cells) -> None:
     """Print a table: columns that do not fit beside the others stand below them."""
     console.say(title)
-    widths = cells.widths
     for part in cells.parts(console.width) if cells.rows else ():
+        widths = cells.laid(part, console.width)
         table = Table()
         for name in part:
             table.add_column(
                 name,
                 justify="left" if name in cells.texts else "right",
                 overflow="fold",
-                min_width=widths[name],
+                width=widths[name],
             )
         at = [cells.columns.index(name) for name in part]
         for row in cells.rows:
