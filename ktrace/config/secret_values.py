@@ -12,7 +12,7 @@ from ktrace.redaction import HIDDEN, keep_secret, keep_url_secret, redacted
 # Keys that hold a place or a name of somebody's. Others take numbers and words of ktrace's own,
 # which stand in folders' names and tables: they are no secrets, wherever they come from.
 PLACES = re.compile(
-    r"(model\.(name|path|revision)|output_dir|runs(\.\d+)?|logger\.(folder|uri)"
+    r"(model\.(name|path|revision)|output_dir|runs(\.\d+)?|logger\.(name|folder|uri)"
     r"|dataset\.(name|path|url|sha256|hub|subset|split|revision|noise_facts|columns\.\w+))"
 )
 # Texts about facts, which are data, and no interpolations.
@@ -57,7 +57,7 @@ def from_environment(text: str) -> str:
 
 
 def require_open_names(config: DictConfig) -> None:
-    """Refuse names of folders that hang on a value from the environment.
+    """Refuse names that others see, of folders and projects, and that hang on the environment.
 
     Raises:
         KtraceError: there is one.
@@ -67,11 +67,11 @@ def require_open_names(config: DictConfig) -> None:
     if not any(_FROM_ENVIRONMENT.search(text) for _, text in _texts(raw)):
         return
     masked = OmegaConf.create({key: _masked(item) for key, item in raw.items()})
-    for key in ("model.name", "dataset.name"):
+    for key in ("model.name", "dataset.name", "logger.project"):
         if OmegaConf.select(config, key) != OmegaConf.select(masked, key):
             raise KtraceError(
-                f"{key} would hang on a value of ${{oc.env:...}}, which no file may show, and it "
-                f"names a folder: give {key}=..."
+                f"{key} would hang on a value of ${{oc.env:...}}, which no file may show: it "
+                f"names a {'project' if key.startswith('logger') else 'folder'}: give {key}=..."
             )
 
 

@@ -45,10 +45,11 @@ def stdout(pipe_width: int = PIPE_WIDTH) -> Redacting:
     return Redacting(width=width, markup=False, emoji=False, highlight=False)
 
 
-def _from_here(path: Path) -> Path:
-    """As a person in this folder would write it."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+def _from_here(path: Path) -> str:
+    """As a person in this folder would write it; whole where a secret stands in its place."""
+    here, whole = Path.cwd(), str(path)
+    is_below = path.is_relative_to(here) and redacted(whole) == whole
+    return str(path.relative_to(here)) if is_below else whole
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ from omegaconf import DictConfig
 
 from ktrace.config import LoggerKind, RunConfig, Stage
 from ktrace.errors import KtraceError
+from ktrace.pipeline.bars import waiting
 from ktrace.pipeline.jobs import Sweep
 from ktrace.pipeline.loggers import ADAPTERS, Record
 from ktrace.pipeline.runlog import told
@@ -44,8 +47,12 @@ _TABLES |= {"runs", "differences", "methods", "agreement"}  # of a comparison
 # Parts of the summary that say what made it, or are files of their own.
 _NO_NUMBERS = {"settings", "provenance", "layers", "heads"}
 _LONGEST_NAME = 128
-# Variables by which a library would send what is meant to stay here.
-_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL")
+# Variables by which a library would send what is meant to stay here, or take the jobs of a sweep
+# for one run.
+_NOT_OURS = {"TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL"}
+_NOT_OURS |= {"WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "MLFLOW_RUN_ID"}
+# A server that is not there is asked some seconds long, unless somebody wants otherwise.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 def require_logger(config: RunConfig) -> None:
@@ -125,38 +132,59 @@ def _log(record: Record, config: RunConfig) -> None:
     folder = Path(record.folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Libraries write into files that they share, and MLflow makes its tables only once.
-    with one_at_a_time(folder, "logs into the same folder", config.claims):
+    with (
+        one_at_a_time(folder, "logs into the same folder", config.claims),
+        waiting(f"logging with {record.kind}"),
+        subprocess.Popen(
+            [sys.executable, "-m", ADAPTERS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(record),
+            start_new_session=True,  # with processes of the library's own
+        ) as process,
+    ):
         try:
-            ended = subprocess.run(
-                [sys.executable, "-m", ADAPTERS],
-                input=json.dumps(asdict(record)),
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-                env=_environment(record),
-            )
+            printed, errors = process.communicate(json.dumps(asdict(record)), _SECONDS)
         except subprocess.TimeoutExpired:
             raise KtraceError(f"it did not end within {_SECONDS} s") from None
-    if ended.returncode:
-        lines = [line for line in (ended.stdout or ended.stderr).splitlines() if line.strip()]
-        raise KtraceError(lines[-1].strip() if lines else f"exit code {ended.returncode}")
+        finally:
+            _end(process)
+    if process.returncode:
+        lines = [line for line in (printed or errors).splitlines() if line.strip()]
+        raise KtraceError(lines[-1].strip() if lines else f"exit code {process.returncode}")
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Leave nothing of a process and what it has started, also after Ctrl-C."""
+    process.kill()
+    if hasattr(os, "killpg"):  # not on Windows
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment(record: Record) -> dict[str, str]:
     """Of the process that logs: it finds what this one finds, and sends nothing unasked."""
     folder = Path(record.folder) / record.kind
-    own = {key: value for key, value in os.environ.items() if key not in _ELSEWHERE}
+    own = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
     if record.uri is None:
-        own |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    return own | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "WANDB_ERROR_REPORTING": "false",
-        "WANDB_CACHE_DIR": str(folder / "cache"),
-        "WANDB_DATA_DIR": str(folder / "data"),
-        "TRACKIO_DIR": str(folder),
-    }
+        own["HF_HUB_OFFLINE"] = "1"
+        if own.get("WANDB_MODE") != "disabled":
+            own["WANDB_MODE"] = "offline"
+    return (
+        _PATIENCE
+        | own
+        | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "DO_NOT_TRACK": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_CACHE_DIR": str(folder / "cache"),
+            "WANDB_DATA_DIR": str(folder / "data"),
+            "TRACKIO_DIR": str(folder),
+        }
+    )
 
 
 def _record(config: RunConfig, outcome: "Outcome", group: str | None, folder: Path) -> Record:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import time
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -14,13 +15,15 @@ import pytest
 from ktrace.config import LoggerConfig, LoggerKind, RunConfig
 from ktrace.config.compose import composed
 from ktrace.errors import KtraceError
-from ktrace.pipeline.logger import log_results
+from ktrace.pipeline.logger import _environment, log_results
+from ktrace.pipeline.loggers import Record
 from ktrace.pipeline.run import Outcome, run
 from tests.support.command import Ktrace, refused
 from tests.support.configs import Compose
 from tests.support.figures import NO_FIGURES
 from tests.support.logged import logged_by
 from tests.support.places import ROOT
+from tests.support.runs import is_alive
 
 KINDS = [kind.value for kind in LoggerKind if kind is not LoggerKind.none]
 KEPT = {"tables/aie", "tables/contrasts", "tables/peaks"}
@@ -152,16 +155,35 @@ def test_a_logger_that_fails_loses_nothing(
         assert list(in_folder.glob("outputs/*/*/*/analysis/summary.json"))
 
 
+HANGING = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with open(os.environ["STARTED"], "w") as file:
+    file.write(str(child.pid))
+time.sleep(60)
+"""
+
+
 def test_a_library_that_hangs_is_left(
     analysed: tuple[RunConfig, Outcome],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("ktrace.pipeline.logger._SECONDS", 0.01)
+    """With the processes that it has started."""
+    (tmp_path / "hanging.py").write_text(HANGING, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    monkeypatch.setattr("ktrace.pipeline.logger.ADAPTERS", "hanging")
+    monkeypatch.setattr("ktrace.pipeline.logger._SECONDS", 5)
     config, outcome = analysed
     log_results(with_logger(config, "wandb", tmp_path), outcome)
-    assert "it did not end within 0.01 s" in caplog.text
+    assert "it did not end within 5 s" in caplog.text
+    pid = int((tmp_path / "started").read_text())
+    left_by = time.monotonic() + 10
+    while is_alive(pid):
+        assert time.monotonic() < left_by
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("found", [None, ModuleSpec("a folder of that name", None)])
@@ -227,3 +249,17 @@ def test_the_shipped_files_are_of_the_kinds_that_there_are() -> None:
     shipped = {kind.value: composed([f"logger={kind}"]).logger for kind in LoggerKind}
     assert {name: found.kind.value for name, found in shipped.items()} == {k: k for k in shipped}
     assert {found.uri for found in shipped.values()} == {None}  # offline
+
+
+def test_the_environment_decides_neither_where_a_run_goes_nor_which_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the jobs of a sweep would be one run of W&B's."""
+    monkeypatch.setenv("WANDB_RUN_ID", "fixed")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    record = Record("wandb", "p", "n", None, "x", None, {}, {}, "", [], [], [])
+    found = _environment(record)
+    assert "WANDB_RUN_ID" not in found
+    assert found["WANDB_MODE"] == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert _environment(record)["WANDB_MODE"] == "disabled"

@@ -96,6 +96,22 @@ def test_a_logger_is_told_no_secret(ktrace: Ktrace, given: list[str], kind: str)
     assert dataset[f"{prefix}path"] == place
 
 
+def test_a_name_for_a_logger_is_told_by_its_variable(
+    ktrace: Ktrace, own: tuple[str, ...], in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a variable that no other key takes."""
+    pytest.importorskip("wandb", reason="needs wandb, of the extra `dev`")
+    monkeypatch.setenv("ONLY_HERE", "only-here-4711")
+    asked = (*own, "dataset.limit=2", "noise.samples=1", "logger=wandb")
+    refused(ktrace(*asked, "logger.project=${oc.env:ONLY_HERE}"), "logger.project would hang on")
+    ended = ktrace(*asked, "logger.name=${oc.env:ONLY_HERE}")
+    assert ended.code == 0, ended.stderr
+    assert "${oc.env:ONLY_HERE}, in the project ktrace" in ended.stdout
+    assert "only-here-4711" not in ended.stdout + ended.stderr
+    files = [path for path in in_folder.rglob("*") if path.is_file()]
+    assert [path for path in files if b"only-here-4711" in path.read_bytes()] == []
+
+
 def test_a_failing_download_tells_no_secret(ktrace: Ktrace, given: list[str]) -> None:
     ended = ktrace(*given, "dataset.path=${oc.env:FACTS_OF_MINE}/none.jsonl")
     refused(ended, "${oc.env:FACTS_OF_MINE}/none.jsonl", "http://***@127.0.0.1:9/facts.jsonl?***")
