@@ -66,12 +66,14 @@ class Tried:
         found: installed versions by package; none where there is no environment.
         said: how the tests ended, or why there were none.
         passed: whether all is well; None where the Python is missing.
+        failed: tests that did not pass.
     """
 
     case: Case
     found: dict[str, str]
     said: str
     passed: bool | None
+    failed: Sequence[str] = ()
 
 
 def interpreter(version: str) -> Path | None:
@@ -113,8 +115,8 @@ def installed(environment: Path) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==(.+)$", told, re.MULTILINE))
 
 
-def run_tests(environment: Path, tests: Sequence[str]) -> tuple[bool, str]:
-    """Whether tests pass in an environment, and pytest's last line."""
+def run_tests(environment: Path, tests: Sequence[str]) -> tuple[bool, str, list[str]]:
+    """Whether tests pass in an environment, pytest's last line, and those that failed."""
     own = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
     ended = subprocess.run(
         [str(environment / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider", *tests],
@@ -127,7 +129,8 @@ def run_tests(environment: Path, tests: Sequence[str]) -> tuple[bool, str]:
     if ended.returncode:
         print(ended.stdout[-6000:], ended.stderr[-2000:], file=sys.stderr)
     last = (ended.stdout.strip() or ended.stderr.strip()).splitlines()[-1]
-    return ended.returncode == 0, re.sub(r" in .*| ?=+ ?", "", last)
+    failed = re.findall(r"^FAILED tests/(\S+)", ended.stdout, re.MULTILINE)
+    return ended.returncode == 0, re.sub(r" in .*| ?=+ ?", "", last), failed
 
 
 def tried(case: Case, folder: Path, tests: Sequence[str] = TESTS) -> Tried:
@@ -139,10 +142,10 @@ def tried(case: Case, folder: Path, tests: Sequence[str] = TESTS) -> Tried:
     try:
         if why := make(case, python, environment):
             return Tried(case, {}, f"no environment: {why}", False)
-        passed, said = run_tests(environment, tests)
+        passed, said, failed = run_tests(environment, tests)
     except subprocess.TimeoutExpired:
         return Tried(case, {}, f"did not end within {_MINUTES} minutes", False)
-    return Tried(case, installed(environment), said, passed)
+    return Tried(case, installed(environment), said, passed, failed)
 
 
 def table(results: Sequence[Tried]) -> str:
@@ -159,6 +162,12 @@ def page(results: Sequence[Tried]) -> str:
     """`docs/compatibility.md`."""
     today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
     tests = ", ".join(f"`{name.removeprefix('tests/')}`" for name in TESTS)
+    failed = "".join(
+        f"\nFailed on {one.case.python} with {one.case.versions} versions: "
+        f"{', '.join(f'`{name}`' for name in one.failed)}.\n"
+        for one in results
+        if one.failed
+    )
     lowest = [one for one in results if one.case.versions == _LOWEST and one.found]
     bounds = "".join(
         f"\nThe lower bounds that were tried: {', '.join(_direct(one))}.\n" for one in lowest
@@ -168,7 +177,7 @@ def page(results: Sequence[Tried]) -> str:
         "this page: an environment\nfor each Python with the versions of `constraints.txt` "
         "(`constraints-3.10.txt` where some of them\nneed a newer one), and one with the lowest "
         "that `pyproject.toml` allows.\n\n"
-        f"{table(results)}{bounds}\n"
+        f"{table(results)}{failed}{bounds}\n"
         f"Tried on {today}, {platform.system()} {platform.machine()}, with {tests} "
         "of `tests/`.\nCI runs all tests on one Python ([versions](../CONTRIBUTING.md#versions)).\n"
     )
