@@ -33,6 +33,7 @@ LONG = (
     "tests/slurm/",
     "tests/analysis/test_report_browser.py",
     "tests/test_notebook.py",
+    "tests/test_gallery.py",
     "tests/pipeline/test_without_torch.py",
     "tests/pipeline/test_end_to_end.py",
     "tests/test_benchmarks.py",
