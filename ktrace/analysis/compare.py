@@ -136,11 +136,20 @@ def _run_folders(patterns: Sequence[str]) -> list[Path]:
     matched = [Path(name) for pattern in patterns for name in _matches(pattern)]
     runs = [path for path in dict.fromkeys(matched) if RunFolders(path).mediator_keys()]
     if len(runs) < 2:
-        raise KtraceError(
-            f"runs={' '.join(patterns)!r} matches {len(runs)} run folders with restorations of "
-            f"{len(matched)} folders: at least 2 are compared, such as runs='outputs/*/*/*'"
-        )
+        raise KtraceError(f"runs={' '.join(patterns)!r} {_too_few(runs, len(matched))}")
     return runs
+
+
+def _too_few(runs: Sequence[Path], n_matched: int) -> str:
+    """Why these cannot be compared, and what to do."""
+    if runs:
+        return (
+            f"matches one run with restorations, {runs[0]}, and at least 2 are compared: trace "
+            "another (noise=zero, say), or name more folders"
+        )
+    if n_matched:
+        return f"matches {n_matched} folders, none of them a run with restorations: give runs"
+    return "matches nothing: a run's folder is <output_dir>/<model>/<dataset>/<noise>"
 
 
 def _matches(pattern: str) -> list[str]:

@@ -133,8 +133,14 @@ def test_folders_that_are_no_runs_are_passed_over(outputs: Path) -> None:
     (outputs / "sweeps" / "today" / "0").mkdir(parents=True)
     assert len(compare([f"{outputs}/*/*/*"], outputs / "comparison").runs) == 2
     # Of clean runs, of states, and of one noise.
-    with pytest.raises(KtraceError, match=r"runs='.*toy.*' matches 1 run folders .* of 3 folders"):
+    with pytest.raises(
+        KtraceError, match=r"toy.* matches one run .*/toy/made-up/.*: trace another"
+    ):
         compare([f"{outputs}/toy/*/*"], outputs / "comparison")
+    with pytest.raises(KtraceError, match=r"sweeps.* matches 1 folders, none of them a run"):
+        compare([f"{outputs}/sweeps/*"], outputs / "comparison")
+    with pytest.raises(KtraceError, match=r"none/\*' matches nothing: a run's folder is"):
+        compare([f"{outputs}/none/*"], outputs / "comparison")
 
 
 def test_depth_is_that_of_the_shallower_model() -> None:
