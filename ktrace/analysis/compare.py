@@ -148,7 +148,7 @@ def _too_few(runs: Sequence[Path], n_matched: int) -> str:
             "another (noise=zero, say), or name more folders"
         )
     if n_matched:
-        return f"matches {n_matched} folders, none of them a run with restorations: give runs"
+        return f"matches no run with restorations (other folders: {n_matched})"
     return "matches nothing: a run's folder is <output_dir>/<model>/<dataset>/<noise>"
 
 

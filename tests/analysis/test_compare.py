@@ -137,7 +137,9 @@ def test_folders_that_are_no_runs_are_passed_over(outputs: Path) -> None:
         KtraceError, match=r"toy.* matches one run .*/toy/made-up/.*: trace another"
     ):
         compare([f"{outputs}/toy/*/*"], outputs / "comparison")
-    with pytest.raises(KtraceError, match=r"sweeps.* matches 1 folders, none of them a run"):
+    with pytest.raises(
+        KtraceError, match=r"sweeps.* matches no run with restorations \(other folders: 1\)"
+    ):
         compare([f"{outputs}/sweeps/*"], outputs / "comparison")
     with pytest.raises(KtraceError, match=r"none/\*' matches nothing: a run's folder is"):
         compare([f"{outputs}/none/*"], outputs / "comparison")
