@@ -107,6 +107,26 @@ def test_the_adapter_that_is_active_counts(
     )
 
 
+@pytest.mark.parametrize("first", ["adapters", "checkpoints"])
+def test_a_model_that_is_being_fine_tuned(
+    first: str, model_folder: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, no_proof: None
+) -> None:
+    """With gradient checkpointing the embedding's output is made to need gradients, by a hook."""
+    config = ADAPTERS["attention and MLP"]
+    expected = scores(ktrace.load_model(adapted(model_folder, config()), tokenizer))
+    if first == "adapters":
+        model = adapted(model_folder, config())
+        model.gradient_checkpointing_enable()
+    else:
+        plain = AutoModelForCausalLM.from_pretrained(model_folder)
+        plain.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        model = trained(peft.get_peft_model(plain, config()))
+    lm = ktrace.load_model(model.train(), tokenizer)
+    np.testing.assert_array_equal(scores(lm), expected)
+    assert "hooks" not in caplog.text
+
+
 def test_an_adapter_that_works_on_whole_prompts_is_traced_by_the_reference_engine(
     model_folder: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

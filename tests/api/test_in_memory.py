@@ -166,6 +166,104 @@ def test_what_runs_leave_in_its_modules_is_taken_back(
     assert rotary.longest == 7
 
 
+def lengths(output: Any) -> dict[str, Any]:
+    """What a forward pass gives by name, or by number, and of how many layers."""
+    named = output.items() if hasattr(output, "items") else enumerate(output)
+    return {
+        str(name): len(given) if isinstance(given, tuple) else given.numpy().tobytes()
+        for name, given in named
+        if isinstance(given, tuple | torch.Tensor)
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "asked", "value", "used"),
+    [
+        ("MixtralForCausalLM", "output_hidden_states", True, False),
+        ("MixtralForCausalLM", "output_hidden_states", [1], True),
+        ("MixtralForCausalLM", "output_attentions", True, False),
+        ("MixtralForCausalLM", "output_router_logits", True, True),
+        ("BloomForCausalLM", "return_dict", False, False),  # with which others fail by themselves
+    ],
+)
+def test_what_a_config_asks_for_is_given_as_before(
+    architecture: str,
+    asked: str,
+    value: object,
+    used: bool,
+    tokenizer: Any,
+    caplog: pytest.LogCaptureFixture,
+    no_proof: None,
+) -> None:
+    """Also where a model notes its outputs with hooks, which are put on it at its first pass."""
+    model, untouched = (
+        tiny_model(architecture, vocab_size=len(tokenizer), attention="eager") for _ in range(2)
+    )
+    plain = traced(ktrace.load_model(model, tokenizer), "hidden", std=1.0)
+    for given in (model, untouched):
+        setattr(given.config, asked, value)
+    with torch.no_grad():
+        if used:
+            model(input_ids=IDS)
+        held = [list(module._forward_hooks.values()) for module in model.modules()]
+        frame = traced(ktrace.load_model(model, tokenizer), "hidden", std=1.0)
+        assert [list(module._forward_hooks.values()) for module in model.modules()] == held
+        assert getattr(model.config, asked) == value
+        assert lengths(model(input_ids=IDS)) == lengths(untouched(input_ids=IDS))
+    pd.testing.assert_frame_equal(frame, plain, check_exact=True)
+    assert "hooks" not in caplog.text
+
+
+def test_hooks_that_come_and_go_meanwhile_are_as_before(in_memory: Any) -> None:
+    """Those with keyword arguments too, and in their order."""
+    layer = in_memory.model.layers[0]
+    options: list[dict[str, Any]] = [{}, {"with_kwargs": True}, {"always_call": True}]
+    handles = [layer.register_forward_hook(lambda *_: None, **each) for each in options]
+    handles.append(layer.register_forward_pre_hook(lambda *_: None, with_kwargs=True))
+    names = [name for name in vars(layer) if "forward" in name and "hooks" in name]
+    before = {name: list(vars(layer)[name].items()) for name in names}
+    assert sum(map(len, before.values())) == 7
+    with use.in_use(in_memory):
+        for handle in handles:
+            handle.remove()
+        for each in options:
+            layer.register_forward_hook(print, **each)
+        layer.register_forward_pre_hook(print)
+    assert {name: list(vars(layer)[name].items()) for name in names} == before
+    for handle in handles:
+        handle.remove()
+    assert not any(vars(layer)[name] for name in names)
+
+
+TRAINING: dict[str, Callable[[Any], None]] = {
+    "checkpoints": lambda model: model.gradient_checkpointing_enable(),
+    "gradients of inputs": lambda model: model.enable_input_require_grads(),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+@pytest.mark.parametrize("mediator", ["hidden_mlp_severed", "knockout"])
+def test_a_model_that_is_made_ready_for_training(
+    kind: str,
+    mediator: str,
+    in_memory: Any,
+    tokenizer: Any,
+    caplog: pytest.LogCaptureFixture,
+    no_proof: None,
+) -> None:
+    before = traced(ktrace.load_model(in_memory, tokenizer), mediator)
+    TRAINING[kind](in_memory.train())
+    hooks = looks(in_memory)["hooks"]
+    lm = ktrace.load_model(in_memory, tokenizer)
+    pd.testing.assert_frame_equal(traced(lm, mediator), before, check_exact=True)
+    assert looks(in_memory)["hooks"] == hooks
+    assert "hooks" not in caplog.text
+    fact = {"prompt": PROMPT, "subject": SUBJECT, "attribute": None}
+    assert len(ktrace.trace_many(lm, [fact], "attn", window=2, noise="multivariate"))
+    in_memory(input_ids=IDS, labels=IDS).loss.backward()
+    assert in_memory.model.layers[1].mlp.down_proj.weight.grad.abs().max() > 0
+
+
 def test_experts_in_float64_go_back_to_their_kernel(tokenizer: Any, no_proof: None) -> None:
     model = tiny_model("MixtralForCausalLM", vocab_size=len(tokenizer)).double()
     before = model.config._experts_implementation
