@@ -394,6 +394,12 @@ def slow(tokenizer: Any) -> Any:
     return Slow()
 
 
+def with_compiled_forward(model: Any) -> Any:
+    """As transformers' documents have it; nothing is compiled before it is called."""
+    model.forward = torch.compile(model.forward)
+    return model
+
+
 Given = Callable[[Any, Any], tuple[object, ...]]
 
 
@@ -409,7 +415,14 @@ Given = Callable[[Any, Any], tuple[object, ...]]
         ),
         (lambda m, t: (m, slow(t)), "tokenizer: Slow gives no character offsets"),
         (lambda m, t: (Around(m, t), t), r"model=Around is no model of transformers: give its \.m"),
-        (lambda m, t: (nn.DataParallel(m), t), r"model=DataParallel is no model .* its \.module"),
+        (lambda m, t: (nn.DataParallel(m), t), r"model=DataParallel is no model .* its \.module$"),
+        (lambda m, t: (torch.compile(m), t), r"model=OptimizedModule is no .* its \._orig_mod$"),
+        (
+            lambda m, t: (nn.DataParallel(torch.compile(m)), t),  # type: ignore[arg-type]
+            r"model=DataParallel is no model .* give its \.module\._orig_mod$",
+        ),
+        (lambda m, t: (torch.compile(m.model), t), "model=OptimizedModule is no .* give load_mod"),
+        (lambda m, t: (with_compiled_forward(m), t), "model=LlamaForCausalLM is compiled .mode"),
         (lambda m, t: (nn.Linear(2, 2), t), "model=Linear is no model of transformers: give load_"),
         (lambda m, t: (m.model, t), "model=LlamaModel has no head that predicts tokens: load it w"),
         (lambda m, t: (m.to("meta"), t), "model=LlamaForCausalLM has weights on the device meta"),
