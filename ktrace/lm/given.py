@@ -13,7 +13,6 @@ from ktrace.lm.load import proven_model
 from ktrace.lm.made_up import PROMPT, ids_of, rounding_in, size_of
 from ktrace.lm.model import LanguageModel, Untyped
 from ktrace.lm.paths import ModulePaths
-from ktrace.lm.placement import devices_of
 from ktrace.lm.tokens import Tokenizer, require_offsets
 from ktrace.lm.use import in_use
 
@@ -148,7 +147,7 @@ def _require_all_of(adapted: nn.Module, lm: LanguageModel) -> None:
 
 
 def _require_whole(model: PreTrainedModel) -> None:
-    """Refuse a model without a head, without its numbers, or with modules that are no longer run.
+    """Refuse a model without a head, or with modules that are no longer run.
 
     Whether it is one that answers by what it reads is for its proof to say.
     """
@@ -156,11 +155,6 @@ def _require_whole(model: PreTrainedModel) -> None:
     if not _has_head(model):
         raise KtraceError(
             f"model={kind} has no head that predicts tokens: load it with AutoModelForCausalLM"
-        )
-    if any(device.type == "meta" for device in devices_of(model)):
-        raise KtraceError(
-            f"model={kind} has weights on the device meta, which holds no numbers: load it with "
-            "from_pretrained"
         )
     for module in model.modules():
         forward = vars(module).get("forward")

@@ -12,6 +12,9 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ktrace.errors import KtraceError
+from ktrace.lm.devices import first_line
+from ktrace.lm.made_up import PROMPT
 from ktrace.lm.model import Config, Untyped
 from ktrace.lm.placement import devices_of
 from ktrace.lm.quantization import multiply_int4_in_own_dtype, multiply_int8_exactly
@@ -73,8 +76,13 @@ def in_use(model: PreTrainedModel) -> Iterator[None]:
     hooks, buffers, forwards, attention, and whatever else runs leave in a module. Weights are not
     touched. Who else uses it, in another thread, waits. Hooks that somebody put on it take part in
     every run, as they do in its own; one logged line says so.
+
+    Raises:
+        KtraceError: its weights are nowhere, or what is done with it fails and so does a plain
+            forward pass.
     """
     with _IN_USE.setdefault(model, RLock()):
+        _require_numbers(model)
         _tell_hooks(model)
         held = [(part, dict(part)) for part in _parts(model)]
         try:
@@ -82,9 +90,35 @@ def in_use(model: PreTrainedModel) -> Iterator[None]:
             if getattr(model.config, "_attn_implementation", None) == "sdpa":
                 attend_eagerly(model)  # transformers' choice, as when a model is loaded
             yield
+        except KtraceError:
+            raise
+        except Exception as error:
+            _require_runs(model, error)
+            raise
         finally:
             for part, before in held:
                 _put_back(part, before)
+
+
+def _require_numbers(model: PreTrainedModel) -> None:
+    if any(device.type == "meta" for device in devices_of(model)):
+        raise KtraceError(
+            f"model={type(model).__name__} has weights on the device meta, which holds no numbers: "
+            "load it with from_pretrained"
+        )
+
+
+def _require_runs(model: PreTrainedModel, error: Exception) -> None:
+    """Where something failed: say whether the model does so by itself, whatever is asked of it."""
+    untyped: Untyped = model
+    embeds = devices_of(untyped.get_input_embeddings())
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([PROMPT], device=next(iter(embeds), None)))
+    except Exception as own:
+        raise KtraceError(
+            f"model={type(model).__name__} fails on a made-up prompt: {first_line(own)}"
+        ) from error
 
 
 def _put_back(part: _Held, before: Mapping[str, object]) -> None:

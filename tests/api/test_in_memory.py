@@ -363,6 +363,34 @@ def test_a_model_that_fails_by_itself_fails_in_a_line(in_memory: Any, tokenizer:
     )
 
 
+def test_a_model_that_was_broken_since_fails_in_a_line(
+    in_memory: Any, tokenizer: Any, no_proof: None
+) -> None:
+    lm = ktrace.load_model(in_memory, tokenizer)
+    weight = in_memory.model.layers[1].mlp.down_proj.weight
+    fact = {"prompt": PROMPT, "subject": SUBJECT, "attribute": None}
+    calls = (lambda: traced(lm), lambda: ktrace.trace_many(lm, [fact]))
+    whole = weight.data
+    weight.data = whole[:, :3]
+    for call in calls:
+        with pytest.raises(
+            ktrace.KtraceError, match=r"^model=LlamaForCausalLM fails on a made-up p"
+        ):
+            call()
+    weight.data = whole
+    in_memory.to("meta")
+    for call in calls:
+        with pytest.raises(
+            ktrace.KtraceError, match=r"^model=LlamaForCausalLM has weights on the d"
+        ):
+            call()
+
+
+def test_what_fails_by_itself_is_not_put_on_the_model(in_memory: Any) -> None:
+    with pytest.raises(ValueError, match="of ours"), use.in_use(in_memory):
+        raise ValueError("of ours")
+
+
 def test_a_name_for_tables(in_memory: Any, tokenizer: Any) -> None:
     assert ktrace.load_model(in_memory, tokenizer, name="mine", window=4).window == 4
     in_memory.config._name_or_path = "owner/some model (v2)"
