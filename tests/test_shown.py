@@ -78,6 +78,14 @@ def test_numbers_and_columns_of_facts_put_together(
     assert set(ktrace.average(mediators)["n_facts"]) == {1}
 
 
+def test_traces_are_found_in_lists_and_sets(hidden: ktrace.Trace, mlp: ktrace.Trace) -> None:
+    """As themselves: their numbers are arrays, which have no single answer to `==`."""
+    apart = hidden.compare(mlp)
+    assert [hidden, mlp].index(mlp) == 1
+    assert {hidden, mlp, apart} >= {mlp, apart}
+    assert hidden != replace(hidden)
+
+
 def cells(figure: Figure, n_rows: int) -> np.ndarray:
     found = np.ma.asarray(figure.axes[0].collections[0].get_array(), dtype=np.float64)
     return found.filled(np.nan).reshape(n_rows, -1).T

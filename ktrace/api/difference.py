@@ -33,7 +33,7 @@ BY = ("position", "role")
 _MOST_LETTERS = 30  # of what tells two traces apart, in a title
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """One of two traces.
 
@@ -71,7 +71,7 @@ class Side:
         return np.stack(found, axis=-1)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class TraceDifference:
     """The effects of one trace minus those of another: what `Trace.compare` gives.
 

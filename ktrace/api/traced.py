@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Trace:
-    """One prompt traced with one mediator.
+    """One prompt traced with one mediator; `==` asks whether it is the same object.
 
     Axes are (sample, layer, position), with heads (sample, layer, head, position). Scores are by
     metric: `probability` (unitless, in [0, 1]), `log_probability`, `logit`, `logit_difference`,

@@ -13,10 +13,11 @@ from ktrace.lm.load import proven_model
 from ktrace.lm.made_up import PROMPT, ids_of, rounding_in, size_of
 from ktrace.lm.model import LanguageModel, Untyped
 from ktrace.lm.paths import ModulePaths
-from ktrace.lm.placement import devices_of
 from ktrace.lm.tokens import Tokenizer, require_offsets
 from ktrace.lm.use import in_use
 
+# Where others have the model: compiled ones, data parallel ones, pipelines and trainers, trl's.
+_AROUND = ("_orig_mod", "module", "model", "pretrained_model")
 _CALL = "give load_model(model, tokenizer), as AutoModelForCausalLM and AutoTokenizer load them"
 
 
@@ -76,22 +77,42 @@ def _base_of(model: object) -> PreTrainedModel:
     """The model of transformers that is meant: itself, or what peft has put adapters into."""
     if isinstance(model, PreTrainedModel):
         return model
-    if isinstance(model, nn.Module) and hasattr(model, "peft_config"):
+    if _is_adapted(model):
         adapted: Untyped = model
         _require_in_place(adapted)
         found = adapted.get_base_model()
         if isinstance(found, PreTrainedModel):
             return found
-    within = next(
-        (
-            name
-            for name in ("model", "module", "_orig_mod")  # a pipeline; data parallel; compiled
-            if isinstance(getattr(model, name, None), PreTrainedModel)
-        ),
-        None,
-    )
-    way = _CALL if within is None else f"give its .{within}"
+    within = _way_within(model)
+    way = f"give its {within}" if within else _CALL
     raise KtraceError(f"model={_kind(model)} is no model of transformers: {way}")
+
+
+def _is_adapted(model: object) -> bool:
+    """Whether it is peft's model itself: what is around one hands its attributes on."""
+    adapted = isinstance(model, nn.Module) and hasattr(model, "peft_config")
+    return adapted and hasattr(type(model), "get_base_model")  # not of a model within
+
+
+def _way_within(model: object) -> str:
+    """Attributes that lead to a model that can be given; none where there is none.
+
+    What hands attributes on (compiled models, tuners of peft) seems to have those of the model
+    within as well, such as `.model`, which has no head: what is around a model comes first.
+    """
+    own = model._modules if isinstance(model, nn.Module) else getattr(model, "__dict__", {})
+    for name in _AROUND:
+        found = getattr(model, name, None)
+        if _is_adapted(found) or (isinstance(found, PreTrainedModel) and _has_head(found)):
+            return f".{name}"
+        further = _way_within(found) if isinstance(found, nn.Module) and name in own else ""
+        if further:
+            return f".{name}{further}"
+    return ""
+
+
+def _has_head(model: PreTrainedModel) -> bool:
+    return cast(Untyped, model).get_output_embeddings() is not None
 
 
 def _require_in_place(adapted: Untyped) -> None:
@@ -126,25 +147,23 @@ def _require_all_of(adapted: nn.Module, lm: LanguageModel) -> None:
 
 
 def _require_whole(model: PreTrainedModel) -> None:
-    """Refuse a model without a head, without its numbers, or with modules that are no longer run.
+    """Refuse a model without a head, or with modules that are no longer run.
 
     Whether it is one that answers by what it reads is for its proof to say.
     """
     kind = _kind(model)
-    if cast(Untyped, model).get_output_embeddings() is None:
+    if not _has_head(model):
         raise KtraceError(
             f"model={kind} has no head that predicts tokens: load it with AutoModelForCausalLM"
         )
-    if any(device.type == "meta" for device in devices_of(model)):
-        raise KtraceError(
-            f"model={kind} has weights on the device meta, which holds no numbers: load it with "
-            "from_pretrained"
-        )
-    if any(getattr(module, "_compiled_call_impl", None) for module in model.modules()):
-        raise KtraceError(
-            f"model={kind} is compiled (model.compile()), where hooks are not seen: give it as it "
-            "was loaded"
-        )
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        within = hasattr(forward, "_torchdynamo_orig_callable")
+        if within or getattr(module, "_compiled_call_impl", None):
+            raise KtraceError(
+                f"model={kind} is compiled (model.compile(), or its forward is), where hooks are "
+                "not seen: give it as it was loaded"
+            )
 
 
 def _kind(model: object) -> str:

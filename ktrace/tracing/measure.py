@@ -72,7 +72,7 @@ def embed(lm: LanguageModel, token_ids: Sequence[int]) -> torch.Tensor:
     """
     embedding = lm.model.get_submodule(lm.paths.embedding)
     embeddings: torch.Tensor = embedding(torch.tensor(token_ids, device=lm.device))
-    return embeddings
+    return embeddings.detach()  # a hook of who trains the model may ask for gradients here
 
 
 def spread(embeddings: Array) -> float:

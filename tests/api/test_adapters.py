@@ -1,5 +1,6 @@
 """`ktrace.load_model` of a model with adapters of peft: the numbers of the adapted model."""
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,26 @@ def test_the_adapter_that_is_active_counts(
     )
 
 
+@pytest.mark.parametrize("first", ["adapters", "checkpoints"])
+def test_a_model_that_is_being_fine_tuned(
+    first: str, model_folder: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, no_proof: None
+) -> None:
+    """With gradient checkpointing the embedding's output is made to need gradients, by a hook."""
+    config = ADAPTERS["attention and MLP"]
+    expected = scores(ktrace.load_model(adapted(model_folder, config()), tokenizer))
+    if first == "adapters":
+        model = adapted(model_folder, config())
+        model.gradient_checkpointing_enable()
+    else:
+        plain = AutoModelForCausalLM.from_pretrained(model_folder)
+        plain.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        model = trained(peft.get_peft_model(plain, config()))
+    lm = ktrace.load_model(model.train(), tokenizer)
+    np.testing.assert_array_equal(scores(lm), expected)
+    assert "hooks" not in caplog.text
+
+
 def test_an_adapter_that_works_on_whole_prompts_is_traced_by_the_reference_engine(
     model_folder: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,3 +186,24 @@ def test_whatever_else_is_around_the_model_is_found_out(
     monkeypatch.setattr(type(model), "forward", louder)
     with pytest.raises(ktrace.KtraceError, match="the model within it does not say what it says"):
         ktrace.load_model(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("around", "way"),
+    [
+        (lambda model, config: peft.get_peft_model(model, config).base_model, ".model"),
+        (lambda model, config: peft.get_peft_model(model, config, mixed=True), ".model"),
+        (lambda model, config: torch.compile(peft.get_peft_model(model, config)), "._orig_mod"),
+    ],
+)
+def test_what_is_around_an_adapted_model_says_where_it_is(
+    around: Callable[[Any, Any], Any], way: str, model_folder: Path, tokenizer: Any, no_proof: None
+) -> None:
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    given = around(AutoModelForCausalLM.from_pretrained(model_folder), config)
+    with pytest.raises(ktrace.KtraceError) as raised:
+        ktrace.load_model(given, tokenizer)
+    kind = type(given).__name__
+    assert str(raised.value) == f"model={kind} is no model of transformers: give its {way}"
+    within = operator.attrgetter(way.lstrip("."))(given)
+    assert ktrace.load_model(within, tokenizer).n_layers == 3

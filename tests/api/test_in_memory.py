@@ -166,6 +166,104 @@ def test_what_runs_leave_in_its_modules_is_taken_back(
     assert rotary.longest == 7
 
 
+def lengths(output: Any) -> dict[str, Any]:
+    """What a forward pass gives by name, or by number, and of how many layers."""
+    named = output.items() if hasattr(output, "items") else enumerate(output)
+    return {
+        str(name): len(given) if isinstance(given, tuple) else given.numpy().tobytes()
+        for name, given in named
+        if isinstance(given, tuple | torch.Tensor)
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "asked", "value", "used"),
+    [
+        ("MixtralForCausalLM", "output_hidden_states", True, False),
+        ("MixtralForCausalLM", "output_hidden_states", [1], True),
+        ("MixtralForCausalLM", "output_attentions", True, False),
+        ("MixtralForCausalLM", "output_router_logits", True, True),
+        ("BloomForCausalLM", "return_dict", False, False),  # with which others fail by themselves
+    ],
+)
+def test_what_a_config_asks_for_is_given_as_before(
+    architecture: str,
+    asked: str,
+    value: object,
+    used: bool,
+    tokenizer: Any,
+    caplog: pytest.LogCaptureFixture,
+    no_proof: None,
+) -> None:
+    """Also where a model notes its outputs with hooks, which are put on it at its first pass."""
+    model, untouched = (
+        tiny_model(architecture, vocab_size=len(tokenizer), attention="eager") for _ in range(2)
+    )
+    plain = traced(ktrace.load_model(model, tokenizer), "hidden", std=1.0)
+    for given in (model, untouched):
+        setattr(given.config, asked, value)
+    with torch.no_grad():
+        if used:
+            model(input_ids=IDS)
+        held = [list(module._forward_hooks.values()) for module in model.modules()]
+        frame = traced(ktrace.load_model(model, tokenizer), "hidden", std=1.0)
+        assert [list(module._forward_hooks.values()) for module in model.modules()] == held
+        assert getattr(model.config, asked) == value
+        assert lengths(model(input_ids=IDS)) == lengths(untouched(input_ids=IDS))
+    pd.testing.assert_frame_equal(frame, plain, check_exact=True)
+    assert "hooks" not in caplog.text
+
+
+def test_hooks_that_come_and_go_meanwhile_are_as_before(in_memory: Any) -> None:
+    """Those with keyword arguments too, and in their order."""
+    layer = in_memory.model.layers[0]
+    options: list[dict[str, Any]] = [{}, {"with_kwargs": True}, {"always_call": True}]
+    handles = [layer.register_forward_hook(lambda *_: None, **each) for each in options]
+    handles.append(layer.register_forward_pre_hook(lambda *_: None, with_kwargs=True))
+    names = [name for name in vars(layer) if "forward" in name and "hooks" in name]
+    before = {name: list(vars(layer)[name].items()) for name in names}
+    assert sum(map(len, before.values())) == 7
+    with use.in_use(in_memory):
+        for handle in handles:
+            handle.remove()
+        for each in options:
+            layer.register_forward_hook(print, **each)
+        layer.register_forward_pre_hook(print)
+    assert {name: list(vars(layer)[name].items()) for name in names} == before
+    for handle in handles:
+        handle.remove()
+    assert not any(vars(layer)[name] for name in names)
+
+
+TRAINING: dict[str, Callable[[Any], None]] = {
+    "checkpoints": lambda model: model.gradient_checkpointing_enable(),
+    "gradients of inputs": lambda model: model.enable_input_require_grads(),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINING)
+@pytest.mark.parametrize("mediator", ["hidden_mlp_severed", "knockout"])
+def test_a_model_that_is_made_ready_for_training(
+    kind: str,
+    mediator: str,
+    in_memory: Any,
+    tokenizer: Any,
+    caplog: pytest.LogCaptureFixture,
+    no_proof: None,
+) -> None:
+    before = traced(ktrace.load_model(in_memory, tokenizer), mediator)
+    TRAINING[kind](in_memory.train())
+    hooks = looks(in_memory)["hooks"]
+    lm = ktrace.load_model(in_memory, tokenizer)
+    pd.testing.assert_frame_equal(traced(lm, mediator), before, check_exact=True)
+    assert looks(in_memory)["hooks"] == hooks
+    assert "hooks" not in caplog.text
+    fact = {"prompt": PROMPT, "subject": SUBJECT, "attribute": None}
+    assert len(ktrace.trace_many(lm, [fact], "attn", window=2, noise="multivariate"))
+    in_memory(input_ids=IDS, labels=IDS).loss.backward()
+    assert in_memory.model.layers[1].mlp.down_proj.weight.grad.abs().max() > 0
+
+
 def test_experts_in_float64_go_back_to_their_kernel(tokenizer: Any, no_proof: None) -> None:
     model = tiny_model("MixtralForCausalLM", vocab_size=len(tokenizer)).double()
     before = model.config._experts_implementation
@@ -265,6 +363,34 @@ def test_a_model_that_fails_by_itself_fails_in_a_line(in_memory: Any, tokenizer:
     )
 
 
+def test_a_model_that_was_broken_since_fails_in_a_line(
+    in_memory: Any, tokenizer: Any, no_proof: None
+) -> None:
+    lm = ktrace.load_model(in_memory, tokenizer)
+    weight = in_memory.model.layers[1].mlp.down_proj.weight
+    fact = {"prompt": PROMPT, "subject": SUBJECT, "attribute": None}
+    calls = (lambda: traced(lm), lambda: ktrace.trace_many(lm, [fact]))
+    whole = weight.data
+    weight.data = whole[:, :3]
+    for call in calls:
+        with pytest.raises(
+            ktrace.KtraceError, match=r"^model=LlamaForCausalLM fails on a made-up p"
+        ):
+            call()
+    weight.data = whole
+    in_memory.to("meta")
+    for call in calls:
+        with pytest.raises(
+            ktrace.KtraceError, match=r"^model=LlamaForCausalLM has weights on the d"
+        ):
+            call()
+
+
+def test_what_fails_by_itself_is_not_put_on_the_model(in_memory: Any) -> None:
+    with pytest.raises(ValueError, match="of ours"), use.in_use(in_memory):
+        raise ValueError("of ours")
+
+
 def test_a_name_for_tables(in_memory: Any, tokenizer: Any) -> None:
     assert ktrace.load_model(in_memory, tokenizer, name="mine", window=4).window == 4
     in_memory.config._name_or_path = "owner/some model (v2)"
@@ -296,6 +422,12 @@ def slow(tokenizer: Any) -> Any:
     return Slow()
 
 
+def with_compiled_forward(model: Any) -> Any:
+    """As transformers' documents have it; nothing is compiled before it is called."""
+    model.forward = torch.compile(model.forward)
+    return model
+
+
 Given = Callable[[Any, Any], tuple[object, ...]]
 
 
@@ -311,7 +443,14 @@ Given = Callable[[Any, Any], tuple[object, ...]]
         ),
         (lambda m, t: (m, slow(t)), "tokenizer: Slow gives no character offsets"),
         (lambda m, t: (Around(m, t), t), r"model=Around is no model of transformers: give its \.m"),
-        (lambda m, t: (nn.DataParallel(m), t), r"model=DataParallel is no model .* its \.module"),
+        (lambda m, t: (nn.DataParallel(m), t), r"model=DataParallel is no model .* its \.module$"),
+        (lambda m, t: (torch.compile(m), t), r"model=OptimizedModule is no .* its \._orig_mod$"),
+        (
+            lambda m, t: (nn.DataParallel(torch.compile(m)), t),  # type: ignore[arg-type]
+            r"model=DataParallel is no model .* give its \.module\._orig_mod$",
+        ),
+        (lambda m, t: (torch.compile(m.model), t), "model=OptimizedModule is no .* give load_mod"),
+        (lambda m, t: (with_compiled_forward(m), t), "model=LlamaForCausalLM is compiled .mode"),
         (lambda m, t: (nn.Linear(2, 2), t), "model=Linear is no model of transformers: give load_"),
         (lambda m, t: (m.model, t), "model=LlamaModel has no head that predicts tokens: load it w"),
         (lambda m, t: (m.to("meta"), t), "model=LlamaForCausalLM has weights on the device meta"),
