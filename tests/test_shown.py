@@ -133,6 +133,16 @@ def test_prompts_of_other_lengths_are_compared_by_role(
     assert repr(PROMPT[:10])[:-1] in repr(apart)
 
 
+def test_a_difference_says_what_differs(hidden: ktrace.Trace, other: ktrace.Trace) -> None:
+    adapted = replace(hidden, restored={m: 2 * v for m, v in hidden.restored.items()})
+    assert hidden.compare(adapted).title == "random, hidden: first minus second"
+    answered = replace(hidden, answer=" Rome")
+    assert hidden.compare(answered).title == f"random, hidden: {hidden.answer!r} minus ' Rome'"
+    # What goes with another prompt is not said beside it.
+    assert repr(other.answer) not in hidden.compare(other).title
+    assert OTHER_SUBJECT not in hidden.compare(replace(other, prompt="!")).title
+
+
 def test_heads_are_compared_one_by_one(heads: ktrace.Trace, hidden: ktrace.Trace) -> None:
     noised = replace(heads, restored={m: 2 * v for m, v in heads.restored.items()})
     apart = heads.compare(noised)

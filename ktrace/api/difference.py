@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 BY = ("position", "role")
+_WITHIN = ("subject", "answer")  # of a prompt
+_TEXTS = ("prompt", *_WITHIN)
 _MOST_LETTERS = 30  # of what tells two traces apart, in a title
 
 
@@ -38,7 +40,7 @@ class Side:
     """One of two traces.
 
     Attributes:
-        told: what may tell it from the other: model, mediator, noise, prompt.
+        told: what may tell it from the other: model, mediator, noise, prompt, subject, answer.
         mediator: its key.
         tokens: of the prompt, `(n_tokens,)`.
         roles: in the scheme `rome`, None before the subject, `(n_tokens,)`.
@@ -240,14 +242,18 @@ def _by_role(left: Side, right: Side) -> TraceDifference:
 def _title(left: Side, right: Side) -> str:
     """What is the same, then what differs."""
     differing = [name for name, text in left.told.items() if right.told[name] != text]
+    # Another prompt or model has another subject or answer, which needs no saying.
+    differing = [name for name in differing if name not in _WITHIN] or differing
     same = [left.told[name] for name in ("model", "mediator") if name not in differing]
-    sides = (", ".join(_named(side, name) for name in differing) for side in (left, right))
+    # Of one name: a model with and without an adapter, or after a step of training.
+    sides = [", ".join(_named(side, name) for name in differing) for side in (left, right)]
+    sides = sides if differing else ["first", "second"]
     return f"{', '.join(same)}: {' minus '.join(sides)}".removeprefix(": ")
 
 
 def _named(side: Side, name: str) -> str:
     text = side.told[name]
-    return repr(abridged(text, _MOST_LETTERS)) if name == "prompt" else text
+    return repr(abridged(text, _MOST_LETTERS)) if name in _TEXTS else text
 
 
 def require_metric(metric: str) -> None:

@@ -265,7 +265,8 @@ class Trace:
         return figure if ax is not None else shown_by_jupyter(figure)
 
     def _side(self) -> Side:
-        told = {name: str(getattr(self, name)) for name in ("model", "mediator", "noise", "prompt")}
+        names = ("model", "mediator", "noise", "prompt", "subject", "answer")
+        told = {name: str(getattr(self, name)) for name in names}
         at_tokens = {}
         for metric in METRICS:
             effects = self.indirect_effect(metric)

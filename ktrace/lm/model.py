@@ -44,11 +44,24 @@ class LanguageModel:
         """One line: a module's own would fill a notebook."""
         dtype = str(self.model.dtype).removeprefix("torch.")
         places = ", ".join(sorted(map(str, devices_of(self.model))))
+        adapters = self._adapters()
+        kind = type(self.model).__name__ + (f" with {', '.join(adapters)}" if adapters else "")
         width = getattr(self._text_config, "hidden_size", self.d_embedding)
         return (
-            f"LanguageModel({self.name!r}: {type(self.model).__name__}, {self.n_layers} layers, "
+            f"LanguageModel({self.name!r}: {kind}, {self.n_layers} layers, "
             f"{width} wide, {dtype} on {places})"
         )
+
+    def _adapters(self) -> list[str]:
+        """Names of the adapters of peft that change what its layers give, as it is now."""
+        found = {
+            f"adapter {name!r}"
+            for module in self.model.modules()
+            # Of a whole model of transformers it is a method.
+            if getattr(module, "disable_adapters", None) is False
+            for name in getattr(module, "active_adapters", ())
+        }
+        return sorted(found)
 
     @property
     def device(self) -> torch.device:
