@@ -198,6 +198,30 @@ def test_figures_stand_where_they_are_told(
     whole.canvas.draw()
 
 
+def test_titles_are_chosen_and_axes_are_axes(hidden: ktrace.Trace, mlp: ktrace.Trace) -> None:
+    for shown in (hidden, hidden.compare(mlp)):
+        assert "random" in shown.plot().get_suptitle()
+        for title in ("", "of mine"):
+            assert shown.plot(title=title).get_suptitle() == title
+        with pytest.raises(ktrace.KtraceError, match=r"^ax=ndarray is no axes of matplotlib: give"):
+            shown.plot(ax=Figure().subplots(1, 2))
+
+
+def test_small_probabilities_keep_their_digits(hidden: ktrace.Trace) -> None:
+    small = replace(
+        hidden,
+        clean={m: 0 * v + 4.9e-5 for m, v in hidden.clean.items()},
+        corrupted={m: 0 * v + 0.00123 for m, v in hidden.corrupted.items()},
+        restored={m: 0 * v + 0.00127 for m, v in hidden.restored.items()},
+    )
+    told = "4.9e-05 clean, 0.0012 corrupted"
+    assert told in repr(small)
+    assert told in " ".join(small.plot().get_suptitle().split())
+    none = replace(small, restored={m: 0 * v + 0.00123 for m, v in small.restored.items()})
+    assert "at most 4e-05 in" in repr(small.compare(none))
+    assert "at most 0.000 in" in repr(small.compare(small))
+
+
 def test_the_embedded_heatmap_is_one_element_of_plain_letters(hidden: ktrace.Trace) -> None:
     hostile = replace(hidden, prompt=HOSTILE, subject="", answer=HOSTILE, model='"><script>')
     element = hostile.to_html()

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import fact_heatmap
-from ktrace.analysis.figures.look import Prompt, chosen_look
+from ktrace.analysis.figures.look import Prompt, chosen_look, probability_text
 from ktrace.analysis.figures.style import shown_by_jupyter
 from ktrace.analysis.notebook import image
 from ktrace.analysis.rows import rows
@@ -101,7 +101,10 @@ class TraceDifference:
     def __repr__(self) -> str:
         difference = self.left[METRICS[0]] - self.right[METRICS[0]]
         most = float(np.nanmax(np.abs(difference)))
-        return f"<TraceDifference by {self.by}: {self.title}; at most {most:.3f} in probability>"
+        return (
+            f"<TraceDifference by {self.by}: {self.title}; at most {probability_text(most)} in "
+            "probability>"
+        )
 
     def _repr_html_(self) -> str:
         return image(self.plot(), self.title)
@@ -139,6 +142,7 @@ class TraceDifference:
         ax: "Axes | None" = None,
         palette: str = "shared",
         limits: tuple[float, float] | None = None,
+        title: str | None = None,
     ) -> "Figure":
         """A heatmap of the difference: tokens or roles down, layers across.
 
@@ -147,12 +151,14 @@ class TraceDifference:
             ax: where to draw, with a colour bar beside it; None makes a figure.
             palette: as in `Trace.plot`.
             limits: lowest and highest value of the colours, around 0.
+            title: in place of what was subtracted from what; "" for none.
 
         Returns:
             A matplotlib figure; that of `ax`, if given.
 
         Raises:
-            KtraceError: unknown metric or palette, or limits without 0 between them.
+            KtraceError: unknown metric or palette, limits without 0 between them, or `ax` is no
+                axes.
         """
         require_metric(metric)
         difference = self.left[metric] - self.right[metric]
@@ -162,7 +168,7 @@ class TraceDifference:
             difference,
             Prompt(self.names, self.subject),
             key=self.mediator,
-            title=self.title,
+            title=self.title if title is None else title,
             look=chosen_look(metric, palette, limits, quantity="difference of IE"),
             axis=ax,
         )

@@ -511,3 +511,6 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     assert [path.suffix for path in files[0]] == [f".{kind}" for kind in KINDS]
     for first, second in zip(*files, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.suffix
+    pdf = next(path for path in files[0] if path.suffix == ".pdf").read_bytes()
+    assert b"/TrueType" in pdf or b"/Type0" in pdf
+    assert b"/Type3" not in pdf, "journals refuse it"
