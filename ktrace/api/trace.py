@@ -164,7 +164,7 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
             f"{1 + len(others)} mediators: ktrace.trace takes one, ktrace.trace_many several"
         )
     require_mediators(lm, [mediator])
-    say_wide_windows(lm, [mediator])
+    say_wide_windows(lm, [mediator], key="window")
     facts = facts_of(config.dataset)
     require_fit(facts, config.noise, config.metric)
     fact, is_pair = facts.facts[0], config.noise.kind is NoiseKind.pair

@@ -18,6 +18,11 @@ Config = Any  # of transformers: its attributes differ from family to family
 Untyped: TypeAlias = Any
 
 
+# Layers together, of how many: MLP and attention in GPT-2 XL (Meng et al. 2022).
+PUBLISHED_WINDOW, PUBLISHED_LAYERS = 10, 48
+_DEEP = 24  # layers from which on the published window is taken as it is
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A loaded model whose sites have been proven.
@@ -38,7 +43,7 @@ class LanguageModel:
     n_layers: int
     d_embedding: int
     name: str = "model"
-    window: int = 10
+    window: int = PUBLISHED_WINDOW
 
     def __repr__(self) -> str:
         """One line: a module's own would fill a notebook."""
@@ -118,6 +123,16 @@ class LanguageModel:
     def _text_config(self) -> Config:
         config: Config = self.model.config
         return config.get_text_config()
+
+
+def as_narrow_as_published(n_layers: int) -> int:
+    """The window that is the published share of so many layers: about a fifth."""
+    return max(1, int(n_layers * PUBLISHED_WINDOW / PUBLISHED_LAYERS + 0.5))
+
+
+def usual_window(n_layers: int) -> int:
+    """As presets have it: the published one, of fewer than 24 layers the published share."""
+    return PUBLISHED_WINDOW if n_layers >= _DEEP else as_narrow_as_published(n_layers)
 
 
 def longest_prompt(text_config: Config) -> int | None:
