@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, replace
 
 from torch import nn
 
+from ktrace.api.asked import arguments_named
 from ktrace.config import ModelConfig
 from ktrace.config.compose import choices, composed
 from ktrace.errors import KtraceError
@@ -88,7 +89,8 @@ def _in_memory(model: object, tokenizer: object, overrides: Mapping[str, object]
             )
     found = re.sub(r"[^A-Za-z0-9._+-]+", "-", name_of(model)).lstrip("._+-")
     named = {"path": type(model).__name__, "name": found or type(model).__name__, **overrides}
-    config = composed(["model=auto"], {"model": named}).model
+    with arguments_named("model", *_OPEN):
+        config = composed(["model=auto"], {"model": named}).model
     paths = None if config.modules is None else ModulePaths(**asdict(config.modules))
     lm = given_model(model, tokenizer, paths)
     window = config.window if "window" in overrides else usual_window(lm.n_layers)

@@ -346,8 +346,8 @@ def test_a_model_without_a_head_says_so(model_folder: Path, tokenizer: Any) -> N
         ({"device": "cpu"}, "device='cpu' has no meaning for a model in memory, which is taken as"),
         ({"attention": "sdpa"}, "attention='sdpa' has no meaning for a model in memory, which is"),
         ({"nam": "x"}, r"unknown key model.nam (did you mean name?); keys here: name, path, revis"),
-        ({"name": "a/b"}, "model.name='a/b' cannot name a folder: use up to 200 letters, digits"),
-        ({"window": 0}, "model.window=0 is out of range: at least 1"),
+        ({"name": "a/b"}, "name='a/b' cannot name a folder: use up to 200 letters, digits"),
+        ({"window": 0}, "window=0 is out of range: at least 1"),
     ],
 )
 def test_what_a_model_in_memory_does_not_take(
