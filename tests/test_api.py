@@ -375,7 +375,7 @@ def test_a_model_that_is_refused(path: str, overrides: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"subject": "Big Ben"}, "dataset.prompt: subject 'Big Ben' is not in the prompt"),
+        ({"subject": "Big Ben"}, "prompt: subject 'Big Ben' is not in the prompt"),
         ({"mediator": "hiden"}, "mediator='hiden' is unknown (did you mean hidden?): choose from "),
         ({"mediator": "all"}, "mediator='all' stands for several, which ktrace.trace_many takes: "),
         ({"engine": "fast"}, "engine='fast' is unknown: choose from reference, suffix"),

@@ -141,6 +141,16 @@ def test_prompts_of_other_lengths_are_compared_by_role(
     assert repr(PROMPT[:10])[:-1] in repr(apart)
 
 
+def test_a_difference_says_what_differs(hidden: ktrace.Trace, other: ktrace.Trace) -> None:
+    adapted = replace(hidden, restored={m: 2 * v for m, v in hidden.restored.items()})
+    assert hidden.compare(adapted).title == "random, hidden: first minus second"
+    answered = replace(hidden, answer=" Rome")
+    assert hidden.compare(answered).title == f"random, hidden: {hidden.answer!r} minus ' Rome'"
+    # What goes with another prompt is not said beside it.
+    assert repr(other.answer) not in hidden.compare(other).title
+    assert OTHER_SUBJECT not in hidden.compare(replace(other, prompt="!")).title
+
+
 def test_heads_are_compared_one_by_one(heads: ktrace.Trace, hidden: ktrace.Trace) -> None:
     noised = replace(heads, restored={m: 2 * v for m, v in heads.restored.items()})
     apart = heads.compare(noised)
@@ -194,6 +204,30 @@ def test_figures_stand_where_they_are_told(
         assert len(axis.figure.axes) == before + 1, "a colour bar beside it"
     assert len(whole.axes) == 8
     whole.canvas.draw()
+
+
+def test_titles_are_chosen_and_axes_are_axes(hidden: ktrace.Trace, mlp: ktrace.Trace) -> None:
+    for shown in (hidden, hidden.compare(mlp)):
+        assert "random" in shown.plot().get_suptitle()
+        for title in ("", "of mine"):
+            assert shown.plot(title=title).get_suptitle() == title
+        with pytest.raises(ktrace.KtraceError, match=r"^ax=ndarray is no axes of matplotlib: give"):
+            shown.plot(ax=Figure().subplots(1, 2))
+
+
+def test_small_probabilities_keep_their_digits(hidden: ktrace.Trace) -> None:
+    small = replace(
+        hidden,
+        clean={m: 0 * v + 4.9e-5 for m, v in hidden.clean.items()},
+        corrupted={m: 0 * v + 0.00123 for m, v in hidden.corrupted.items()},
+        restored={m: 0 * v + 0.00127 for m, v in hidden.restored.items()},
+    )
+    told = "4.9e-05 clean, 0.0012 corrupted"
+    assert told in repr(small)
+    assert told in " ".join(small.plot().get_suptitle().split())
+    none = replace(small, restored={m: 0 * v + 0.00123 for m, v in small.restored.items()})
+    assert "at most 4e-05 in" in repr(small.compare(none))
+    assert "at most 0.000 in" in repr(small.compare(small))
 
 
 def test_the_embedded_heatmap_is_one_element_of_plain_letters(hidden: ktrace.Trace) -> None:

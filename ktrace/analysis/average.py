@@ -18,9 +18,9 @@ from ktrace.analysis.intervals import (
     averages,
 )
 from ktrace.analysis.per_fact import pooling
-from ktrace.analysis.run_folder import FolderPath
+from ktrace.analysis.run_folder import FolderPath, run_folders
 from ktrace.errors import KtraceError
-from ktrace.terms import CLUSTERS, METRICS, changes_clean_run, has_heads
+from ktrace.terms import CLUSTERS, METRICS, changes_clean_run, has_heads, panel_order
 
 POOLS = ("facts", "positions")
 # What tells the effects of one fact apart, beside the noise samples, which are averaged first.
@@ -32,7 +32,7 @@ _DETAIL = ["ci_over", "ci_note"]
 
 def average(
     frame_or_folder: pd.DataFrame | FolderPath,
-    by: Sequence[str] = ("mediator", "role", "layer"),
+    by: str | Sequence[str] = ("mediator", "role", "layer"),
     metric: str = METRICS[0],
     cluster: str | None = CLUSTERS[0],
     pool: str = POOLS[0],
@@ -53,8 +53,8 @@ def average(
             and those that the arguments name are needed (and `clean`, where a `mediator` noises);
             or a run's folder, whose stores are read in pieces. Facts are told apart by `known_id`
             and `prompt`.
-        by: columns; a row of the result for each combination of their values. Rows where one of
-            them is missing do not count: positions before the subject have no role.
+        by: a column or several; a row of the result for each combination of their values. Rows
+            where one of them is missing do not count: positions before the subject have no role.
         metric: of the scores.
         cluster: the column whose values facts share; None, and `relation_id` where there is no such
             column, for facts that are independent.
@@ -69,16 +69,23 @@ def average(
 
     Raises:
         KtraceError: an unknown metric, pool or column, or no effects; a frame of several models, or
-            of several runs of one, that `by` does not tell apart; what `load_effects` raises.
+            of several runs of one, or of several mediators, that `by` does not tell apart; what
+            `load_effects` raises.
     """
+    by = [by] if isinstance(by, str) else by
     for name, value, known in (("metric", metric, METRICS), ("pool", pool, POOLS)):
         if value not in known:
             raise KtraceError(f"{name}={value!r} is unknown: choose from {', '.join(known)}")
     if isinstance(frame_or_folder, pd.DataFrame):
         _require(frame_or_folder, by, cluster)
         _require_once(frame_or_folder, by, metric)
+        _require_one_mediator(_together(frame_or_folder, by))
         pieces: Iterator[pd.DataFrame] = iter([frame_or_folder])
     else:
+        keys = run_folders(frame_or_folder).mediator_keys()
+        # A row without a head is in no group by heads.
+        keys = [key for key in keys if "head" not in by or has_heads(key)]
+        _require_one_mediator([] if "mediator" in by else keys)
         pieces = (table.to_pandas() for table in stored_tables(frame_or_folder, metrics=[metric]))
     sums = pd.concat([_by_fact(piece, by, metric, cluster) for piece in pieces], ignore_index=True)
     if sums.empty:
@@ -95,6 +102,24 @@ def _require(frame: pd.DataFrame, by: Sequence[str], cluster: str | None) -> Non
     lacking = [name for name in wanted if name not in frame.columns]
     if lacking:
         raise KtraceError(f"the frame has no column {lacking[0]!r}: {', '.join(frame.columns)}")
+
+
+def _together(frame: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    """Mediators whose rows `by` would put into one group."""
+    if "mediator" in by or "mediator" not in frame.columns or frame["mediator"].nunique() < 2:
+        return []
+    found = frame[[*dict.fromkeys(by), "mediator"]].dropna().drop_duplicates()
+    shared = found[found.duplicated(list(by), keep=False)]
+    return [str(key) for key in shared["mediator"].unique()]
+
+
+def _require_one_mediator(keys: Sequence[str]) -> None:
+    if len(keys) > 1:
+        named = ", ".join(sorted(keys, key=panel_order))
+        raise KtraceError(
+            f"the effects are of the mediators {named}: add 'mediator' to by, or take one of them, "
+            f"as frame[frame['mediator'] == {keys[0]!r}]"
+        )
 
 
 def _require_once(frame: pd.DataFrame, by: Sequence[str], metric: str) -> None:

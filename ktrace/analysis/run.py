@@ -92,7 +92,7 @@ class Run:
 
     def average(
         self,
-        by: Sequence[str] = ("mediator", "role", "layer"),
+        by: str | Sequence[str] = ("mediator", "role", "layer"),
         metric: str = METRICS[0],
         cluster: str | None = CLUSTERS[0],
         pool: str = POOLS[0],

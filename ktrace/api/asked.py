@@ -1,7 +1,9 @@
 """From what a caller asks for to a checked config: the same for one prompt and for many facts."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 
 from ktrace.config import Answer, NoiseConfig, RunConfig
@@ -12,6 +14,16 @@ from ktrace.lm.model import LanguageModel
 from ktrace.terms import MEDIATOR_NAMES
 
 Values = Mapping[str, object]
+
+
+@contextmanager
+def arguments_named(group: str, *names: str) -> Iterator[None]:
+    """An error within names the arguments of a call, not the keys of the config they stand for."""
+    try:
+        yield
+    except KtraceError as error:
+        told = re.sub(rf"\b{group}\.(?=({'|'.join(names)})\b)", "", str(error))
+        raise KtraceError(told) from error
 
 
 def required_model(model: object) -> LanguageModel:

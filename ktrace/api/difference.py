@@ -14,7 +14,7 @@ import pandas as pd
 
 from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import fact_heatmap
-from ktrace.analysis.figures.look import Prompt, chosen_look
+from ktrace.analysis.figures.look import Prompt, chosen_look, probability_text
 from ktrace.analysis.figures.style import shown_by_jupyter
 from ktrace.analysis.notebook import image
 from ktrace.analysis.rows import rows
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 BY = ("position", "role")
+_WITHIN = ("subject", "answer")  # of a prompt
+_TEXTS = ("prompt", *_WITHIN)
 _MOST_LETTERS = 30  # of what tells two traces apart, in a title
 
 
@@ -38,7 +40,7 @@ class Side:
     """One of two traces.
 
     Attributes:
-        told: what may tell it from the other: model, mediator, noise, prompt.
+        told: what may tell it from the other: model, mediator, noise, prompt, subject, answer.
         mediator: its key.
         tokens: of the prompt, `(n_tokens,)`.
         roles: in the scheme `rome`, None before the subject, `(n_tokens,)`.
@@ -99,7 +101,10 @@ class TraceDifference:
     def __repr__(self) -> str:
         difference = self.left[METRICS[0]] - self.right[METRICS[0]]
         most = float(np.nanmax(np.abs(difference)))
-        return f"<TraceDifference by {self.by}: {self.title}; at most {most:.3f} in probability>"
+        return (
+            f"<TraceDifference by {self.by}: {self.title}; at most {probability_text(most)} in "
+            "probability>"
+        )
 
     def _repr_html_(self) -> str:
         return image(self.plot(), self.title)
@@ -137,6 +142,7 @@ class TraceDifference:
         ax: "Axes | None" = None,
         palette: str = "shared",
         limits: tuple[float, float] | None = None,
+        title: str | None = None,
     ) -> "Figure":
         """A heatmap of the difference: tokens or roles down, layers across.
 
@@ -145,12 +151,14 @@ class TraceDifference:
             ax: where to draw, with a colour bar beside it; None makes a figure.
             palette: as in `Trace.plot`.
             limits: lowest and highest value of the colours, around 0.
+            title: in place of what was subtracted from what; "" for none.
 
         Returns:
             A matplotlib figure; that of `ax`, if given.
 
         Raises:
-            KtraceError: unknown metric or palette, or limits without 0 between them.
+            KtraceError: unknown metric or palette, limits without 0 between them, or `ax` is no
+                axes.
         """
         require_metric(metric)
         difference = self.left[metric] - self.right[metric]
@@ -160,7 +168,7 @@ class TraceDifference:
             difference,
             Prompt(self.names, self.subject),
             key=self.mediator,
-            title=self.title,
+            title=self.title if title is None else title,
             look=chosen_look(metric, palette, limits, quantity="difference of IE"),
             axis=ax,
         )
@@ -240,14 +248,18 @@ def _by_role(left: Side, right: Side) -> TraceDifference:
 def _title(left: Side, right: Side) -> str:
     """What is the same, then what differs."""
     differing = [name for name, text in left.told.items() if right.told[name] != text]
+    # Another prompt or model has another subject or answer, which needs no saying.
+    differing = [name for name in differing if name not in _WITHIN] or differing
     same = [left.told[name] for name in ("model", "mediator") if name not in differing]
-    sides = (", ".join(_named(side, name) for name in differing) for side in (left, right))
+    # Of one name: a model with and without an adapter, or after a step of training.
+    sides = [", ".join(_named(side, name) for name in differing) for side in (left, right)]
+    sides = sides if differing else ["first", "second"]
     return f"{', '.join(same)}: {' minus '.join(sides)}".removeprefix(": ")
 
 
 def _named(side: Side, name: str) -> str:
     text = side.told[name]
-    return repr(abridged(text, _MOST_LETTERS)) if name == "prompt" else text
+    return repr(abridged(text, _MOST_LETTERS)) if name in _TEXTS else text
 
 
 def require_metric(metric: str) -> None:

@@ -7,12 +7,13 @@ from dataclasses import asdict, fields, replace
 
 from torch import nn
 
+from ktrace.api.asked import arguments_named
 from ktrace.config import ModelConfig
 from ktrace.config.compose import choices, composed
 from ktrace.errors import KtraceError
 from ktrace.lm.given import given_model, name_of
 from ktrace.lm.load import load_language_model
-from ktrace.lm.model import LanguageModel
+from ktrace.lm.model import LanguageModel, usual_window
 from ktrace.lm.paths import ModulePaths
 from ktrace.lm.source import find_model
 from ktrace.lm.tokens import Tokenizer
@@ -37,7 +38,7 @@ def load_model(
         **overrides: keys `model.*` of the config, such as `dtype="bfloat16"`, `device="cuda:1"`,
             `revision="main"`, `window=5`, or `modules={"embedding": ..., "block": ..., ...}`. For a
             model in memory `name`, `window` and `modules`; its name is the last part of what it was
-            loaded from, else its class.
+            loaded from, else its class, and its window 10, of fewer than 24 layers about a fifth.
 
     Returns:
         The model, for `ktrace.trace` and `ktrace.trace_many`.
@@ -88,6 +89,9 @@ def _in_memory(model: object, tokenizer: object, overrides: Mapping[str, object]
             )
     found = re.sub(r"[^A-Za-z0-9._+-]+", "-", name_of(model)).lstrip("._+-")
     named = {"path": type(model).__name__, "name": found or type(model).__name__, **overrides}
-    config = composed(["model=auto"], {"model": named}).model
+    with arguments_named("model", *_OPEN):
+        config = composed(["model=auto"], {"model": named}).model
     paths = None if config.modules is None else ModulePaths(**asdict(config.modules))
-    return replace(given_model(model, tokenizer, paths), name=config.name, window=config.window)
+    lm = given_model(model, tokenizer, paths)
+    window = config.window if "window" in overrides else usual_window(lm.n_layers)
+    return replace(lm, name=config.name, window=window)

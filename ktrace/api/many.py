@@ -127,7 +127,7 @@ def trace_many(
 def _traced(lm: LanguageModel, config: RunConfig, facts: FactSet) -> pd.DataFrame:
     mediators = make_mediators(config.mediator)
     require_mediators(lm, mediators)
-    say_wide_windows(lm, mediators)
+    say_wide_windows(lm, mediators, key="window")
     noise_facts = noise_facts_of(config.dataset, config.noise.kind)
     for some in (facts, *([] if noise_facts is None else [noise_facts])):
         require_fit(some, config.noise, config.metric)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
-from ktrace.api.asked import config_of, one_mediator, required_model
+from ktrace.api.asked import arguments_named, config_of, one_mediator, required_model
 from ktrace.api.traced import Trace
 from ktrace.config import NoiseKind, RunConfig
 from ktrace.config.identity import noise_key
@@ -164,8 +164,9 @@ def _traced(lm: LanguageModel, config: RunConfig) -> Trace:
             f"{1 + len(others)} mediators: ktrace.trace takes one, ktrace.trace_many several"
         )
     require_mediators(lm, [mediator])
-    say_wide_windows(lm, [mediator])
-    facts = facts_of(config.dataset)
+    say_wide_windows(lm, [mediator], key="window")
+    with arguments_named("dataset", "prompt", "subject", "subject_start", "corrupted_prompt"):
+        facts = facts_of(config.dataset)
     require_fit(facts, config.noise, config.metric)
     fact, is_pair = facts.facts[0], config.noise.kind is NoiseKind.pair
     [encoded] = encoded_for(config.noise.kind, lm, facts.facts, config.dataset)

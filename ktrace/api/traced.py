@@ -9,7 +9,7 @@ import numpy.typing as npt
 from ktrace.analysis.case import TracedCase
 from ktrace.analysis.figures.fonts import use_installed_fonts
 from ktrace.analysis.figures.heatmaps import fact_heatmap
-from ktrace.analysis.figures.look import Prompt, chosen_look
+from ktrace.analysis.figures.look import Prompt, chosen_look, probability_text
 from ktrace.analysis.figures.style import shown_by_jupyter
 from ktrace.analysis.notebook import image, paragraph, quoted
 from ktrace.analysis.report import embedded_heatmap
@@ -100,8 +100,7 @@ class Trace:
     def __repr__(self) -> str:
         return (
             f"<Trace of {self.model} by {self.mediator}: {abridged(self.prompt)!r} gives "
-            f"{self.answer!r} with p {self.p_clean:.3f} clean, {self.p_corrupted.mean():.3f} "
-            "corrupted>"
+            f"{self.answer!r} with p {self._told_scores()}>"
         )
 
     def _repr_html_(self) -> str:
@@ -223,6 +222,7 @@ class Trace:
         ax: "Axes | None" = None,
         palette: str = "shared",
         limits: tuple[float, float] | None = None,
+        title: str | None = None,
     ) -> "Figure":
         """A heatmap of the indirect effect: tokens down, layers across, subject marked with `*`.
 
@@ -236,36 +236,48 @@ class Trace:
             metric: of the effect.
             head: which, of a mediator with heads; None for the one with the largest effect, in each
                 layer and position.
-            ax: where to draw, with a colour bar beside it; None makes a figure.
+            ax: where to draw, with a colour bar beside it; None makes a figure. Figures of several
+                axes need `layout="constrained"`, or titles and labels overlap.
             palette: `shared`, or `rome` for the colours of Meng et al. 2022.
             limits: lowest and highest value of the colours, around 0, so that several plots
                 compare; None for those of this plot.
+            title: in place of the model, the mediator, probabilities and the noise; "" for none.
 
         Returns:
             A matplotlib figure, which Jupyter shows and `.savefig(path)` writes; that of `ax`, if
             given.
 
         Raises:
-            KtraceError: unknown metric, palette or head, or limits without 0 between them.
+            KtraceError: unknown metric, palette or head, limits without 0 between them, or `ax` is
+                no axes.
         """
-        measured = f", σ = {self.sigma:.3g} over {self.sigma_facts} facts"
-        named = "" if not has_heads(self.mediator) else ", the strongest"
-        named = named if head is None else f" {head}"
         figure = fact_heatmap(
             self._at_tokens(metric, head),
             Prompt(self.tokens, self.span),
             key=self.mediator,
-            title=f"{self.model}, {self.mediator}{named}: p({self.answer.strip()!r}) "
-            f"{self.p_clean:.3f} clean, {self.p_corrupted.mean():.3f} corrupted\n"
-            f"{self.noise}{measured if self.sigma_facts else ''}",
+            title=self._title(head) if title is None else title,
             look=chosen_look(metric, palette, limits),
             axis=ax,
         )
         use_installed_fonts(figure)
         return figure if ax is not None else shown_by_jupyter(figure)
 
+    def _told_scores(self) -> str:
+        clean, corrupted = map(probability_text, (self.p_clean, float(self.p_corrupted.mean())))
+        return f"{clean} clean, {corrupted} corrupted"
+
+    def _title(self, head: int | None) -> str:
+        measured = f", σ = {self.sigma:.3g} over {self.sigma_facts} facts"
+        named = "" if not has_heads(self.mediator) else ", the strongest"
+        named = named if head is None else f" {head}"
+        return (
+            f"{self.model}, {self.mediator}{named}: p({self.answer.strip()!r}) "
+            f"{self._told_scores()}\n{self.noise}{measured if self.sigma_facts else ''}"
+        )
+
     def _side(self) -> Side:
-        told = {name: str(getattr(self, name)) for name in ("model", "mediator", "noise", "prompt")}
+        names = ("model", "mediator", "noise", "prompt", "subject", "answer")
+        told = {name: str(getattr(self, name)) for name in names}
         at_tokens = {}
         for metric in METRICS:
             effects = self.indirect_effect(metric)

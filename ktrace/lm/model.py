@@ -18,6 +18,11 @@ Config = Any  # of transformers: its attributes differ from family to family
 Untyped: TypeAlias = Any
 
 
+# Layers together, of how many: MLP and attention in GPT-2 XL (Meng et al. 2022).
+PUBLISHED_WINDOW, PUBLISHED_LAYERS = 10, 48
+_DEEP = 24  # layers from which on the published window is taken as it is
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A loaded model whose sites have been proven.
@@ -38,17 +43,30 @@ class LanguageModel:
     n_layers: int
     d_embedding: int
     name: str = "model"
-    window: int = 10
+    window: int = PUBLISHED_WINDOW
 
     def __repr__(self) -> str:
         """One line: a module's own would fill a notebook."""
         dtype = str(self.model.dtype).removeprefix("torch.")
         places = ", ".join(sorted(map(str, devices_of(self.model))))
+        adapters = self._adapters()
+        kind = type(self.model).__name__ + (f" with {', '.join(adapters)}" if adapters else "")
         width = getattr(self._text_config, "hidden_size", self.d_embedding)
         return (
-            f"LanguageModel({self.name!r}: {type(self.model).__name__}, {self.n_layers} layers, "
+            f"LanguageModel({self.name!r}: {kind}, {self.n_layers} layers, "
             f"{width} wide, {dtype} on {places})"
         )
+
+    def _adapters(self) -> list[str]:
+        """Names of the adapters of peft that change what its layers give, as it is now."""
+        found = {
+            f"adapter {name!r}"
+            for module in self.model.modules()
+            # Of a whole model of transformers it is a method.
+            if getattr(module, "disable_adapters", None) is False
+            for name in getattr(module, "active_adapters", ())
+        }
+        return sorted(found)
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +123,16 @@ class LanguageModel:
     def _text_config(self) -> Config:
         config: Config = self.model.config
         return config.get_text_config()
+
+
+def as_narrow_as_published(n_layers: int) -> int:
+    """The window that is the published share of so many layers: about a fifth."""
+    return max(1, int(n_layers * PUBLISHED_WINDOW / PUBLISHED_LAYERS + 0.5))
+
+
+def usual_window(n_layers: int) -> int:
+    """As presets have it: the published one, of fewer than 24 layers the published share."""
+    return PUBLISHED_WINDOW if n_layers >= _DEEP else as_narrow_as_published(n_layers)
 
 
 def longest_prompt(text_config: Config) -> int | None:

@@ -142,9 +142,10 @@ def _tell_hooks(model: nn.Module) -> None:
     if hooked and _TOLD.get(model) != hooked:
         _TOLD[model] = hooked
         log.warning(
-            "%s has forward hooks on %d modules (the first is %s): they take part in every run",
+            "%s has forward hooks on %d module%s (the first is %s): they take part in every run",
             type(model).__name__,
             len(hooked),
+            "" if len(hooked) == 1 else "s",
             hooked[0],
         )
 

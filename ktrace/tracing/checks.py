@@ -11,16 +11,18 @@ from torch import nn
 from ktrace.errors import KtraceError
 from ktrace.facts import Fact, Span
 from ktrace.lm.attention import require_edges, require_heads
-from ktrace.lm.model import LanguageModel
+from ktrace.lm.model import (
+    PUBLISHED_LAYERS,
+    PUBLISHED_WINDOW,
+    LanguageModel,
+    as_narrow_as_published,
+)
 from ktrace.lm.reader import Reads
 from ktrace.lm.tokens import decoded
 from ktrace.tracing.engine import Scores
 from ktrace.tracing.mediators import Mediator, sites_of
 
 log = logging.getLogger(__name__)
-
-# Of how many layers, in GPT-2 XL (Meng et al. 2022).
-_PUBLISHED_WINDOW = (10, 48)
 
 _PROVEN: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
@@ -44,20 +46,28 @@ def require_mediators(lm: LanguageModel, mediators: Sequence[Mediator]) -> None:
             proven.add(what)
 
 
-def say_wide_windows(lm: LanguageModel, mediators: Sequence[Mediator]) -> None:
-    """Log a line where a window takes half of the layers or more: its map is nearly one colour."""
+def say_wide_windows(
+    lm: LanguageModel, mediators: Sequence[Mediator], key: str = "mediator.window"
+) -> None:
+    """Log a line where a window takes half of the layers or more: its map is nearly one colour.
+
+    Args:
+        lm: the model.
+        mediators: of any kind.
+        key: that chooses the window.
+    """
     wide = {m.key: m.window for m in mediators if m.window and 2 * m.window >= lm.n_layers}
     if wide:
-        published, of = _PUBLISHED_WINDOW
         log.warning(
-            "%s: a window of %s of %d layers hardly tells where; mediator.window=%d is as "
+            "%s: a window of %s of %d layers hardly tells where; %s=%d is as "
             "narrow as the published %d of %d",
             ", ".join(wide),
             " and ".join(map(str, sorted({*wide.values()}))),
             lm.n_layers,
-            max(1, int(lm.n_layers * published / of + 0.5)),
-            published,
-            of,
+            key,
+            as_narrow_as_published(lm.n_layers),
+            PUBLISHED_WINDOW,
+            PUBLISHED_LAYERS,
         )
 
 

@@ -242,3 +242,24 @@ def test_the_lines_of_the_averages_that_others_published(
     assert shown["last subject"].max() == pytest.approx(0.0675, abs=5e-5)
     figure.savefig(tmp_path / "lines.png")
     assert (tmp_path / "lines.png").stat().st_size > 10_000
+
+
+def test_mediators_are_told_apart_or_refused(tmp_path: Path) -> None:
+    whole = frame_of()
+    both = pd.concat([whole, whole.assign(mediator="mlp-w3")])
+    message = r"^the effects are of the mediators hidden, mlp-w3: add 'mediator' to by, or take one"
+    for by in (["layer"], ["role", "layer"], ["relation_id"]):
+        with pytest.raises(KtraceError, match=message):
+            ktrace.average(both, by=by)
+    one = both[both["mediator"] == "mlp-w3"]
+    assert len(ktrace.average(one, by=["layer"])) == 2
+    assert len(ktrace.average(both, by=["mediator", "layer"])) == 4
+    # A column that tells them apart will do, whatever it is called.
+    titled = both.assign(title=both["mediator"].map({"hidden": "states", "mlp-w3": "MLPs"}))
+    assert set(ktrace.average(titled, by=["title"])["title"]) == {"states", "MLPs"}
+    headed = pd.concat([whole.assign(head=pd.NA), whole.assign(mediator="head", head=1)])
+    assert len(ktrace.average(headed, by=["head"])) == 1
+    # Of a run, before any store is read.
+    run = write_run(tmp_path).run
+    with pytest.raises(KtraceError, match=message):
+        ktrace.average(run, by=["layer"])

@@ -428,6 +428,16 @@ def test_averages_of_any_frame_are_drawn_as_lines() -> None:
     assert figure._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(ktrace.KtraceError, match="averages lacks layer, ci_low: give what"):
         ktrace.plot_lines(aie.drop(columns=["layer", "ci_low"]))
+    grouped = pd.concat([aie.assign(group=name) for name in ("a", "b")])
+    message = (
+        r"^averages has 2 rows for \S+, .+, layer \d, which differ in group: take one, as "
+        r"averages\[averages\['group'\] == 'a'\]$"
+    )
+    with pytest.raises(ktrace.KtraceError, match=message):
+        ktrace.plot_lines(grouped)
+    ktrace.plot_lines(grouped[grouped["group"] == "b"])
+    with pytest.raises(ktrace.KtraceError, match=r"layer \d, and no column tells them apart"):
+        ktrace.plot_lines(pd.concat([aie, aie]))
     with pytest.raises(ktrace.KtraceError, match="averages has no row"):
         ktrace.plot_lines(aie.head(0))
     with pytest.raises(
@@ -501,3 +511,6 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     assert [path.suffix for path in files[0]] == [f".{kind}" for kind in KINDS]
     for first, second in zip(*files, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.suffix
+    pdf = next(path for path in files[0] if path.suffix == ".pdf").read_bytes()
+    assert b"/TrueType" in pdf or b"/Type0" in pdf
+    assert b"/Type3" not in pdf, "journals refuse it"

@@ -15,6 +15,7 @@ from ktrace.errors import KtraceError
 from tests.support.hostile import write_hostile_run
 from tests.support.stores import write_run
 
+BY = ["mediator", "role"]
 READERS: dict[str, Callable[[Path], object]] = {
     "Run": ktrace.Run,
     "load_effects": ktrace.load_effects,
@@ -42,7 +43,7 @@ def run(folder: Path) -> ktrace.Run:
 def test_what_a_run_gives_is_what_the_functions_give(folder: Path, run: ktrace.Run) -> None:
     same = pd.testing.assert_frame_equal
     same(run.effects(["logit"], limit=2), ktrace.load_effects(folder, 2, ["logit"]))
-    same(run.average(["role"], "kl"), ktrace.average(folder, ["role"], "kl"))
+    same(run.average(BY, "kl"), ktrace.average(folder, BY, "kl"))
     same(ktrace.average(run, detail=True), run.average(detail=True))
     states, known_ids = run.activations("mlp", 1, role="last")
     expected = ktrace.load_activations(folder, "mlp", 1, "last")

@@ -92,6 +92,9 @@ def test_the_adapter_that_is_active_counts(
     model = adapted(model_folder, peft.LoraConfig(r=4, target_modules=["down_proj"]))
     lm = ktrace.load_model(model, tokenizer)
     assert (lm.name, lm.model) == ("random", model.get_base_model())
+    assert "LlamaForCausalLM with adapter 'default', 3 layers" in repr(lm)
+    with model.disable_adapter():
+        assert "adapter" not in repr(lm)
     first = scores(lm)
     model.add_adapter("other", peft.LoraConfig(r=4, target_modules=["q_proj"]))
     model.set_adapter("other")

@@ -96,7 +96,7 @@ def plot_lines(averages: pd.DataFrame, metric: str = METRICS[0], *, title: str =
         A matplotlib figure, which Jupyter shows and `.savefig(path)` writes.
 
     Raises:
-        KtraceError: a column is missing, or there is no row.
+        KtraceError: a column is missing, there is no row, or several for one point of a line.
     """
     needed = ("mediator", "role", "layer", "aie", "ci_low", "ci_high")
     columns = averages.columns if isinstance(averages, pd.DataFrame) else ()
@@ -106,11 +106,38 @@ def plot_lines(averages: pd.DataFrame, metric: str = METRICS[0], *, title: str =
         raise KtraceError(
             f"averages {what}: give what ktrace.average returns by mediator, role, layer"
         )
+    _require_one_row_a_point(averages)
     keys = sorted(averages["mediator"].unique(), key=panel_order)
     found = list(averages["role"].unique())
     roles = sorted(found, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
     ordered = averages.sort_values("layer")
     return shown_by_jupyter(role_lines(ordered, keys=keys, roles=roles, title=title, metric=metric))
+
+
+def _require_one_row_a_point(averages: pd.DataFrame) -> None:
+    """Refuse what would be one line through several: averages by a further column."""
+    point = ["mediator", "role", "layer"]
+    again = averages[averages.duplicated(point, keep=False)]
+    if again.empty:
+        return
+    where = again.iloc[0][point]
+    several = again[(again[point] == where).all(axis=1)]
+    estimates = ("aie", "ci_low", "ci_high", "n_facts", "n_clusters", "ci_over", "ci_note")
+    further = [
+        name
+        for name in averages.columns
+        if name not in (*point, *estimates) and several[name].nunique(dropna=False) > 1
+    ]
+    apart = (
+        f"which differ in {', '.join(further)}: take one, as "
+        f"averages[averages[{further[0]!r}] == {several[further[0]].iloc[0]!r}]"
+        if further
+        else "and no column tells them apart: a line takes one"
+    )
+    raise KtraceError(
+        f"averages has {len(several)} rows for {where['mediator']}, {where['role']}, layer "
+        f"{where['layer']}, {apart}"
+    )
 
 
 def severed_lines(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ktrace.analysis.averaged_run import RunAverages
 from ktrace.analysis.figures.drawing import Drawing
-from ktrace.analysis.figures.look import Look, Prompt
+from ktrace.analysis.figures.look import Look, Prompt, probability_text
 from ktrace.analysis.peaks import peak_layers
 from ktrace.analysis.per_fact import MediatorEffects, fact_grids
 from ktrace.analysis.rows import rows
@@ -272,13 +272,17 @@ def _facts(
     grids = {key: fact_grids(run.survey, key, indices) for key in keys}
     for index in indices:
         fact, scores = run.survey.clean[index], run.survey.corrupted[index]
+        clean, corrupted = (
+            probability_text(float(of_run["probability"].mean()))
+            for of_run in (scores.clean, scores.corrupted)
+        )
         for key in keys:
             if index not in grids[key]:
                 continue
             title = (
                 f"{run.names.model}: {mediator_title(key)}, fact {fact.known_id} "
-                f"({fact.attribute.strip()})\np clean {scores.clean['probability'].mean():.3f}, "
-                f"corrupted {scores.corrupted['probability'].mean():.3f}\n{_noise(run)}"
+                f"({fact.attribute.strip()})\np clean {clean}, "
+                f"corrupted {corrupted}\n{_noise(run)}"
             )
             into.add(
                 f"fact-{fact.known_id}-{key}",

@@ -28,6 +28,7 @@ from ktrace.analysis.figures.style import (
 )
 from ktrace.analysis.palettes import panel_place, ramp_of
 from ktrace.analysis.tokens import shortened, visible
+from ktrace.errors import KtraceError
 from ktrace.terms import lower_helps, mediator_title
 
 _ROW_HEIGHT = 0.15  # inches: a line of text
@@ -200,8 +201,13 @@ def fact_heatmap(
         title: stands above the panel.
         look: colours.
         axis: where to draw; None makes a figure.
+
+    Raises:
+        KtraceError: `axis` is something else, such as an array of axes.
     """
     given = axis
+    if not isinstance(axis, Axes | None):
+        raise KtraceError(f"ax={type(axis).__name__} is no axes of matplotlib: give one, as axs[0]")
     if axis is None:
         height = _TOP_AND_BOTTOM + _ROW_HEIGHT * len(prompt.tokens)
         figure, [axis] = panels(1, height, title=title)

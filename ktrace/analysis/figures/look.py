@@ -47,6 +47,11 @@ class Look:
     quantity: str = "IE"
 
 
+def probability_text(value: float) -> str:
+    """Three digits after the point, or the first two that say something: 0.997, 0.0049, 4.9e-05."""
+    return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
+
+
 def chosen_look(
     metric: str, palette: str, limits: tuple[float, float] | None, quantity: str = "IE"
 ) -> Look:

@@ -206,8 +206,10 @@ def save(figure: Figure, stem: Path) -> Saved:
     """Write PNG, PDF and SVG. The same numbers give the same files."""
     lacking = use_installed_fonts(figure)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in _WRITERS]
-    # Without a salt, the names inside an SVG are random.
-    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "ktrace"}):
+    # Without a salt, the names inside an SVG are random. Journals refuse fonts of Type 3: 42 is
+    # TrueType.
+    settings = mpl.rc_context({"svg.hashsalt": "ktrace", "pdf.fonttype": 42})
+    with warnings.catch_warnings(), settings:
         # One note says it of all figures.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         # Laid out once, and drawn once for each kind: `savefig` would do both twice, each time.
