@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from ktrace.config.chosen import takes_one
 from ktrace.redaction import redacted
 
 
@@ -38,7 +39,21 @@ def _explained(error: BaseException) -> str:
             "a group (model, mediator, noise, dataset, engine, logger, experiment) takes the name "
             "of a choice, not null, a number or nothing; --help lists them"
         )
+    if several := re.match(
+        r"Ambiguous value for argument '(?P<key>[^=]*)=(?P<value>.*)'", str(error)
+    ):
+        return _explain_several(*several.groups())
     return _one_line(str(error))
+
+
+def _explain_several(key: str, value: str) -> str:
+    """Of values that a comma parts, where nothing is swept."""
+    if "." not in key:
+        return f"{key}={value}: {takes_one(key, value.split(','))}"
+    return (
+        f"{key}={value}: -m makes a run for each of these; where {key} takes a list, that is "
+        f"'{key}=[{value}]'"
+    )
 
 
 def _explain_choice(missing: str, options: Sequence[str]) -> str:

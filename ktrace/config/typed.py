@@ -74,24 +74,24 @@ def _taken(override: str, sweeps: bool) -> str:
         key, value = found["key"], found["value"]
         return literal(override if _is_read(override, value, sweeps) else f"{key}={_text(value)}")
     found = _PLACE.fullmatch(override)
-    if found and _parsed(override) is None and not (sweeps and "," in override):
+    if found and parsed(override) is None and not (sweeps and "," in override):
         return f"{found['key']}={quoted(found['value'])}"
     return override
 
 
 def _is_read(override: str, value: str, sweeps: bool) -> bool:
     """Whether Hydra reads a text as it was meant, so that it is left to it."""
-    if value.startswith(_QUOTES) and _parsed(override) is not None:
+    if value.startswith(_QUOTES) and parsed(override) is not None:
         return True
     if sweeps and "," in value:  # several texts; what cannot be read of them, Hydra says
         return True
-    parsed = _parsed(override)
-    if parsed is None or "${" in value:
+    found = parsed(override)
+    if found is None or "${" in value:
         return False
-    if parsed.is_sweep_override():
+    if found.is_sweep_override():
         return sweeps
     # Of 1e3, true and {a:1} it would make numbers, truths and mappings.
-    return parsed.value() is None or isinstance(parsed.value(), str | list)
+    return found.value() is None or isinstance(found.value(), str | list)
 
 
 def _text(value: str) -> str:
@@ -102,7 +102,7 @@ def _text(value: str) -> str:
     return f"[{','.join(quoted(item.strip()) for item in items['items'].split(','))}]"
 
 
-def _parsed(override: str) -> Override | None:
+def parsed(override: str) -> Override | None:
     """What Hydra makes of an override; None where it cannot read it."""
     try:
         return _parser().parse_override(override)
