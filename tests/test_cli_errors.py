@@ -308,7 +308,7 @@ GOOD = json.dumps(FACT | {"attribute": "Paris"}) + "\n"
         (GOOD + GOOD, ["facts.jsonl, line 2: known_id=7 is already at facts.jsonl, line 1"]),
         (
             GOOD + json.dumps(FACT | {"subject": None}),
-            ["facts.jsonl, line 2: no subject, attribute"],
+            ["facts.jsonl, line 2: no attribute, subject is empty;"],
         ),
         (
             GOOD.replace(" is in", ", the Eiffel Tower"),

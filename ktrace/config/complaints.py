@@ -1,6 +1,7 @@
 """Hydra's and OmegaConf's complaints in one line that names the key and the choices."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -10,6 +11,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from ktrace.config.chosen import takes_one
 from ktrace.redaction import redacted
+
+_AT_A_PATH = {"dataset": "file", "model": "auto"}  # choices that take any path
 
 
 def explain(error: BaseException) -> str:
@@ -63,7 +66,11 @@ def _explain_choice(missing: str, options: Sequence[str]) -> str:
     group, choice = "/".join(parts[:levels]), "/".join(parts[levels:])
     if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
         return f"hydra/launcher={choice} needs the extra cluster: pip install 'ktrace[cluster]'"
-    return f"{group}={choice} is unknown{meant(choice, options)}: choose from {', '.join(options)}"
+    hint = meant(choice, options)
+    if group in _AT_A_PATH and re.search(r"[./]", choice) and (group == "dataset" or not hint):
+        whole = f"{group}={_AT_A_PATH[group]} {group}.path={shlex.quote(choice)}"
+        hint = f" (did you mean {whole}?)"
+    return f"{group}={choice} is unknown{hint}: choose from {', '.join(options)}"
 
 
 def meant(given: object, options: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ is put into its quotes here.
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -51,11 +52,19 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: as typed.
+
+    Raises:
+        KtraceError: it is misspelled, or there are two files.
     """
     start = next((n for n, text in enumerate(arguments) if not text.startswith("-")), 0)
-    if list(arguments[start : start + 1]) != ["check"]:
+    words = list(arguments[start : start + 1])
+    if words != ["check"]:
+        if words and "=" not in words[0] and get_close_matches(words[0], ["check"]):
+            raise KtraceError(f"{words[0]!r} is no command and no key=value (did you mean check?)")
         return [*arguments]
     flags, file, rest = arguments[:start], arguments[start + 1 :][:1], arguments[start + 2 :]
+    if second := [text for text in rest if "=" not in text and not text.startswith(("-", "~"))]:
+        raise KtraceError(f"check {file[0]} {second[0]}: one file is checked at a time")
     is_file = bool(file) and not file[0].startswith("-")
     if is_file and ("=" not in file[0] or Path(file[0]).exists()):
         return [*flags, "stage=check", "dataset=file", f"dataset.path={file[0]}", *rest]

@@ -6,6 +6,7 @@ Every complaint names the file and the record, or the config key.
 import base64
 import http.client
 import logging
+import os
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,8 @@ def load_facts(
             once in its prompt and no `subject_start` says which one is meant.
     """
     path = _expanded(Path(path), form.key)
+    if url is None and os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
+        raise KtraceError(f"{form.key}={path} is a folder: name a file in it")
     require_format(path, form.key)
     is_here = url is None or _exists(path, form.key)
     if is_here:

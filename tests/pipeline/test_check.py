@@ -20,7 +20,7 @@ from ktrace.pipeline.check import check_facts
 from ktrace.pipeline.run import run
 from ktrace.tracing.encode import encode_facts
 from ktrace.tracing.pairs import encoded_for
-from tests.support.command import Ended, Ktrace
+from tests.support.command import Ended, Ktrace, refused
 from tests.support.places import ROOT
 
 TINY = ROOT / "data" / "tiny"
@@ -182,6 +182,21 @@ def test_the_weights_are_never_opened(
 )
 def test_the_shorthand(typed: list[str], meant: list[str]) -> None:
     assert spelled_out(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["chekc", "a.csv"], "'chekc' is no command and no key=value (did you mean check?)"),
+        (["check", "a.csv", "b.csv"], "check a.csv b.csv: one file is checked at a time"),
+        (["dataset=a.csv"], "(did you mean dataset=file dataset.path=a.csv?): choose from counter"),
+        (["model=my/own"], "(did you mean model=auto model.path=my/own?): choose from auto"),
+        (["check", "own"], "dataset.path=own is a folder: name a file in it"),
+    ],
+)
+def test_what_was_meant_is_said(ktrace: Ktrace, typed: list[str], message: str) -> None:
+    Path("own").mkdir()
+    refused(ktrace(*typed), message)
 
 
 def test_a_file_with_an_equals_sign(in_folder: Path) -> None:
