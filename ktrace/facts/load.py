@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ktrace.errors import KtraceError
+from ktrace.errors import KtraceError, NoFactsError
 from ktrace.facts.columns import names_of, no_answers, renamed
 from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_set
 from ktrace.facts.formats import parse, require_format
@@ -144,17 +144,24 @@ def checked_facts(
     except RecursionError as error:
         raise KtraceError(f"{source}: malformed JSON: it is nested too deeply") from error
     notes = Notes()
-    found = [
-        renamed(record, columns or {}, row, where) for row, (where, record) in enumerate(records)
-    ]
-    facts = tuple(
-        fact_of(record, where, notes) for record, (where, _) in zip(found, records, strict=True)
-    )
-    if not any("attribute" in record for record in found):
+    facts: dict[str, Fact] = {}
+    complaints: dict[str, str] = {}
+    has_answers = False
+    for row, (where, record) in enumerate(records):
+        try:
+            found = renamed(record, columns or {}, row, where)
+            has_answers = has_answers or "attribute" in found
+            facts[where] = fact_of(found, where, notes)
+        except KtraceError as error:
+            complaints[where] = str(error)
+    if not complaints and not has_answers:
         raise KtraceError(no_answers(records, source))
-    _check_unique(facts, [where for where, _ in records])
+    complaints |= _twice(facts)
+    if complaints:
+        told = [complaints[where] for where, _ in records if where in complaints]
+        raise NoFactsError(told, len(records))
     _log(notes, source)
-    return facts
+    return tuple(facts.values())
 
 
 def _log(notes: Notes, source: str, but: str = "") -> None:
@@ -245,14 +252,14 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _check_unique(facts: tuple[Fact, ...], places: list[str]) -> None:
+def _twice(facts: Mapping[str, Fact]) -> dict[str, str]:
+    """Complaints about facts, by where they stand, whose `known_id` an earlier one has."""
     seen: dict[int, str] = {}
-    for fact, where in zip(facts, places, strict=True):
-        if fact.known_id in seen:
-            raise KtraceError(
-                f"{where}: known_id={fact.known_id} is already at {seen[fact.known_id]}"
-            )
-        seen[fact.known_id] = where
+    return {
+        where: f"{where}: known_id={fact.known_id} is already at {seen[fact.known_id]}"
+        for where, fact in facts.items()
+        if seen.setdefault(fact.known_id, where) != where
+    }
 
 
 def _check_digest(records: Records, expected: str | None, source: str) -> None:
