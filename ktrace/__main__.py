@@ -17,9 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ktrace.config.chosen import (
+    require_one_choice_each,
+    require_one_override_each,
+    require_own_file,
+)
 from ktrace.config.complaints import explain
 from ktrace.config.compose import (
     HYDRA_VERSION_BASE,
+    groups,
     help_text,
     register,
     resource,
@@ -61,7 +67,9 @@ def _run(config: DictConfig) -> None:
     from ktrace.pipeline.unread import say_unread
 
     run_config = to_run_config(config)
-    say_unread(run_config, HydraConfig.get().overrides.task, in_sweep=False, said=set())
+    typed = HydraConfig.get().overrides.task
+    require_own_file(typed, run_config.dataset)
+    say_unread(run_config, typed, in_sweep=False, said=set())
     outcome = run(run_config)
     at_job_end(run_config, outcome)
     if outcome.comparison is not None:
@@ -95,7 +103,10 @@ def main() -> None:
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text())
         else:
-            sys.argv[1:] = taken_as_given(spelled_out(sys.argv[1:]))
+            given = spelled_out(sys.argv[1:])
+            require_one_choice_each(given, groups())
+            require_one_override_each(given, groups())
+            sys.argv[1:] = taken_as_given(given)
             _job()
     if command.failed:
         sys.exit(1)

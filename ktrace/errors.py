@@ -3,6 +3,7 @@
     Exception
     ├── KtraceError              what was given cannot be used: a person can mend it
     │   ├── NoSuchHubFileError   the hub has the repository, but not this file in it
+    │   ├── NoFactsError         records of a file are no facts
     │   ├── NoMemoryLeftError    not even one fact fits: the smallest step has been tried
     │   └── NotReplayedError     the blocks of this model cannot be called again: engine=reference
     │       └── NotCachedError   a block asks its cache for more; an AttributeError, too
@@ -14,6 +15,8 @@
 The command line prints the message of a `KtraceError` alone and exits 1. Anything else that escapes
 is a bug and keeps its traceback.
 """
+
+from collections.abc import Sequence
 
 from ktrace.redaction import redacted
 
@@ -30,6 +33,22 @@ class KtraceError(Exception):
 
 class NoSuchHubFileError(KtraceError):
     """The hub has the repository, but not this file in it."""
+
+
+class NoFactsError(KtraceError):
+    """Records of a file that are no facts.
+
+    Attributes:
+        complaints: one for each such record, in their order; the first is the message.
+        n_records: how many the file holds.
+    """
+
+    def __init__(self, complaints: Sequence[str], n_records: int) -> None:
+        super().__init__(complaints[0])
+        self.complaints, self.n_records = complaints, n_records
+
+    def __reduce__(self) -> tuple[type["NoFactsError"], tuple[Sequence[str], int]]:
+        return type(self), (self.complaints, self.n_records)
 
 
 class NoMemoryLeftError(KtraceError):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ktrace.config.compose import composed
 from tests.support.command import Ended, Ktrace, refused, said
 from tests.support.configs import refusal
 from tests.support.places import ROOT
@@ -111,7 +112,12 @@ def test_the_helper_sees_a_good_run(ktrace: Ktrace, own: tuple[str, ...]) -> Non
         ("activations.layers=[3]", ["activations.layers: 3 is out of range", "0 to 2"]),
         ("activations.samples=0", ["activations.samples=0 is out of range: at least 1"]),
         ("output_dir=", ["output_dir is empty"]),
-        ("model=tiny,gpt2", ["Ambiguous value for argument 'model=tiny,gpt2'", "--multirun"]),
+        ("model=tiny,gpt2", ["model=tiny,gpt2: one choice of model", "-m model=tiny,gpt2 makes"]),
+        ("mediator=hidden,mlp", ["mediator=hidden,mlp: ", "'mediator.names=[hidden,mlp]' one run"]),
+        ("mediator=[hidden,mlp]", ["mediator=[hidden,mlp]: ", "'mediator.names=[hidden,mlp]' o"]),
+        ("+noise=[gaussian,zero]", ["+noise=[gaussian,zero]: ", "-m noise=gaussian,zero makes"]),
+        ("engine=[suffix]", ["engine=[suffix]: one choice of engine makes a run"]),
+        ("mediator.names=a,b", ["mediator.names=a,b: -m makes", "'mediator.names=[a,b]'"]),
         ("samples", ["'samples' cannot be read as key=value"]),
         ("model.modules.block=h.[LAYER_NUM]", ["model.modules lacks embedding"]),
         ("noise.std=(0.1)", ["'noise.std=(0.1)' cannot be read", "quoted"]),
@@ -233,6 +239,50 @@ def test_a_foil_is_needed_where_it_is_compared_with(
     assert not list(in_folder.rglob("summary.json"))
 
 
+@pytest.mark.parametrize(
+    ("typed", "parts"),
+    [
+        (["mediator=hidden", "mediator=mlp"], ["mediator=hidden mediator=mlp: ", ".names=[hidden"]),
+        (["noise=zero", "+noise=mean"], ["noise=zero noise=mean: one", "-m noise=zero,mean makes"]),
+        (["-m", "noise=[zero,mean],pair"], ["noise=[zero,mean],pair: one", "-m noise=zero,mean "]),
+    ],
+)
+def test_the_last_of_several_choices_is_not_taken(
+    ktrace: Ktrace, typed: list[str], parts: list[str], in_folder: Path
+) -> None:
+    refused(ktrace(*typed), *parts)
+    assert not list(in_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("typed", "preset"),
+    [
+        (["dataset.path=x.csv"], "facts"),
+        (["dataset=pairs", "dataset.path=x.csv", "noise=pair"], "pairs"),
+        (["stage=check", "++dataset.path=x.csv"], "facts"),
+    ],
+)
+def test_a_path_is_not_run_under_the_name_of_a_preset(
+    ktrace: Ktrace, typed: list[str], preset: str, in_folder: Path
+) -> None:
+    words = f"dataset={preset} has a file of its own"
+    refused(ktrace(*typed), words, "give dataset=file dataset.path=x.csv")
+    assert not list(in_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "typed", [["dataset=known_1000"], ["dataset.name=x"], ["dataset=file"], ["dataset=counterfact"]]
+)
+def test_a_copy_of_a_dataset_may_be_anywhere(ktrace: Ktrace, typed: list[str]) -> None:
+    Path("x.csv").write_text("known_id,prompt,subject,attribute\n")
+    refused(ktrace(*typed, "dataset.path=x.csv"), "dataset.path=x.csv holds no facts")
+
+
+def test_presets_of_several_keys_are_read_together() -> None:
+    both = composed(["experiment=[seed,localize]"])
+    assert (both.roles.scheme.value, both.mediator.names[-1]) == ("seed", "knockout")
+
+
 def test_a_choice_that_is_none(ktrace: Ktrace, own: tuple[str, ...], in_folder: Path) -> None:
     """Hydra raises no error of its own about it."""
     words = "a group (model, mediator, noise, dataset, engine, logger, experiment) takes"
@@ -258,7 +308,7 @@ GOOD = json.dumps(FACT | {"attribute": "Paris"}) + "\n"
         (GOOD + GOOD, ["facts.jsonl, line 2: known_id=7 is already at facts.jsonl, line 1"]),
         (
             GOOD + json.dumps(FACT | {"subject": None}),
-            ["facts.jsonl, line 2: no subject, attribute"],
+            ["facts.jsonl, line 2: no attribute, subject is empty;"],
         ),
         (
             GOOD.replace(" is in", ", the Eiffel Tower"),

@@ -37,11 +37,14 @@ def test_nothing_is_imported_that_only_unix_has() -> None:
     ("path", "name", "stem"),
     [
         (r"C:\models\gpt2", "gpt2", "gpt2"),
-        (r"c:\data\my facts.jsonl", "my facts.jsonl", "my facts"),
+        (r"c:\data\my facts.jsonl", "my-facts.jsonl", "my-facts"),
         (r"\\server\share\facts.v2.jsonl", "facts.v2.jsonl", "facts.v2"),
         ("D:/models/gpt2/", "gpt2", "gpt2"),
         ("models/gpt2", "gpt2", "gpt2"),
-        ("/data/a\\b.jsonl", "a\\b.jsonl", "a\\b"),
+        ("/data/a\\b.jsonl", "a-b.jsonl", "a-b"),
+        ("fakten_größe (1).csv", "fakten_grose-1-.csv", "fakten_grose-1"),
+        ("Straße.v2_+-9.csv", "Strase.v2_+-9.csv", "Strase.v2_+-9"),
+        ("_Mine.csv", "Mine.csv", "Mine"),
     ],
 )
 def test_folders_are_named_by_the_end_of_a_path(path: str, name: str, stem: str) -> None:

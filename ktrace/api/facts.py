@@ -55,7 +55,8 @@ def facts_in_memory(facts: object) -> FactSet:
             f"{_ORIGIN}: none has an attribute, the answer; here are {', '.join(sorted(given))}: "
             "rename what holds it, or give attribute=None for what the model predicts"
         )
-    columns = {} if "known_id" in given else {"known_id": ROW}
+    has_ids = any(record.get("known_id") is not None for _, record in records)
+    columns = {} if has_ids else {"known_id": ROW}
     return fact_set(checked_facts(records, _ORIGIN, None, columns), _ORIGIN)
 
 

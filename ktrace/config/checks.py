@@ -1,12 +1,12 @@
 """What no type can refuse: numbers out of range, keys that exclude each other, empty names."""
 
-import re
 from dataclasses import fields, is_dataclass
 from math import inf
 
 from ktrace.config.activations import check_activations
 from ktrace.config.analysis import AnalysisConfig, Pool
 from ktrace.config.dataset import DatasetConfig, Delimiter
+from ktrace.config.folder_names import FOLDER_NAME
 from ktrace.config.logger import check_logger
 from ktrace.config.mediator import check_mediator
 from ktrace.config.model import ModelConfig
@@ -15,9 +15,6 @@ from ktrace.config.schema import RunConfig, Stage
 from ktrace.config.shard import parse_shard
 from ktrace.errors import KtraceError
 from ktrace.terms import CLUSTERS, CONTRASTS, contrast_sides
-
-# One folder level, portable, and never "." or "..": a name from a config must not leave output_dir.
-_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
 
 
 def check(config: RunConfig) -> None:
@@ -32,7 +29,7 @@ def check(config: RunConfig) -> None:
             raise KtraceError(f"{key} is empty")
     _check_dataset(config.dataset)
     for key, name in (("model.name", config.model.name), ("dataset.name", config.dataset.name)):
-        if not _FOLDER_NAME.fullmatch(name):
+        if not FOLDER_NAME.fullmatch(name):
             raise KtraceError(
                 f"{key}={name!r} cannot name a folder: use up to 200 letters, digits and "
                 f". _ + - (first a letter or digit); {key}=... chooses another"

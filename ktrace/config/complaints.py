@@ -1,6 +1,7 @@
 """Hydra's and OmegaConf's complaints in one line that names the key and the choices."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -8,7 +9,10 @@ from difflib import get_close_matches
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from ktrace.config.chosen import takes_one
 from ktrace.redaction import redacted
+
+_AT_A_PATH = {"dataset": "file", "model": "auto"}  # choices that take any path
 
 
 def explain(error: BaseException) -> str:
@@ -38,7 +42,21 @@ def _explained(error: BaseException) -> str:
             "a group (model, mediator, noise, dataset, engine, logger, experiment) takes the name "
             "of a choice, not null, a number or nothing; --help lists them"
         )
+    if several := re.match(
+        r"Ambiguous value for argument '(?P<key>[^=]*)=(?P<value>.*)'", str(error)
+    ):
+        return _explain_several(*several.groups())
     return _one_line(str(error))
+
+
+def _explain_several(key: str, value: str) -> str:
+    """Of values that a comma parts, where nothing is swept."""
+    if "." not in key:
+        return f"{key}={value}: {takes_one(key, value.split(','))}"
+    return (
+        f"{key}={value}: -m makes a run for each of these; where {key} takes a list, that is "
+        f"'{key}=[{value}]'"
+    )
 
 
 def _explain_choice(missing: str, options: Sequence[str]) -> str:
@@ -48,7 +66,11 @@ def _explain_choice(missing: str, options: Sequence[str]) -> str:
     group, choice = "/".join(parts[:levels]), "/".join(parts[levels:])
     if group == "hydra/launcher" and choice in ("joblib", "submitit_slurm"):
         return f"hydra/launcher={choice} needs the extra cluster: pip install 'ktrace[cluster]'"
-    return f"{group}={choice} is unknown{meant(choice, options)}: choose from {', '.join(options)}"
+    hint = meant(choice, options)
+    if group in _AT_A_PATH and re.search(r"[./]", choice) and (group == "dataset" or not hint):
+        whole = f"{group}={_AT_A_PATH[group]} {group}.path={shlex.quote(choice)}"
+        hint = f" (did you mean {whole}?)"
+    return f"{group}={choice} is unknown{hint}: choose from {', '.join(options)}"
 
 
 def meant(given: object, options: Sequence[str]) -> str:

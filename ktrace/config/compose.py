@@ -3,16 +3,13 @@
 One `OmegaConf.to_object` here; no `DictConfig` travels further in.
 """
 
-import hashlib
 import os
-import re
 import secrets
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, fields, is_dataclass
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from string import Template
 from threading import Lock
 
@@ -27,7 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ktrace.config.checks import check
+from ktrace.config.chosen import require_one_choice_each
 from ktrace.config.complaints import explain, meant
+from ktrace.config.folder_names import hub_name, path_name, prompt_name, pure_path
 from ktrace.config.model import ModulesConfig
 from ktrace.config.schema import RunConfig
 from ktrace.config.secret_values import (
@@ -67,10 +66,10 @@ def register() -> None:
     for name, resolver in (
         ("bundled", lambda file: str(resource(f"data/{file}"))),
         ("smaller", min),
-        ("hub_name", _hub_name),
-        ("basename", lambda path: _pure_path(str(path)).name),
-        ("stem", lambda path: _pure_path(str(path)).stem),
-        ("prompt_name", _prompt_name),
+        ("hub_name", hub_name),
+        ("basename", lambda path: path_name(pure_path(str(path)).name)),
+        ("stem", lambda path: path_name(pure_path(str(path)).stem)),
+        ("prompt_name", prompt_name),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     # Kept with the config, as the time is, so that it is drawn once for a sweep and its jobs.
@@ -80,48 +79,6 @@ def register() -> None:
 def _sweep_name() -> str:
     """Another one at each call."""
     return secrets.token_hex(4)
-
-
-def _pure_path(text: str) -> PurePath:
-    """A path of the system that it was written on: `C:\\models\\gpt2` ends in gpt2 anywhere."""
-    is_windows = os.name == "nt" or re.match(r"[A-Za-z]:[\\/]|\\\\", text)
-    return PureWindowsPath(text) if is_windows else PurePosixPath(text)
-
-
-def _hub_name(repository: object, *chosen: object) -> str:
-    """A folder for one split of one subset of a repository, such as `cities-fr-test`."""
-    parts = [PurePosixPath(str(repository)).name, *(str(part) for part in chosen if part)]
-    return "-".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part).strip("-") for part in parts)
-
-
-def _prompt_name(subject: object, prompt: object, *rest: object) -> str:
-    """A folder for one prompt: readable, and another one for every other prompt.
-
-    Args:
-        subject: as in the config, and so on.
-        prompt: named where there is no subject.
-        rest: `attribute, subject_start, also, corrupted_prompt, foil`.
-    """
-    *others, corrupted, foil = rest
-    pair = () if corrupted is None and foil is None else (corrupted, foil)
-    # No other answers, and no pair, as by default.
-    rest = (prompt, *(part for part in others if part != []), *pair)
-    named = prompt if subject is None else subject
-    spelled = "".join(map(_in_ascii, unicodedata.normalize("NFC", str(named))))
-    slug = re.sub(r"[^a-z0-9]+", "-", spelled.lower()).strip("-")[:24].strip("-")
-    digest = hashlib.sha256(repr((subject, *rest)).encode(errors="surrogatepass")).hexdigest()
-    return "-".join(part for part in ("prompt", slug, digest[:8]) if part)
-
-
-def _in_ascii(letter: str) -> str:
-    """A letter as a folder's name may hold it: é is e, ø is o, 中 is u4e2d."""
-    plain = [c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c)]
-    if "".join(plain).isascii():
-        return "".join(plain)
-    latin = re.match(r"LATIN \w+ LETTER (?:SHARP )?([A-Z]+)\b", unicodedata.name(letter, ""))
-    if latin:
-        return latin[1].lower()
-    return f"u{ord(letter):04x}" if letter.isalnum() else "-"
 
 
 def to_run_config(config: DictConfig) -> RunConfig:
@@ -188,12 +145,17 @@ def _refuse_unknown(part: object, prefix: str = "") -> None:
 def help_text() -> str:
     """What `--help` prints, as Hydra does, which copies all that it has loaded for each choice."""
     shipped = yaml.safe_load((resource("conf") / "config.yaml").read_text("utf-8"))
-    groups = sorted(folder.name for folder in resource("conf").iterdir() if folder.is_dir())
     with _hydra() as loader:
-        told = {group: ", ".join(_listed(loader, group)) for group in groups if group != "hydra"}
+        told = {group: ", ".join(_listed(loader, group)) for group in groups()}
     listed = "".join(f"{group}: {names}\n" for group, names in told.items())
     template = shipped["hydra"]["help"]["template"]
     return Template(template).substitute(APP_CONFIG_GROUPS=listed)
+
+
+def groups() -> list[str]:
+    """What is chosen by name, such as `model`; Hydra's own are not meant."""
+    found = sorted(folder.name for folder in resource("conf").iterdir() if folder.is_dir())
+    return [group for group in found if group != "hydra"]
 
 
 def choices(group: str) -> list[str]:
@@ -243,6 +205,7 @@ def composed(
     """
     with _one_line_errors():
         register()
+        require_one_choice_each(overrides, groups())
         with _hydra():
             found = compose("config", taken_as_given(overrides))
         _take_as_given(found)

@@ -7,6 +7,7 @@ is put into its quotes here.
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -51,11 +52,19 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
 
     Args:
         arguments: as typed.
+
+    Raises:
+        KtraceError: it is misspelled, or there are two files.
     """
     start = next((n for n, text in enumerate(arguments) if not text.startswith("-")), 0)
-    if list(arguments[start : start + 1]) != ["check"]:
+    words = list(arguments[start : start + 1])
+    if words != ["check"]:
+        if words and "=" not in words[0] and get_close_matches(words[0], ["check"]):
+            raise KtraceError(f"{words[0]!r} is no command and no key=value (did you mean check?)")
         return [*arguments]
     flags, file, rest = arguments[:start], arguments[start + 1 :][:1], arguments[start + 2 :]
+    if second := [text for text in rest if "=" not in text and not text.startswith(("-", "~"))]:
+        raise KtraceError(f"check {file[0]} {second[0]}: one file is checked at a time")
     is_file = bool(file) and not file[0].startswith("-")
     if is_file and ("=" not in file[0] or Path(file[0]).exists()):
         return [*flags, "stage=check", "dataset=file", f"dataset.path={file[0]}", *rest]
@@ -74,24 +83,24 @@ def _taken(override: str, sweeps: bool) -> str:
         key, value = found["key"], found["value"]
         return literal(override if _is_read(override, value, sweeps) else f"{key}={_text(value)}")
     found = _PLACE.fullmatch(override)
-    if found and _parsed(override) is None and not (sweeps and "," in override):
+    if found and parsed(override) is None and not (sweeps and "," in override):
         return f"{found['key']}={quoted(found['value'])}"
     return override
 
 
 def _is_read(override: str, value: str, sweeps: bool) -> bool:
     """Whether Hydra reads a text as it was meant, so that it is left to it."""
-    if value.startswith(_QUOTES) and _parsed(override) is not None:
+    if value.startswith(_QUOTES) and parsed(override) is not None:
         return True
     if sweeps and "," in value:  # several texts; what cannot be read of them, Hydra says
         return True
-    parsed = _parsed(override)
-    if parsed is None or "${" in value:
+    found = parsed(override)
+    if found is None or "${" in value:
         return False
-    if parsed.is_sweep_override():
+    if found.is_sweep_override():
         return sweeps
     # Of 1e3, true and {a:1} it would make numbers, truths and mappings.
-    return parsed.value() is None or isinstance(parsed.value(), str | list)
+    return found.value() is None or isinstance(found.value(), str | list)
 
 
 def _text(value: str) -> str:
@@ -102,7 +111,7 @@ def _text(value: str) -> str:
     return f"[{','.join(quoted(item.strip()) for item in items['items'].split(','))}]"
 
 
-def _parsed(override: str) -> Override | None:
+def parsed(override: str) -> Override | None:
     """What Hydra makes of an override; None where it cannot read it."""
     try:
         return _parser().parse_override(override)

@@ -1,6 +1,7 @@
 """Which column holds which field of a fact, and what to offer where one is not found."""
 
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
@@ -11,6 +12,11 @@ REQUIRED = ("known_id", "prompt", "subject", "attribute")
 FIELDS = (*REQUIRED, "template", "relation_id", "subject_start", "corrupted_prompt", "foil")
 ROW = "_row"  # the column that every file has: the record's number, from 0
 _SHOWN = 20  # columns in a message
+# What people call fields in tables of their own, beside names that are spelled nearly alike.
+_ALSO_CALLED = {
+    "known_id": ("id", "case_id", "fact_id"),
+    "attribute": ("answer", "target", "label", "object"),
+}
 
 
 def renamed(
@@ -65,18 +71,28 @@ def lacking(missing: Collection[str], record: Mapping[str, object], where: str) 
         record: as it was read.
         where: for the message.
     """
-    said = f"{where}: no {', '.join(missing)}; a fact has {', '.join(REQUIRED)}"
+    absent = [field for field in missing if field not in record]
+    lacks = [f"no {', '.join(absent)}"] if absent else []
+    empty = [f"{field} is empty" for field in missing if field in record]
+    said = f"{where}: {', '.join([*lacks, *empty])}"
+    numbers = f"dataset.columns.known_id={ROW} numbers the records"
+    if not absent:
+        return f"{said}: fill it, or {numbers} instead" if "known_id" in missing else said
+    said += f"; a fact has {', '.join(REQUIRED)}"
     there = [name for name, value in record.items() if name != ROW and value not in (None, "")]
     if there:
         said += f", and here are {_listed(_with_nested(record, there))}"
-    offers = [*_offers(missing, there)]
+    keys = _offers(absent, there)
+    offers = [f"did you mean {' '.join(keys.values())}?"] if keys else []
+    if "known_id" in absent and "known_id" not in keys:
+        offers.insert(0, numbers)
     return f"{said}: {', '.join(offers)}" if offers else said
 
 
 def no_answers(records: Records, source: str) -> str:
     """That every answer is left out, which is likelier a column of another name than meant."""
     names = [*columns_of(records)]
-    offered = next(_offers(["attribute"], names), "dataset.columns.attribute=...")
+    offered = _offers(["attribute"], names).get("attribute", "dataset.columns.attribute=...")
     return (
         f"{source}: no record has an attribute, the answer; here are "
         f"{_listed(_with_nested(records[0][1], names))}: name its column with {offered}, "
@@ -97,17 +113,16 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(told[:_SHOWN]) + more
 
 
-def _offers(missing: Iterable[str], there: Collection[str]) -> Iterator[str]:
-    """Keys that may settle what is missing: a name that is nearly the field's, or the row."""
-    plain = {_plain(name): name for name in there}
+def _offers(missing: Iterable[str], there: Collection[str]) -> dict[str, str]:
+    """By field that is missing, the key that says which column of nearly its name holds it."""
+    plain = {_plain(name): name for name in there if name not in FIELDS}
+    found = {}
     for field in missing:
-        close = get_close_matches(_plain(field), [n for n in plain if plain[n] not in FIELDS], n=1)
+        called = [name for name in _ALSO_CALLED.get(field, ()) if name in plain]
+        close = get_close_matches(field, plain, n=1) or called
         if close:
-            name = plain[close[0]]
-            value = name if re.fullmatch(r"[\w.-]+", name) else f'"{name}"'
-            yield f"did you mean dataset.columns.{field}={value}?"
-        elif field == "known_id":
-            yield f"dataset.columns.known_id={ROW} numbers the records"
+            found[field] = f"dataset.columns.{field}={shlex.quote(plain.pop(close[0]))}"
+    return found
 
 
 def _plain(name: str) -> str:

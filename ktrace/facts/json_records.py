@@ -72,12 +72,17 @@ def _values(source: str, text: str) -> Iterator[tuple[int, object]]:
             value, end = decoder.raw_decode(text, start)
         except JSONDecodeError as error:
             at = f"{source}, line {error.lineno}"
-            raise KtraceError(f"{at}: malformed JSON: {error.msg}") from error
+            raise KtraceError(f"{at}: malformed JSON: {_sentence(error)}") from error
         except _DuplicateKeyError as error:
             raise KtraceError(f"{where}: {error}") from error
         except ValueError as error:
             raise KtraceError(f"{where}: malformed JSON: {_TOO_MANY_DIGITS}") from error
         yield line, value
+
+
+def _sentence(error: JSONDecodeError) -> str:
+    """Python's words, some of which are to be followed by the place."""
+    return f"{error.msg.removesuffix(' at')}, column {error.colno}"
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -6,13 +6,14 @@ Every complaint names the file and the record, or the config key.
 import base64
 import http.client
 import logging
+import os
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ktrace.errors import KtraceError
+from ktrace.errors import KtraceError, NoFactsError
 from ktrace.facts.columns import names_of, no_answers, renamed
 from ktrace.facts.fact import Fact, FactSet, canonical_digest, fact_set
 from ktrace.facts.formats import parse, require_format
@@ -53,6 +54,8 @@ def load_facts(
             once in its prompt and no `subject_start` says which one is meant.
     """
     path = _expanded(Path(path), form.key)
+    if url is None and os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on names that are too long
+        raise KtraceError(f"{form.key}={path} is a folder: name a file in it")
     require_format(path, form.key)
     is_here = url is None or _exists(path, form.key)
     if is_here:
@@ -141,17 +144,24 @@ def checked_facts(
     except RecursionError as error:
         raise KtraceError(f"{source}: malformed JSON: it is nested too deeply") from error
     notes = Notes()
-    found = [
-        renamed(record, columns or {}, row, where) for row, (where, record) in enumerate(records)
-    ]
-    facts = tuple(
-        fact_of(record, where, notes) for record, (where, _) in zip(found, records, strict=True)
-    )
-    if not any("attribute" in record for record in found):
+    facts: dict[str, Fact] = {}
+    complaints: dict[str, str] = {}
+    has_answers = False
+    for row, (where, record) in enumerate(records):
+        try:
+            found = renamed(record, columns or {}, row, where)
+            has_answers = has_answers or "attribute" in found
+            facts[where] = fact_of(found, where, notes)
+        except KtraceError as error:
+            complaints[where] = str(error)
+    if not complaints and not has_answers:
         raise KtraceError(no_answers(records, source))
-    _check_unique(facts, [where for where, _ in records])
+    complaints |= _twice(facts)
+    if complaints:
+        told = [complaints[where] for where, _ in records if where in complaints]
+        raise NoFactsError(told, len(records))
     _log(notes, source)
-    return facts
+    return tuple(facts.values())
 
 
 def _log(notes: Notes, source: str, but: str = "") -> None:
@@ -242,14 +252,14 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _check_unique(facts: tuple[Fact, ...], places: list[str]) -> None:
+def _twice(facts: Mapping[str, Fact]) -> dict[str, str]:
+    """Complaints about facts, by where they stand, whose `known_id` an earlier one has."""
     seen: dict[int, str] = {}
-    for fact, where in zip(facts, places, strict=True):
-        if fact.known_id in seen:
-            raise KtraceError(
-                f"{where}: known_id={fact.known_id} is already at {seen[fact.known_id]}"
-            )
-        seen[fact.known_id] = where
+    return {
+        where: f"{where}: known_id={fact.known_id} is already at {seen[fact.known_id]}"
+        for where, fact in facts.items()
+        if seen.setdefault(fact.known_id, where) != where
+    }
 
 
 def _check_digest(records: Records, expected: str | None, source: str) -> None:

@@ -64,6 +64,7 @@ def parse_table(source: str, text: str, form: Form) -> Table:
     line, cells = next(filled, (1, []))
     header, said = _header(f"{source}, line {line}", cells)
     assumed += said
+    _require_names(f"{source}, line {line}", header, form)
     records: Records = []
     blank: list[int] = []
     for line, cells in rows:
@@ -161,6 +162,15 @@ def _header(where: str, cells: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, assumed
 
 
+def _require_names(where: str, header: Sequence[str], form: Form) -> None:
+    """Refuse a first row of which no cell names a field and one is a number, as an id is."""
+    known = {name.casefold() for name in form.names}
+    if not known & {name.casefold() for name in header} and any(map(str.isdecimal, header)):
+        raise KtraceError(
+            f"{where} looks like a record: a header is needed above it, with the names of columns"
+        )
+
+
 def require_own_names(where: str, names: Sequence[str]) -> None:
     """Refuse a table of which two columns have one name.
 
@@ -177,11 +187,11 @@ def _record(source: str, line: int, header: Collection[str], cells: list[str]) -
     # Excel has left out delimiters at the end of rows where no column has a name.
     least = max((n for n, name in enumerate(header, start=1) if name), default=0)
     if len(cells) < least or not is_blank_row(extra):
-        hint = ""
+        hint, which = "", "more" if extra else "fewer"
         if len(extra) == 1:
             hint = "; R's write.table begins rows with their names unless row.names=FALSE"
         raise KtraceError(
-            f"{source}, line {line}: the row has more or fewer cells than the header "
+            f"{source}, line {line}: the row has {which} cells than the header "
             f"({len(cells)}, not {len(header)}{hint})"
         )
     return {name: cell for name, cell in zip(header, cells, strict=False) if name}

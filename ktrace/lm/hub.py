@@ -1,6 +1,9 @@
 """A file of a model on the Hugging Face hub, or one line that says why it cannot be had."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -17,6 +20,8 @@ from huggingface_hub.errors import (
 
 from ktrace.errors import KtraceError, NoSuchHubFileError
 
+_TRIES = logging.getLogger("huggingface_hub.utils._http")
+
 
 def hub_file(repository: str, name: str, *, revision: str | None, asked: str) -> Path:
     """Download a file, or find it in the cache: `.../snapshots/<commit>/<name>`.
@@ -32,7 +37,8 @@ def hub_file(repository: str, name: str, *, revision: str | None, asked: str) ->
         KtraceError: no such repository or revision, no access, or no network.
     """
     try:
-        return Path(hf_hub_download(repository, name, revision=revision))
+        with _tries_untold():
+            return Path(hf_hub_download(repository, name, revision=revision))
     except HFValidationError as error:
         raise KtraceError(f"{asked} is neither a folder here nor a hub id (owner/name)") from error
     except GatedRepoError as error:
@@ -60,3 +66,14 @@ def hub_file(repository: str, name: str, *, revision: str | None, asked: str) ->
         raise NoSuchHubFileError(f"{asked}: the repository has no {name}") from error
     except (HfHubHTTPError, OSError) as error:
         raise KtraceError(f"{asked} cannot be reached: {error}") from error
+
+
+@contextmanager
+def _tries_untold() -> Iterator[None]:
+    """Without two lines for each of many tries: the error that they end in says it once."""
+    level = _TRIES.level
+    _TRIES.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        _TRIES.setLevel(level)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ktrace.config import DatasetConfig, RunConfig
-from ktrace.errors import KtraceError
+from ktrace.errors import KtraceError, NoFactsError
 from ktrace.facts import Fact, FactSet
 from ktrace.facts.columns import FIELDS
 from ktrace.facts.dataset import facts_of, noise_facts_of, require_fit
@@ -33,13 +33,14 @@ class Checked(NamedTuple):
 
     Attributes:
         before: lines above the table: how the facts were read.
-        table: the first facts, with subject, answer, and why they would be left out.
+        table: the first facts, with subject, answer, and why they would be left out; None where
+            some are no facts.
         after: lines below it: how many would be traced, and the others by reason.
         problem: why a run would be refused; empty where it would not.
     """
 
     before: Sequence[str]
-    table: Upkeep
+    table: Upkeep | None
     after: Sequence[str]
     problem: str = ""
 
@@ -57,10 +58,13 @@ def check_facts(config: RunConfig) -> Checked:
     """Read the facts of a config, and put them into tokens if there is a tokenizer.
 
     Raises:
-        KtraceError: they cannot be read.
+        KtraceError: the file cannot be read, or the one record that is no fact.
     """
     dataset = config.dataset
-    facts = facts_of(dataset)
+    try:
+        facts = facts_of(dataset)
+    except NoFactsError as error:
+        return _refused(error)
     before = [*_how_read(facts, dataset)]
     shown = facts.facts[: dataset.limit]
     try:
@@ -76,6 +80,17 @@ def check_facts(config: RunConfig) -> Checked:
         else f"tokens of model.path={config.model.path}"
     )
     return Checked(before, _table(shown, rows), [*_summed(shown, rows, bool(unread))])
+
+
+def _refused(error: NoFactsError) -> Checked:
+    """Every record that is no fact; of many that lack the same, as of a wrong header, the first."""
+    n_bad = len(error.complaints)
+    kinds = {one.partition(": ")[2].partition(";")[0] for one in error.complaints}
+    if n_bad == 1 or (n_bad == error.n_records and len(kinds) == 1):
+        raise error
+    more = [f"and {n_bad - _ROWS} more"] if n_bad > _ROWS else []
+    problem = f"{n_bad} of {error.n_records} records are no facts"
+    return Checked([*error.complaints[:_ROWS], *more], None, [], problem)
 
 
 def _how_read(facts: FactSet, dataset: DatasetConfig) -> Iterator[str]:
@@ -181,7 +196,8 @@ def print_checked(checked: Checked) -> None:
     from ktrace.pipeline.console import print_upkeep
 
     _print_lines(checked.before)
-    print_upkeep(checked.table)
+    if checked.table is not None:
+        print_upkeep(checked.table)
     _print_lines(checked.after)
     if checked.problem:
         raise KtraceError(checked.problem)

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ktrace.config.chosen import require_own_file
 from ktrace.config.complaints import explain
 from ktrace.config.compose import to_run_config
 from ktrace.config.secret_values import hide_from_hydra, keep_secrets, refuse_told_folders
@@ -225,6 +226,7 @@ def _ended(config: DictConfig, job: Job, sweep: Sweep) -> Job:
 
     try:
         own = to_run_config(config)
+        require_own_file(job.overrides, own.dataset)
         say_unread(own, job.overrides, in_sweep=True, said=current_command().told)
         apart = variant(analysis_overrides(job.overrides, sweep.submitted()))
         if apart and own.analysis.folder is None:

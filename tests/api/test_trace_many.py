@@ -84,6 +84,8 @@ def test_facts_in_memory_are_those_of_a_file(
     numbered = ktrace.trace_many(model, table.drop(columns="known_id"), samples=2)
     assert sorted(numbered["known_id"].unique()) == [0, 1, 2, 3, 4, 5]
     assert numbered["restored"].equals(expected["restored"])
+    empty = ktrace.trace_many(model, table.assign(known_id=float("nan")), samples=2)
+    pd.testing.assert_frame_equal(empty, numbered)
 
 
 def test_what_is_left_out_is_counted_and_told(

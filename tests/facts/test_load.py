@@ -293,8 +293,8 @@ def test_one_prompt() -> None:
         ("a.jsonl", "[1]\n[2]\n", "{path}, line 1: a fact must be an object, not list"),
         ("a.jsonl", '{"a": 1} {"a": 2}\n', "{path}, line 1: malformed JSON: Extra data"),
         ("a.jsonl", '\n{"a": 1, "b": {}, "a": 2}', "{path}, line 2: an object has the key 'a' twi"),
-        ("a.csv", "known_id,prompt\n1,a,b\n", "{path}, line 2: the row has more or fewer cells"),
-        ("a.csv", "known_id,prompt\n1,a\n2\n", "{path}, line 3: the row has more or fewer cells"),
+        ("a.csv", "known_id,prompt\n1,a,b\n", "{path}, line 2: the row has more cells"),
+        ("a.csv", "known_id,prompt\n1,a\n2\n", "{path}, line 3: the row has fewer cells"),
         ("a.csv", 'known_id,prompt\n1,"a', "{path}, line 2: malformed CSV"),
         ("a.csv", "id,text\n1,a\n", "{path}, line 2: no known_id, prompt, subject, attribute"),
         ("a.csv", b"known_id,prompt\n1,caf\xe9\n", "{path}, line 2, byte 6: 0xE9 is not UTF-8"),
@@ -303,6 +303,12 @@ def test_one_prompt() -> None:
         ("a.jsonl", f'\n{{"known_id": {"9" * 5000}}}', "{path}, line 2: malformed JSON: a number"),
         ("a.json", "[" * 100_000, "{path}: malformed JSON: it is nested too deeply"),
         ("a.jsonl", '{"a":' * 100_000, "{path}: malformed JSON: it is nested too deeply"),
+        (
+            "a.jsonl",
+            '{"a": "b\tc"}',
+            "{path}, line 1: malformed JSON: Invalid control character, col",
+        ),
+        ("a.csv", "7,Paris is in,Paris,France\n", "{path}, line 1 looks like a record: a header"),
         ("a.rds", "x", "dataset.path={path} has no known format: .json, .jsonl, .ndjson, .csv"),
     ],
 )
@@ -354,7 +360,7 @@ def test_records_that_are_refused(tmp_path: Path, records: Records, message: str
 @pytest.mark.parametrize("missing", ["none.jsonl", "no/folder/none.json", "folder.json"])
 def test_a_missing_file(tmp_path: Path, missing: str) -> None:
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(KtraceError, match=r"dataset\.path=.* is not a file$"):
+    with pytest.raises(KtraceError, match=r"dataset\.path=.* is (not a file|a folder: .*)$"):
         load_facts(tmp_path / missing)
 
 

@@ -182,7 +182,7 @@ def test_a_file_without_any_answer_is_asked_for_their_column(tmp_path: Path, suf
         load_facts(path)
     assert str(raised.value) == (
         f"{path}: no record has an attribute, the answer; here are known_id, prompt, subject, "
-        "object: name its column with dataset.columns.attribute=..., or take what the model "
+        "object: name its column with dataset.columns.attribute=object, or take what the model "
         "predicts by null in a record or an empty dataset.columns.attribute="
     )
     named = load_facts(path, columns={"attribute": "object"})

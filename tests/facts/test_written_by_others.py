@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[str, bytes, list[str]]] = {
     "R, write.table": (
         "a.tsv",
         write_csv("\t").replace('""\t', "").encode(),
-        ["line 2: the row has more or fewer cells", "(5, not 4; R's write.table", "row.names=FALS"],
+        ["line 2: the row has more cells", "(5, not 4; R's write.table", "row.names=FALS"],
     ),
     "R, write.table with blanks": (
         "a.txt",
@@ -232,9 +232,22 @@ REFUSED: dict[str, tuple[str, bytes, list[str]]] = {
         [
             "line 2: no prompt, subject;",
             "here are known_id, Prompt, Subject Name, attribute",
-            "did you mean dataset.columns.prompt=Prompt?",
-            'did you mean dataset.columns.subject="Subject Name"?',
+            "did you mean dataset.columns.prompt=Prompt dataset.columns.subject='Subject Name'?",
         ],
+    ),
+    "names of their own": (
+        "a.csv",
+        b"ID;Prompt;Subject;Answer\n3;Rome is in;Rome;Italy\n",
+        [
+            "line 2: no known_id, prompt, subject, attribute;",
+            "Answer: did you mean dataset.columns.known_id=ID dataset.columns.prompt=Prompt "
+            "dataset.columns.subject=Subject dataset.columns.attribute=Answer?",
+        ],
+    ),
+    "an empty id": (
+        "a.csv",
+        excel(",").replace("\r\n1,", "\r\n,").encode(),
+        ["line 2: known_id is empty: fill it, or dataset.columns.known_id=_row numbers the record"],
     ),
     "no ids": (
         "a.csv",
@@ -309,7 +322,7 @@ def test_numbers_with_points_and_gaps(tmp_path: Path, caplog: pytest.LogCaptureF
 )
 def test_what_is_no_whole_number(tmp_path: Path, cell: object) -> None:
     record = dict(zip(NAMES, ROWS[0], strict=True)) | {"known_id": cell}
-    message = "no known_id" if cell == "" else "known_id=.* is not a whole number below 2"
+    message = "known_id is empty" if cell == "" else "known_id=.* is not a whole number below 2"
     with pytest.raises(KtraceError, match=message):
         read(tmp_path, "a.jsonl", json.dumps(record).encode())
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import errors as hub
+from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -398,3 +400,19 @@ def test_every_answer_of_the_hub_has_its_own_message(
     refused = refusal("owner/name")
     assert refused.startswith("model.path=owner/name")
     assert message in refused
+
+
+def test_the_hub_library_tells_of_no_tries(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def download(*_: object, **__: object) -> str:
+        logging.getLogger(_http.__name__).warning("Retrying in 1s [Retry 1/5].")
+        raise hub.LocalEntryNotFoundError("not here")
+
+    tries = logging.getLogger(_http.__name__)
+    monkeypatch.setattr(tries, "handlers", [caplog.handler])
+    monkeypatch.setattr(hub_access, "hf_hub_download", download)
+    with pytest.raises(KtraceError, match="not in the hub cache"):
+        hub_access.hub_file("a/b", "config.json", revision=None, asked="model.path=a/b")
+    assert not caplog.messages
+    assert tries.level == logging.NOTSET

@@ -20,7 +20,7 @@ from ktrace.pipeline.check import check_facts
 from ktrace.pipeline.run import run
 from ktrace.tracing.encode import encode_facts
 from ktrace.tracing.pairs import encoded_for
-from tests.support.command import Ended, Ktrace
+from tests.support.command import Ended, Ktrace, refused
 from tests.support.places import ROOT
 
 TINY = ROOT / "data" / "tiny"
@@ -115,6 +115,7 @@ def test_the_reasons_are_those_of_a_run(own: tuple[str, ...], tmp_path: Path) ->
         with_weights, without = (encoded_for(kind, r, facts, config.dataset) for r in (lm, reader))
         assert with_weights == without
     checked = check_facts(composed([*own, f"dataset.path={path}", "noise=pair"]))
+    assert checked.table is not None
     assert {row[-1] for row in checked.table.rows} >= {"no corrupted_prompt"}
 
 
@@ -165,6 +166,7 @@ def test_the_weights_are_never_opened(
     monkeypatch.setattr("ktrace.lm.source.file_digest", never)
     outcome = run(composed([*own, "stage=check"]))
     assert outcome.checked is not None
+    assert outcome.checked.table is not None
     assert len(outcome.checked.table.rows) == 7
 
 
@@ -182,6 +184,38 @@ def test_the_weights_are_never_opened(
 )
 def test_the_shorthand(typed: list[str], meant: list[str]) -> None:
     assert spelled_out(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["chekc", "a.csv"], "'chekc' is no command and no key=value (did you mean check?)"),
+        (["check", "a.csv", "b.csv"], "check a.csv b.csv: one file is checked at a time"),
+        (["dataset=a.csv"], "(did you mean dataset=file dataset.path=a.csv?): choose from counter"),
+        (["model=my/own"], "(did you mean model=auto model.path=my/own?): choose from auto"),
+        (["check", "own"], "dataset.path=own is a folder: name a file in it"),
+    ],
+)
+def test_what_was_meant_is_said(ktrace: Ktrace, typed: list[str], message: str) -> None:
+    Path("own").mkdir()
+    refused(ktrace(*typed), message)
+
+
+def test_every_record_that_is_no_fact_is_told(ktrace: Ktrace) -> None:
+    rows = ["1,Rome is in,Rome,Italy", ",a b,b,c", "1,Oslo is in,Oslo,Norway", "2,a b,c,d"]
+    Path("my.csv").write_text("\n".join(["known_id,prompt,subject,attribute", *rows]))
+    ended = ktrace("check", "my.csv")
+    assert (ended.code, ended.stderr) == (1, "ktrace: 3 of 4 records are no facts\n")
+    lines = ended.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"my.csv, line {n}" for n in (3, 4, 5)]
+    assert lines[0].startswith("my.csv, line 3: known_id is empty")
+    assert lines[1] == "my.csv, line 4: known_id=1 is already at my.csv, line 2"
+    assert "is not in the prompt" in lines[2]
+    many = [f"{n},a b,subject {n},d" for n in range(30)]
+    Path("my.csv").write_text("\n".join(["known_id,prompt,subject,attribute", *many]))
+    assert ktrace("check", "my.csv").stdout.splitlines()[20:] == ["and 10 more"]
+    Path("my.csv").write_text("\n".join(["id,prompt,subject,attribute", *rows]))
+    refused(ktrace("check", "my.csv"), "line 2: no known_id", "known_id=id?")
 
 
 def test_a_file_with_an_equals_sign(in_folder: Path) -> None:
