@@ -263,3 +263,9 @@ def test_mediators_are_told_apart_or_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path).run
     with pytest.raises(KtraceError, match=message):
         ktrace.average(run, by=["layer"])
+
+
+def test_one_column_is_named_without_a_list() -> None:
+    pd.testing.assert_frame_equal(
+        ktrace.average(frame_of(), by="role"), ktrace.average(frame_of(), by=["role"])
+    )
