@@ -4,6 +4,7 @@ What fixtures are made of lies in `tests/support`.
 """
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ from tests.support.proof import skip_proof
 from tests.support.runs import N_STORED, STATES, Runs, facts_in_parts
 
 torch.set_num_threads(1)
+
+# A shell that was told to run the tests beside it has them ignore Ctrl-C, and what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Where the longest tests are, the longest first: short ones then fill what is left at the end.
 LONG = (

@@ -204,7 +204,7 @@ def test_module_paths_are_given_key_by_key() -> None:
         (
             "stage=trace",
             "one of [filter, clean, corrupted, restore, analyze, all, compare, status, compact, "
-            "verify]",
+            "verify, check]",
         ),
         ("roles.scheme=rom", "expected one of [rome, seed]"),
         ("model.dtype=float8", "expected one of [auto, float32, float64, bfloat16, float16]"),

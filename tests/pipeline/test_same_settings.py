@@ -9,6 +9,7 @@ import pytest
 
 from ktrace.errors import KtraceError
 from ktrace.pipeline import run as pipeline
+from tests.support.command import said
 from tests.support.configs import Compose
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -18,13 +19,18 @@ def analyzed(make: Compose, *overrides: str) -> None:
     pipeline.run(make("stage=analyze", *overrides))
 
 
+def notes(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged, but for how far the analysis was."""
+    return said("".join(f"{message}\n" for message in caplog.messages)).splitlines()
+
+
 def test_the_same_settings_are_analyzed_without_a_word(
     traced: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="ktrace"):
         analyzed(traced)
         analyzed(traced, "model.dtype=float32", "dataset.limit=3")
-    assert caplog.messages == []
+    assert notes(caplog) == []
 
 
 @pytest.mark.parametrize(
@@ -79,9 +85,9 @@ def test_what_is_not_here_is_noted(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="ktrace"):
         analyzed(traced, "model.path=/nowhere", "model.name=random")
-        [note] = caplog.messages
+        [note] = notes(caplog)
         assert note.startswith("model.path=/nowhere: the stores were computed with model.path=/")
         caplog.clear()
         analyzed(traced, "dataset.path=/nowhere/a.jsonl", f"dataset.name={facts_file.stem}")
-        [note] = caplog.messages
+        [note] = notes(caplog)
     assert note.startswith("dataset.path=/nowhere/a.jsonl: not on this machine")
