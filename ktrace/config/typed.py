@@ -9,12 +9,14 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from ktrace.config.schema import Stage
 from ktrace.config.secret_values import PLACES, TEXT_KEYS
 from ktrace.errors import KtraceError
 
@@ -56,11 +58,11 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     Raises:
         KtraceError: it is misspelled, or there are two files.
     """
-    start = next((n for n, text in enumerate(arguments) if not text.startswith("-")), 0)
-    words = list(arguments[start : start + 1])
-    if words != ["check"]:
-        if words and "=" not in words[0] and get_close_matches(words[0], ["check"]):
-            raise KtraceError(f"{words[0]!r} is no command and no key=value (did you mean check?)")
+    # Options of Hydra may stand before it, with their values.
+    before = list(takewhile(lambda text: text != "check" and "=" not in text, arguments))
+    start = len(before)
+    if arguments[start : start + 1] != ["check"]:
+        _refuse_command(before)
         return [*arguments]
     flags, file, rest = arguments[:start], arguments[start + 1 :][:1], arguments[start + 2 :]
     if second := [text for text in rest if "=" not in text and not text.startswith(("-", "~"))]:
@@ -69,6 +71,17 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     if is_file and ("=" not in file[0] or Path(file[0]).exists()):
         return [*flags, "stage=check", "dataset=file", f"dataset.path={file[0]}", *rest]
     return [*flags, "stage=check", *file, *rest]
+
+
+def _refuse_command(words: Sequence[str]) -> None:
+    """Refuse a first word that is meant as a command."""
+    word = next((text for text in words if not text.startswith("-")), "")
+    if words[:1] != [word]:  # the value of an option
+        return
+    commands = {"check": "check", **{stage.value: f"stage={stage}" for stage in Stage}}
+    if close := get_close_matches(word, commands, n=1, cutoff=0.75):
+        meant = commands[close[0]]
+        raise KtraceError(f"{word!r} is no command and no key=value (did you mean {meant}?)")
 
 
 def quoted(text: str) -> str:

@@ -1,6 +1,7 @@
 """One run from its config: which stages it takes, and the analysis of what they stored."""
 
 import errno
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -157,7 +158,8 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
     # From the first look at the stores to the last file: the jobs of a sweep share the folder, and
     # who looked first must not be the last to write.
     with _alone(folders), steps("") as tell:
-        return analyze(
+        before = _facts_analysed(folders)
+        analysis = analyze(
             folders,
             averaging=_averaging(config),
             asked=keys,
@@ -169,6 +171,18 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
             palette=config.analysis.palette.value,
             tell=tell,
         )
+        if before > (after := _facts_analysed(folders)):
+            log.warning("this analysis of %d facts replaces one of %d", after, before)
+        return analysis
+
+
+def _facts_analysed(folders: RunFolders) -> int:
+    """Facts of the analysis that is there; 0 where none is, or none that can be read."""
+    try:
+        found = json.loads((folders.analysis / "summary.json").read_bytes())["n_facts"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0
+    return found if isinstance(found, int) else 0
 
 
 def _alone(folders: RunFolders) -> AbstractContextManager[None]:

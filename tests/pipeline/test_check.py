@@ -179,6 +179,11 @@ def test_the_weights_are_never_opened(
         (["check"], ["stage=check"]),
         (["-m", "check", "x=1,2"], ["-m", "stage=check", "x=1,2"]),
         (["stage=check", "check"], ["stage=check", "check"]),
+        (
+            ["--config-dir", "mine", "check", "a.csv"],
+            ["--config-dir", "mine", "stage=check", "dataset=file", "dataset.path=a.csv"],
+        ),
+        (["--config-dir", "status"], ["--config-dir", "status"]),
         ([], []),
     ],
 )
@@ -190,6 +195,8 @@ def test_the_shorthand(typed: list[str], meant: list[str]) -> None:
     ("typed", "message"),
     [
         (["chekc", "a.csv"], "'chekc' is no command and no key=value (did you mean check?)"),
+        (["status"], "'status' is no command and no key=value (did you mean stage=status?)"),
+        (["analyse", "model=gpt2"], "(did you mean stage=analyze?)"),
         (["check", "a.csv", "b.csv"], "check a.csv b.csv: one file is checked at a time"),
         (["dataset=a.csv"], "(did you mean dataset=file dataset.path=a.csv?): choose from counter"),
         (["model=my/own"], "(did you mean model=auto model.path=my/own?): choose from auto"),

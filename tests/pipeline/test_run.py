@@ -381,3 +381,13 @@ def test_a_subject_without_tokens_names_its_fact(
     monkeypatch.setattr(encode, "token_span", nothing)
     with pytest.raises(KtraceError, match=r"^known_id=100: .* keeps nothing of the subject"):
         pipeline.run(config())
+
+
+def test_a_smaller_analysis_says_that_it_replaces_a_larger_one(
+    traced: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.run(traced("stage=analyze"))
+    pipeline.run(traced("stage=analyze"))
+    assert "replaces" not in caplog.text
+    pipeline.run(traced("stage=analyze", "dataset.limit=3"))
+    assert "this analysis of 3 facts replaces one of 7" in caplog.messages
