@@ -78,7 +78,7 @@ def _refuse_command(words: Sequence[str]) -> None:
     word = next((text for text in words if not text.startswith("-")), "")
     if words[:1] != [word]:  # the value of an option
         return
-    commands = {"check": "check", **{stage.value: f"stage={stage}" for stage in Stage}}
+    commands = {stage.value: f"stage={stage}" for stage in Stage} | {"check": "check"}
     if close := get_close_matches(word, commands, n=1, cutoff=0.75):
         meant = commands[close[0]]
         raise KtraceError(f"{word!r} is no command and no key=value (did you mean {meant}?)")
