@@ -91,7 +91,7 @@ def _choosing(overrides: Sequence[str], groups: Collection[str]) -> Iterator[tup
     """The overrides that choose of a group, with its name."""
     for text in overrides:
         found = parsed(text)
-        if found is not None and found.key_or_group in groups:
+        if found is not None and found.key_or_group in groups and not found.is_delete():
             yield found.key_or_group, found
 
 

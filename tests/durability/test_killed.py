@@ -194,7 +194,7 @@ def test_eight_shards_give_the_bits_of_one_run(runs: Runs, whole: Path, tmp_path
 
 def test_the_last_shard_to_end_analyses(runs: Runs, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    common = (f"output_dir={output}", "stage=all", "mediator=hidden")
+    common = (f"output_dir={output}", "stage=all", "mediator.names=[hidden]")
     first = runs.run(*common, "shard=2/2")
     assert first.code == 0
     assert "shard=2/2 is done; the last shard to end draws the figures" in first.output
@@ -212,11 +212,11 @@ def test_who_looked_at_the_stores_first_is_not_the_last_to_write(
     output = tmp_path / "out"
     analysis = output / RUN / "analysis"
     common = (f"output_dir={output}", "stage=all")
-    first = runs.start(*common, "mediator=hidden")
+    first = runs.start(*common, "mediator.names=[hidden]")
     wait_until(lambda: any(analysis.glob(".*.tmp")), first)
     os.kill(first, signal.SIGSTOP)
     assert is_alive(first), "it ended too soon to tell anything"
-    second = runs.start(*common, "mediator=mlp")
+    second = runs.start(*common, "mediator.names=[mlp]")
     told = "waiting for another process, which analyses the same run"
     wait_until(lambda: told in runs.output(second), second)
     os.kill(first, signal.SIGCONT)
@@ -275,7 +275,7 @@ def test_kills_while_results_are_written(
     shutil.copytree(whole, output)
     asked = (f"output_dir={output}", f"stage={stage}")
     if stage == "compare":
-        assert runs.run(asked[0], "noise.seed=2", "mediator=hidden").code == 0
+        assert runs.run(asked[0], "noise.seed=2", "mediator.names=[hidden]").code == 0
         asked += (f"runs={(output / RUN).parent}/*",)
     takes = seconds_of(runs, *asked)
     expected, stores = tables(output / folder), contents(output / RUN)

@@ -152,4 +152,4 @@ def test_one_run_cannot_be_compared(
     ended = ktrace("-m", *own, "noise.samples=1", "mediator=hidden,mlp", "compare=true")
     assert ended.code == 1
     [line] = [line for line in ended.stderr.splitlines() if line.startswith("ktrace: ")]
-    assert "matches 1 run folders" in line
+    assert "matches one run with restorations, outputs/" in line

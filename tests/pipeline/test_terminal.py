@@ -20,6 +20,7 @@ from ktrace.analysis.figures.drawing import Drawing
 from ktrace.analysis.figures.files import Saved
 from ktrace.lm import digests, source
 from ktrace.lm.digests import CACHE
+from ktrace.pipeline import session
 from ktrace.pipeline.bars import BYTES, progress, steps, waiting
 from ktrace.terms import ROLES
 from tests.support.command import Ktrace
@@ -62,6 +63,7 @@ def terminal(
         into.add("aie", "style.nothing")
         return into
 
+    monkeypatch.setattr(session, "_loaded", session._LastModel())  # so that it is loaded
     monkeypatch.setattr(analysis, "draw_figures", drawn)
     monkeypatch.setattr(processes, "_drawn", lambda *_: Saved([], frozenset()))
     monkeypatch.setenv(CACHE, "")
@@ -180,6 +182,7 @@ def test_where_nobody_watches_there_is_a_line_for_each_step(
     ktrace: Ktrace, own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where colours are forced."""
+    monkeypatch.setattr(session, "_loaded", session._LastModel())
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv(CACHE, "")
     ended = ktrace(*own, "noise.samples=2")
