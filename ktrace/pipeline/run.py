@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ktrace.config import RunConfig, Stage
 from ktrace.config.identity import dataset_key, noise_key
 from ktrace.errors import KtraceError
-from ktrace.files import remove_stale, require_writable
+from ktrace.files import read_regular, remove_stale, require_writable
 from ktrace.pipeline.bars import steps
 from ktrace.pipeline.check import Checked, check_facts
 from ktrace.pipeline.logger import require_logger
@@ -171,15 +171,15 @@ def _analyze(config: RunConfig, folders: RunFolders, keys: Sequence[str]) -> "An
             palette=config.analysis.palette.value,
             tell=tell,
         )
-        if before > (after := _facts_analysed(folders)):
-            log.warning("this analysis of %d facts replaces one of %d", after, before)
+        if before > (now := analysis.summary["n_facts"]):
+            log.warning("this analysis of %d facts replaces one of %d", now, before)
         return analysis
 
 
 def _facts_analysed(folders: RunFolders) -> int:
     """Facts of the analysis that is there; 0 where none is, or none that can be read."""
     try:
-        found = json.loads((folders.analysis / "summary.json").read_bytes())["n_facts"]
+        found = json.loads(read_regular(folders.analysis / "summary.json"))["n_facts"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
     return found if isinstance(found, int) else 0
