@@ -28,8 +28,8 @@ def test_the_same_settings_are_analyzed_without_a_word(
     traced: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="ktrace"):
-        analyzed(traced)
         analyzed(traced, "model.dtype=float32", "dataset.limit=3")
+        analyzed(traced)  # in this order no smaller analysis replaces a larger one
     assert notes(caplog) == []
 
 
